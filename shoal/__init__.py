@@ -1,0 +1,1 @@
+"""shoal: a distributed runtime for Python."""

@@ -1,0 +1,142 @@
+"""Every limit and default in one frozen record, read once, at the edge.
+
+A field `inline_limit_bytes` is set by the environment variable `SHOAL_INLINE_LIMIT_BYTES`, or by
+`init(_system_config={"inline_limit_bytes": …})`, which wins. The session's head process hands its record to every
+process of the session, so that all of them agree.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+import msgspec
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits and defaults. Beside each: what raising or lowering it costs."""
+
+    # --- values -----------------------------------------------------------------------------------------------
+    inline_limit_bytes: int = 100 * 1024
+    """Values up to this size travel inside messages and live in their owner's memory. Higher: more copies through
+    sockets and bigger owners. Lower: more files and locks for middle-sized values."""
+
+    inline_args_limit_bytes: int = 10 * 1024 * 1024
+    """Most bytes of inlined arguments in one task; what is beyond goes through the object store."""
+
+    large_function_bytes: int = 10 * 1024 * 1024
+    """A pickled function above this size warns, since it is sent to every worker."""
+
+    max_frame_bytes: int = 512 * 1024 * 1024
+    """A frame that announces more is refused and its connection closed. Bounds what a peer can make us allocate."""
+
+    # --- the task path ----------------------------------------------------------------------------------------
+    window_us: int = 1_000
+    """Expected work, in µs, that an owner keeps in flight on one leased worker. Higher: fewer bubbles, but longer
+    queues behind a task that turns out slow."""
+
+    window_tasks: int = 1024
+    """Most tasks in flight on one leased worker, however short they are."""
+
+    flush_bytes: int = 64 * 1024
+    """Pending bytes of a batch that make it leave at once."""
+
+    flush_us: int = 1_000
+    """Age at which a pending reply leaves, in µs."""
+
+    handback_us: int = 5_000
+    """A worker hands back the tasks queued behind one that has run this long, in µs."""
+
+    watch_us: int = 2_000
+    """How long a process's sockets may go unread while its threads run user code, before the service thread takes
+    over. Lower: quicker service beside busy code, more wake-ups."""
+
+    block_grace_us: int = 500
+    """How long a worker waits in `get` before it lends its CPU to others. Lower: more traffic for short waits."""
+
+    lease_idle_ms: int = 50
+    """How long an owner keeps a lease with nothing to run before it gives it back. Higher: quicker next task,
+    longer waits for other owners."""
+
+    lease_requests_per_shape: int = 16
+    """Most lease requests that one owner has pending for one shape of resources."""
+
+    fair_share_ms: int = 100
+    """A lease older than this is asked back when another owner waits for its resources."""
+
+    max_retries: int = 3
+    """Default retries of a task whose worker died (`SHOAL_MAX_RETRIES`); -1 is for ever."""
+
+    lineage_limit_bytes: int = 1024 * 1024 * 1024
+    """Most bytes of task arguments that an owner keeps to run tasks again; the oldest go first."""
+
+    # --- workers ----------------------------------------------------------------------------------------------
+    worker_start_timeout_s: float = 60.0
+    """How long a forked worker may take to register before it counts as failed."""
+
+    idle_workers_per_cpu: float = 1.0
+    """Idle workers kept per CPU; the others end after `idle_worker_s`."""
+
+    idle_worker_s: float = 1.0
+    """How long a surplus worker idles before it ends."""
+
+    exit_grace_s: float = 2.0
+    """How long a process may take to end when asked, before it is killed."""
+
+    async_concurrency: int = 1000
+    """Calls that an async actor runs at once unless it says otherwise."""
+
+    # --- object store -----------------------------------------------------------------------------------------
+    store_fraction: float = 0.3
+    """Share of the machine's memory that the object store may take when `object_store_memory` is not given."""
+
+    quota_chunk_bytes: int = 64 * 1024 * 1024
+    """Bytes of store that a process draws from its node at a time. Higher: fewer requests, more unused share."""
+
+    store_full_timeout_s: float = 20.0
+    """How long a creator waits for room before `ObjectStoreFullError`."""
+
+    # --- observation ------------------------------------------------------------------------------------------
+    log_to_driver: bool = True
+    """Whether what workers print is shown at the driver."""
+
+    log_repeat_window_s: float = 5.0
+    """Lines that other workers print too within this time are shown once and counted; 0 shows every line."""
+
+    log_rotate_bytes: int = 64 * 1024 * 1024
+    """A worker's log file is rotated at this size, keeping one older file."""
+
+    task_events: int = 10_000
+    """Finished tasks that each worker remembers for `timeline()`; 0 turns recording off."""
+
+
+def _parse(name: str, text: str, kind: Any) -> Any:
+    try:
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{name}={text!r} is not a valid {kind.__name__}: {error}") from None
+
+
+def load_config(
+    overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+) -> Config:
+    """The configuration from the environment and `overrides`.
+
+    Raises:
+        ValueError: an override that does not exist, or a value of the wrong type.
+    """
+    environ = os.environ if environ is None else environ
+    hints = get_type_hints(Config)
+    fields: dict[str, Any] = {}
+    for name, kind in hints.items():
+        text = environ.get(f"SHOAL_{name.upper()}")
+        if text is not None:
+            fields[name] = _parse(f"SHOAL_{name.upper()}", text, kind)
+    for name, value in (overrides or {}).items():
+        if name not in hints:
+            raise ValueError(
+                f"_system_config has no setting {name!r}; the settings are: {', '.join(sorted(hints))}"
+            )
+        fields[name] = _parse(f"_system_config[{name!r}]", value, hints[name])
+    return Config(**fields)

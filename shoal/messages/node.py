@@ -1,0 +1,501 @@
+"""Between a process that runs user code (a *client*: driver or worker) and its node daemon: the control plane.
+
+Requests carry a number `req`, unique on their connection; the answer carries the same. Resource amounts are integers
+in units of 1/10,000 (`UNIT`), so that fractions add up exactly.
+
+A lease, from its owner's side::
+
+    LeaseRequest(req, shape) ──► …waits… ──► LeaseGranted(req, lease_id, address) ──► LeaseReturn(lease_id)
+                                       └───► LeaseRefused(req, reason)
+    LeaseCancel(req) is answered by nothing; a grant that crossed it is returned by the owner.
+
+An actor, from its creator's side::
+
+    ActorCreate(req, spec) ──► Reply(req)            accepted (or refused: the name is taken)
+    ActorWatch(actor_id)   ──► ActorChange …         now, and on every change: PENDING, ALIVE, RESTARTING, DEAD
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from shoal.config import Config
+from shoal.messages.values import Dep, Inline, Location, Stored
+
+UNIT = 10_000
+"""One CPU (or one of any resource), in the units that messages carry."""
+
+
+class Shape(msgspec.Struct, array_like=True, frozen=True):
+    """What a task or actor asks of the place where it runs: the key by which leases are shared.
+
+    `resources` are sorted (name, amount) pairs. `env` is the canonical JSON of the runtime environment ("" if none).
+    """
+
+    resources: tuple[tuple[str, int], ...] = (("CPU", UNIT),)
+    env: str = ""
+
+
+class Job(msgspec.Struct, array_like=True):
+    """What a worker must know of the driver on whose behalf it runs."""
+
+    job_id: bytes
+    namespace: str
+    sys_path: list[str]
+    cwd: str
+    env: str = ""
+    entrypoint: str = ""
+    owner: str = ""
+
+
+# --- registration ---------------------------------------------------------------------------------------------------
+
+
+class RegisterDriver(msgspec.Struct, array_like=True, tag=1):
+    """A driver introduces itself. `preload` names modules that the zygote may import before it forks."""
+
+    pid: int
+    address: str
+    job: Job
+    preload: list[str] = []
+    log_to_driver: bool = True
+
+
+class RegisterWorker(msgspec.Struct, array_like=True, tag=2):
+    """A worker introduces itself, with the id that the node gave it."""
+
+    worker_id: bytes
+    pid: int
+    address: str
+
+
+class Registered(msgspec.Struct, array_like=True, tag=3):
+    """The node's answer to either: what the client must know of the session."""
+
+    node_id: bytes
+    job_id: bytes
+    session: str
+    session_dir: str
+    shm_dir: str
+    config: Config
+    node_ip: str = "127.0.0.1"
+
+
+# --- leases ---------------------------------------------------------------------------------------------------------
+
+
+class LeaseRequest(msgspec.Struct, array_like=True, tag=10):
+    """Ask for a worker. `backlog` is how many tasks of the shape wait; `name` is one of them, for explanations."""
+
+    req: int
+    shape: Shape
+    backlog: int = 1
+    name: str = ""
+
+
+class LeaseCancel(msgspec.Struct, array_like=True, tag=11):
+    """The request is not needed any more."""
+
+    req: int
+
+
+class LeaseReturn(msgspec.Struct, array_like=True, tag=12):
+    """Give a worker back. `discard` asks the node to end it rather than lease it again."""
+
+    lease_id: int
+    discard: bool = False
+
+
+class Blocked(msgspec.Struct, array_like=True, tag=13):
+    """The worker that sends this waits inside a task: its CPUs (only those) may go to others."""
+
+
+class Unblocked(msgspec.Struct, array_like=True, tag=14):
+    """The worker runs again; its CPUs are counted again, beyond the total if need be."""
+
+
+class LeaseGranted(msgspec.Struct, array_like=True, tag=15):
+    """A worker is leased. `address` takes peer connections."""
+
+    req: int
+    lease_id: int
+    address: str
+    pid: int
+    gpu_ids: list[str] = []
+
+
+class LeaseRefused(msgspec.Struct, array_like=True, tag=16):
+    """No worker, and there will be none: the environment or the worker's start failed. `kind` is "env" or "start"."""
+
+    req: int
+    kind: str
+    reason: str
+
+
+class LeaseWanted(msgspec.Struct, array_like=True, tag=17):
+    """Others wait for this lease's resources: the owner pushes no more on it and returns it when it has drained."""
+
+    lease_id: int
+
+
+class LeasePending(msgspec.Struct, array_like=True, tag=18):
+    """A request cannot be satisfied by any node as things stand; `reason` says why and what would help."""
+
+    req: int
+    reason: str
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+class Watch(msgspec.Struct, array_like=True, tag=20):
+    """Tell me (`PeerGone`) when the process at `address` ends; at once if it is gone already."""
+
+    address: str
+
+
+class PeerGone(msgspec.Struct, array_like=True, tag=21):
+    """The process has ended. `cause` is a clause such as "was killed by SIGKILL" or "exited with code 3"; `expected`
+    tells that it ended by order (lease returned, actor out of scope)."""
+
+    address: str
+    cause: str
+    expected: bool = False
+
+
+class KillProcess(msgspec.Struct, array_like=True, tag=22):
+    """End the worker at `address` with SIGKILL (a forced cancel). `reason` completes "was killed: …"."""
+
+    address: str
+    reason: str
+
+
+class Exit(msgspec.Struct, array_like=True, tag=23):
+    """Node to worker: end in good order when what is queued has run (`now`: at once)."""
+
+    reason: str
+    now: bool = False
+
+
+class Goodbye(msgspec.Struct, array_like=True, tag=24):
+    """A driver leaves: its workers end, their last output is forwarded, then comes `Reply`."""
+
+    req: int
+
+
+class Log(msgspec.Struct, array_like=True, tag=25):
+    """Lines that a worker printed. `source` is the task or actor name, `stream` 1 (stdout) or 2 (stderr)."""
+
+    pid: int
+    source: str
+    stream: int
+    lines: list[str]
+
+
+# --- actors ---------------------------------------------------------------------------------------------------------
+
+
+class ActorSpec(msgspec.Struct, array_like=True):
+    """Everything that makes an actor, and makes it again."""
+
+    actor_id: bytes
+    class_name: str
+    code_id: bytes
+    code: Inline | Stored
+    args: Inline | Stored
+    deps: list[Dep]
+    shape: Shape
+    """What is held while the actor lives."""
+    placement_shape: Shape
+    """What must be free for it to be placed: one CPU more, when the user asked for none by name."""
+    owner: str
+    name: str = ""
+    namespace: str = ""
+    detached: bool = False
+    max_restarts: int = 0
+    max_task_retries: int = 0
+    max_concurrency: int = 0
+    """0: the default of its kind (1, or `async_concurrency` for an async actor)."""
+    concurrency_groups: dict[str, int] = {}
+    method_groups: dict[str, str] = {}
+    out_of_order: bool = False
+    max_pending_calls: int = -1
+    is_async: bool = False
+    methods: bytes = b""
+    """Per-method options, encoded by the API layer and handed through (see `ActorInfo`)."""
+
+
+class ActorCreate(msgspec.Struct, array_like=True, tag=30):
+    """Create an actor. Answered by `Reply` with an `ActorInfo` once it is accepted, not once it runs; with
+    `get_if_exists`, the info may be that of an actor that has the name already."""
+
+    req: int
+    spec: ActorSpec
+    get_if_exists: bool = False
+
+
+class ActorWatch(msgspec.Struct, array_like=True, tag=31):
+    """Send `ActorChange` for this actor: now and on every change."""
+
+    actor_id: bytes
+
+
+class ActorChange(msgspec.Struct, array_like=True, tag=32):
+    """State of an actor: "PENDING", "ALIVE", "RESTARTING" or "DEAD". `incarnation` counts its lives from 0.
+
+    The address is given as soon as the actor's process exists; calls may be sent then and run after `__init__`.
+    A dead actor has `cause` (a sentence) and perhaps `error`, the pickled exception of its `__init__`.
+    """
+
+    actor_id: bytes
+    state: str
+    incarnation: int
+    address: str = ""
+    pid: int = 0
+    cause: str = ""
+    error: bytes = b""
+
+
+class ActorLookup(msgspec.Struct, array_like=True, tag=33):
+    """Find a living actor by name. Answered by `Reply` with `ActorInfo`, or none."""
+
+    req: int
+    name: str
+    namespace: str
+
+
+class ActorInfo(msgspec.Struct, array_like=True):
+    """What a handle needs: the answer to `ActorLookup` and `ActorCreate`."""
+
+    actor_id: bytes
+    class_name: str
+    owner: str
+    methods: bytes
+    max_task_retries: int
+    max_pending_calls: int
+    is_async: bool
+    existed: bool = False
+
+
+class ActorNames(msgspec.Struct, array_like=True, tag=34):
+    """List the names of living actors. Answered by `Reply` with a list of (namespace, name)."""
+
+    req: int
+    namespace: str
+    all_namespaces: bool
+
+
+class ActorKill(msgspec.Struct, array_like=True, tag=35):
+    """End an actor's process now; it restarts if it may and `no_restart` is false."""
+
+    actor_id: bytes
+    no_restart: bool
+
+
+class ActorUnreferenced(msgspec.Struct, array_like=True, tag=36):
+    """The last handle is gone: the actor ends when what was called has run."""
+
+    actor_id: bytes
+
+
+class StartActor(msgspec.Struct, array_like=True, tag=37):
+    """Node to worker: become this actor. Sent once per process, before any call can arrive."""
+
+    spec: ActorSpec
+    incarnation: int
+    gpu_ids: list[str] = []
+
+
+class ActorStarted(msgspec.Struct, array_like=True, tag=38):
+    """Worker to node: `__init__` returned, or raised (`error` is the pickled exception, `cause` one line of it)."""
+
+    actor_id: bytes
+    incarnation: int
+    error: bytes = b""
+    cause: str = ""
+
+
+class ActorExiting(msgspec.Struct, array_like=True, tag=39):
+    """Worker to node: the actor ends by its own wish (`exit_actor`), or because its last handle went."""
+
+    actor_id: bytes
+    cause: str
+
+
+# --- object store ---------------------------------------------------------------------------------------------------
+
+
+class QuotaRequest(msgspec.Struct, array_like=True, tag=50):
+    """Ask for at least `needed` more bytes of object store."""
+
+    req: int
+    needed: int
+
+
+class QuotaGranted(msgspec.Struct, array_like=True, tag=51):
+    """The answer: `granted` bytes (0: the store stayed full; `explanation` names the biggest holders)."""
+
+    req: int
+    granted: int
+    explanation: str = ""
+
+
+class QuotaReturn(msgspec.Struct, array_like=True, tag=52):
+    """Bytes given back to the node."""
+
+    returned: int
+
+
+class QuotaWanted(msgspec.Struct, array_like=True, tag=53):
+    """Node to client: others wait for room; give back what idle warm segments hold, up to `wanted` bytes."""
+
+    wanted: int
+
+
+class FreeOrphans(msgspec.Struct, array_like=True, tag=54):
+    """Blocks whose creating process has ended, to be freed by the node."""
+
+    locations: list[Location]
+
+
+# --- queries --------------------------------------------------------------------------------------------------------
+
+
+class KvPut(msgspec.Struct, array_like=True, tag=60):
+    """Store a value. Answered by `Reply`: whether the key is new."""
+
+    req: int
+    namespace: str
+    key: bytes
+    value: bytes
+    overwrite: bool = True
+
+
+class KvGet(msgspec.Struct, array_like=True, tag=61):
+    """Read a value. Answered by `Reply`: bytes or none."""
+
+    req: int
+    namespace: str
+    key: bytes
+
+
+class KvDelete(msgspec.Struct, array_like=True, tag=62):
+    """Delete keys. Answered by `Reply`: how many there were."""
+
+    req: int
+    namespace: str
+    key: bytes
+    by_prefix: bool = False
+
+
+class KvKeys(msgspec.Struct, array_like=True, tag=63):
+    """List the keys with a prefix. Answered by `Reply`."""
+
+    req: int
+    namespace: str
+    prefix: bytes
+
+
+class NodesQuery(msgspec.Struct, array_like=True, tag=64):
+    """Answered by `Reply` with a list of `NodeRow`."""
+
+    req: int
+
+
+class NodeRow(msgspec.Struct, array_like=True):
+    """One node, as `shoal.nodes()` and the resource queries need it."""
+
+    node_id: bytes
+    alive: bool
+    address: str
+    hostname: str
+    name: str
+    total: dict[str, int]
+    available: dict[str, int]
+    labels: dict[str, str]
+    socket: str
+    pid: int
+
+
+class EventsQuery(msgspec.Struct, array_like=True, tag=65):
+    """Client to node: the task events of all processes (answered by `Reply` with a list of `TaskEvent`). Node to
+    client: your own (answered by `Events`)."""
+
+    req: int
+
+
+class TaskEvent(msgspec.Struct, array_like=True, gc=False):
+    """One finished run of a task. Times are nanoseconds since the epoch."""
+
+    task_id: bytes
+    name: str
+    kind: str
+    pid: int
+    start_ns: int
+    end_ns: int
+    ok: bool
+
+
+class Events(msgspec.Struct, array_like=True, tag=66):
+    """A process's remembered task events; also sent unasked when a worker ends (`req` 0)."""
+
+    req: int
+    events: list[TaskEvent]
+
+
+class Reply(msgspec.Struct, array_like=True, tag=67):
+    """The answer to a request: `result` is MessagePack of what the request's docstring says; `error` is "" or
+    "ErrorClass: text"."""
+
+    req: int
+    result: bytes = b""
+    error: str = ""
+
+
+ToNode = (
+    RegisterDriver
+    | RegisterWorker
+    | LeaseRequest
+    | LeaseCancel
+    | LeaseReturn
+    | Blocked
+    | Unblocked
+    | Watch
+    | KillProcess
+    | Goodbye
+    | ActorCreate
+    | ActorWatch
+    | ActorLookup
+    | ActorNames
+    | ActorKill
+    | ActorUnreferenced
+    | ActorStarted
+    | ActorExiting
+    | QuotaRequest
+    | QuotaReturn
+    | FreeOrphans
+    | KvPut
+    | KvGet
+    | KvDelete
+    | KvKeys
+    | NodesQuery
+    | EventsQuery
+    | Events
+)
+
+FromNode = (
+    Registered
+    | LeaseGranted
+    | LeaseRefused
+    | LeaseWanted
+    | LeasePending
+    | PeerGone
+    | Exit
+    | Log
+    | ActorChange
+    | StartActor
+    | QuotaGranted
+    | QuotaWanted
+    | EventsQuery
+    | Reply
+)
