@@ -1,0 +1,135 @@
+"""How a workload becomes samples.
+
+A workload comes in one of four kinds:
+
+    Rate      opened once, then a batch of known size is repeated: units per second
+    Duration  opened once, then one action is timed, a stated number of times: seconds
+    Reading   a function that takes the open session and returns its own figure (memory)
+    Fresh     a function that gets the peer *before* it is imported and times its start
+
+Guarantees: a Rate is warmed up before the first sample and every sample is long enough for the
+clock; what a workload does before its ``yield`` (making actors, objects, warming up) and after
+it (killing them) is never timed.  Leaves to others: statistics over samples (``results.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from bench.peers import Peer
+
+Batch = Callable[[], float]
+"""Does some work and returns how many units it did (tasks, calls, gigabytes)."""
+
+Opened = Callable[[Any], Iterator[Batch]]
+"""A workload: takes the module under test, sets up, yields its batch, cleans up."""
+
+Census = Callable[[], Mapping[str, Any]]
+"""Asks the launcher for the memory of every process of the session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long to sample.  Raising any of these costs time and narrows the spread."""
+
+    warmup_s: float = 1.5
+    sample_s: float = 0.25
+    duration_s: float = 2.5
+    min_samples: int = 3
+    settle_s: float = 3.0
+    """How long a session is left alone before it counts as idle."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        return cls(**json.loads(text))
+
+
+QUICK = Plan(warmup_s=0.3, sample_s=0.1, duration_s=0.5, min_samples=2, settle_s=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What one process measured for one row, in the unit of the row.
+
+    ``beside`` holds figures that are shown with the row but decide nothing.
+    """
+
+    values: list[float]
+    beside: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    open: Opened
+    beside: Mapping[str, Opened] = field(default_factory=dict)
+
+    def sample(self, session: Any, plan: Plan) -> Samples:
+        values = _rates(self.open, session, plan)
+        beside = {name: max(_rates(other, session, plan)) for name, other in self.beside.items()}
+        return Samples(values, beside)
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    open: Opened
+    repeats: int = 1
+
+    def sample(self, session: Any, plan: Plan) -> Samples:
+        with _entered(self.open, session) as action:
+            return Samples([_timed(action)[1] for _ in range(self.repeats)])
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    read: Callable[[Any, Census, Plan], Samples]
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    read: Callable[[Peer], Samples]
+
+
+Kind = Rate | Duration | Reading | Fresh
+
+
+def _rates(opened: Opened, session: Any, plan: Plan) -> list[float]:
+    with _entered(opened, session) as batch:
+        batch_s = _warm(batch, plan.warmup_s)
+        batches = max(1, math.ceil(plan.sample_s / batch_s))
+        values: list[float] = []
+        end = time.perf_counter() + plan.duration_s
+        while len(values) < plan.min_samples or time.perf_counter() < end:
+            start = time.perf_counter()
+            units = sum(batch() for _ in range(batches))
+            values.append(units / (time.perf_counter() - start))
+        return values
+
+
+def _warm(batch: Batch, warmup_s: float) -> float:
+    """Run batches for a while; return the seconds that the last one took."""
+    end = time.perf_counter() + warmup_s
+    while True:
+        _, seconds = _timed(batch)
+        if time.perf_counter() >= end:
+            return max(seconds, 1e-6)
+
+
+def _timed(batch: Batch) -> tuple[float, float]:
+    start = time.perf_counter()
+    units = batch()
+    return units, time.perf_counter() - start
+
+
+@contextmanager
+def _entered(opened: Opened, session: Any) -> Iterator[Batch]:
+    with contextmanager(opened)(session) as batch:
+        yield batch

@@ -1,0 +1,112 @@
+"""The systems under test and the part of their API that the workloads use.
+
+Owns: the names of the peers, how each is opened and closed, the environment it runs in.
+Leaves to others: where an interpreter with the peer comes from (``ray_venv.py``), and processes
+(``launch.py``).  Imported inside Ray's environment too, so only the standard library is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CPUS = 2
+
+
+class Core(Protocol):
+    """What a workload may use: the names that shoal and Ray Core have in common.
+
+    Everything that crosses this boundary is ``Any``, because the very same workload is handed
+    either module and neither is at hand where types are checked.
+    """
+
+    def init(self, **options: Any) -> Any: ...
+    def shutdown(self) -> Any: ...
+    def remote(self, target: Callable[..., Any], /) -> Any: ...
+    def get(self, refs: Any, *, timeout: float | None = None) -> Any: ...
+    def put(self, value: Any) -> Any: ...
+    def wait(self, refs: list[Any], *, num_returns: int = 1) -> tuple[list[Any], list[Any]]: ...
+    def kill(self, actor: Any) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One system under test: a module and the options of its ``init``."""
+
+    name: str
+    module: str
+    init_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self) -> Core:
+        return cast(Core, importlib.import_module(self.module))
+
+    def open(self) -> Any:
+        """Start a session and return what workloads of this peer take as their argument."""
+        if self is POOL:
+            return multiprocessing.Pool(CPUS)
+        core = self.load()
+        core.init(**self.init_options)
+        return core
+
+    def close(self, opened: Any) -> None:
+        if self is POOL:
+            opened.close()
+            opened.join()
+        else:
+            opened.shutdown()
+
+    def version(self) -> str:
+        if self is POOL:
+            return f"Python {platform.python_version()}"
+        return str(getattr(importlib.import_module(self.module), "__version__", "unknown"))
+
+
+# ``address="local"``: never attach to a cluster that happens to run on this machine.  Ray is
+# spared its dashboard, which the measured programs do not need.
+SHOAL = Peer("shoal", "shoal", {"address": "local", "num_cpus": CPUS})
+RAY = Peer(
+    "ray",
+    "ray",
+    {
+        "address": "local",
+        "num_cpus": CPUS,
+        "include_dashboard": False,
+        "logging_level": "error",
+    },
+)
+POOL = Peer("pool", "multiprocessing")
+PEERS = {peer.name: peer for peer in (SHOAL, RAY, POOL)}
+
+# Would make a peer attach to, or configure itself like, some other session of the user's.
+_STRAY_PREFIXES = ("RAY_", "SHOAL_")
+
+
+def worker_environment(scratch: Path) -> dict[str, str]:
+    """The environment of a measured process: the user's, without settings for either peer."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(_STRAY_PREFIXES)}
+    env["PYTHONPATH"] = str(REPOSITORY)
+    env["PYTHONUNBUFFERED"] = "1"
+    env["RAY_USAGE_STATS_ENABLED"] = "0"  # no telemetry thread, no network
+    env["RAY_TMPDIR"] = str(scratch)  # hundreds of session folders go when the run ends
+    env["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # silences a notice, changes no figure
+    return env
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Wall-clock laps: ``lap()`` returns the seconds since the last one."""
+
+    since: float = field(default_factory=time.perf_counter)
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self.since = now - self.since, now
+        return seconds
