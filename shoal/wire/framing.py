@@ -27,6 +27,29 @@ def encode_frame(payload: bytes) -> bytes:
     return pack_header(len(payload)) + payload
 
 
+def cut_frame(data: bytearray, max_frame_bytes: int) -> bytes | None:
+    """Cut the first whole frame off `data` and return its payload; None while it is incomplete.
+
+    For the handshake, where each frame must be looked at before the next one may even be measured.
+
+    Raises:
+        ProtocolError: the frame announces more than the limit.
+    """
+    if len(data) < HEADER_BYTES:
+        return None
+    size = _unpack_header(data, 0)[0]
+    if size > max_frame_bytes:
+        raise ProtocolError(
+            f"the first frame announces {size:,} bytes where a greeting has at most {max_frame_bytes:,}; "
+            "this is not a shoal peer"
+        )
+    if len(data) < HEADER_BYTES + size:
+        return None
+    payload = bytes(data[HEADER_BYTES : HEADER_BYTES + size])
+    del data[: HEADER_BYTES + size]
+    return payload
+
+
 class FrameDecoder:
     """Cuts a stream of bytes into payloads."""
 

@@ -1,0 +1,381 @@
+"""The table of objects that a process owns or borrows, and when each may go.
+
+Rules
+-----
+1. The process that makes an object *owns* it: it keeps the value or its place, and decides when it is freed.
+2. An entry lives while anything counts on it: handles in this process (`local`), pending tasks that use it and objects that
+   contain it (`holds`), and registered borrowers (owner only).
+3. A reference that reaches another process makes that process a *borrower*. Until a borrower is registered with the
+   owner, somebody who is registered (or the owner itself) keeps a hold on its behalf:
+
+   - the arguments of a task are held by its caller until the reply; before it replies, the executor registers
+     itself for every reference that it still holds (`unregistered`);
+   - references inside a result are registered *for the caller* by the executor before it replies;
+   - references inside a fetched value are registered at once, and the containing object is held until the owners have
+     acknowledged that.
+
+   So there is no moment at which an object is reachable and its owner does not know: no message has to win a race.
+4. Registrations are counted, and a borrower gives up as many as were made for it; they commute, so messages of
+   different peers may arrive in any order (a count may be negative for a moment).
+5. When a process dies, its registrations go with it.
+
+Freeing an object releases what it contains, in a loop rather than by recursion: chains may be a million long.
+
+Effects are appended to `outbox` and carried out by the runtime. Values never pass through here by copy. All methods are called
+with the runtime's lock held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from shoal.errors import InternalError
+from shoal.messages.values import Ref, Stored
+
+
+class Entry:
+    """One object, as one process knows it.
+
+    Attributes:
+        owner: Address of the owner; "" if this process owns it.
+        value: None while unknown or pending; then `bytes` (a plain inline pickle), or `Inline`, `Stored`, `Failed`.
+        local: Handles in this process.
+        holds: Pending tasks that use it, objects that contain it, and references on their way.
+        registrations: How often this process is registered with the owner (borrowed objects).
+        borrowers: Address to count of registrations (owned objects).
+        contains: Entries of the references inside the value, each held once by this entry.
+        waiters: Who is told when the value comes: `waiter(entry)` each.
+        task: The task that makes it (kept as lineage while the value is `Stored`).
+        actor_id: For the entry of an actor's handle, the actor.
+        dropped: The entry has left the table; a value that comes later is freed at once.
+    """
+
+    __slots__ = (
+        "actor_id",
+        "borrowers",
+        "contains",
+        "dropped",
+        "fetching",
+        "holds",
+        "local",
+        "object_id",
+        "owner",
+        "registrations",
+        "task",
+        "value",
+        "waiters",
+    )
+
+    def __init__(self, object_id: bytes, owner: str = "", local: int = 0, holds: int = 0) -> None:
+        self.object_id = object_id
+        self.owner = owner
+        self.value: Any = None
+        self.local = local
+        self.holds = holds
+        self.registrations = 0
+        self.borrowers: dict[str, int] | None = None
+        self.contains: list[Entry] | None = None
+        self.waiters: list[Any] | None = None
+        self.task: Any = None
+        self.actor_id: bytes | None = None
+        self.dropped = False
+        self.fetching = False
+
+    def __repr__(self) -> str:
+        owner = f" owner={self.owner}" if self.owner else ""
+        return (
+            f"<Entry {self.object_id.hex()}{owner} local={self.local} holds={self.holds} "
+            f"borrowers={self.borrowers} registrations={self.registrations}>"
+        )
+
+
+class FreeValue(NamedTuple):
+    """The value of an owned object is to be freed."""
+
+    value: Stored
+
+
+class GiveUp(NamedTuple):
+    """Tell the owner that this process gives up `count` registrations."""
+
+    owner: str
+    object_id: bytes
+    count: int
+
+
+class RegisterBorrower(NamedTuple):
+    """Ask the owner to register `borrower`; `acknowledge(token)` is due when it has."""
+
+    owner: str
+    object_id: bytes
+    borrower: str
+    token: int
+
+
+class EndActor(NamedTuple):
+    """The last handle of an actor is gone."""
+
+    actor_id: bytes
+
+
+Effect = FreeValue | GiveUp | RegisterBorrower | EndActor
+
+
+class ObjectTable:
+    """See the module's docstring."""
+
+    __slots__ = ("_acknowledgements", "_next_token", "address", "by_borrower", "entries", "outbox")
+
+    def __init__(self, address: str = "") -> None:
+        self.address = address
+        self.entries: dict[bytes, Entry] = {}
+        self.outbox: list[Effect] = []
+        self.by_borrower: dict[str, dict[Entry, None]] = {}
+        self._next_token = 0
+        # What each awaited acknowledgement releases: an entry that is held, or a countdown shared by several.
+        self._acknowledgements: dict[int, Entry | Countdown] = {}
+
+    # --- entries -------------------------------------------------------------------------------------------------
+
+    def own(self, object_id: bytes, local: int = 1) -> Entry:
+        """Enter an object that this process owns, with `local` handles."""
+        entry = self.entries[object_id] = Entry(object_id, "", local)
+        return entry
+
+    def borrow(self, ref: Ref | tuple[bytes, str]) -> Entry:
+        """The entry of a reference that came from outside; it may turn out to be an owned one."""
+        object_id, owner = (ref.object_id, ref.owner) if isinstance(ref, Ref) else ref
+        entry = self.entries.get(object_id)
+        if entry is None:
+            if owner == self.address:
+                # Ours, but gone: whoever sent it kept no hold (a reference pickled out of band).
+                owner = ""
+            entry = self.entries[object_id] = Entry(object_id, owner)
+        return entry
+
+    def drop_locals(self, dropped: Iterable[Entry]) -> None:
+        """Handles have died: one for each time an entry is named."""
+        for entry in dropped:
+            entry.local -= 1
+            if not entry.local and not entry.holds:
+                self._consider(entry)
+
+    def hold(self, entry: Entry) -> None:
+        """Something other than a handle counts on the entry."""
+        entry.holds += 1
+
+    def unhold(self, entry: Entry) -> None:
+        """It does not any more."""
+        entry.holds -= 1
+        if not entry.holds and not entry.local:
+            self._consider(entry)
+
+    def _consider(self, entry: Entry) -> None:
+        """Free the entry if nothing counts on it, and what that releases in turn."""
+        todo = [entry]
+        while todo:
+            entry = todo.pop()
+            if entry.local or entry.holds or entry.borrowers or entry.dropped:
+                continue
+            entry.dropped = True
+            self.entries.pop(entry.object_id, None)
+            entry.task = None
+            if entry.owner:
+                if entry.registrations:
+                    self.outbox.append(GiveUp(entry.owner, entry.object_id, entry.registrations))
+                    entry.registrations = 0
+            elif entry.actor_id is not None:
+                self.outbox.append(EndActor(entry.actor_id))
+            elif type(entry.value) is Stored:
+                self.outbox.append(FreeValue(entry.value))
+            contains = entry.contains
+            if contains is not None:
+                entry.contains = None
+                for inner in contains:
+                    inner.holds -= 1
+                    if not inner.holds and not inner.local:
+                        todo.append(inner)
+            # Views that users still hold keep shared memory alive; the entry itself needs its value no more.
+            entry.value = None
+
+    # --- values --------------------------------------------------------------------------------------------------
+
+    def complete(self, entry: Entry, value: Any, refs: list[Ref], registered: bool) -> list[Any] | None:
+        """The value of an entry is known. Returns who waits for it.
+
+        `refs` are the references inside. With `registered`, their owners have this process registered for each of
+        them already (a task's result); otherwise (a fetched value) that is asked for now.
+        """
+        if refs:
+            self.contain(entry, [self.borrow(ref) for ref in refs], registered)
+        if entry.dropped:
+            # Nobody wants it any more.
+            if type(value) is Stored and not entry.owner:
+                self.outbox.append(FreeValue(value))
+            contains, entry.contains = entry.contains, None
+            for inner in contains or ():
+                self.unhold(inner)
+            return None
+        entry.value = value
+        entry.fetching = False
+        waiters, entry.waiters = entry.waiters, None
+        return waiters
+
+    def contain(self, outer: Entry, inners: list[Entry], registered: bool = True) -> None:
+        """`outer` holds the entries of the references inside its value."""
+        for inner in inners:
+            inner.holds += 1
+            if inner.owner:
+                if registered:
+                    inner.registrations += 1
+                elif not inner.registrations:
+                    outer.holds += 1
+                    self._register(inner, self.address, outer)
+        if outer.contains is None:
+            outer.contains = inners
+        else:
+            outer.contains.extend(inners)
+
+    # --- borrowing, as the borrower or lender --------------------------------------------------------------------
+
+    def _register(self, entry: Entry, borrower: str, release: Entry | Countdown) -> None:
+        token = self._next_token = self._next_token + 1
+        self._acknowledgements[token] = release
+        if borrower == self.address:
+            entry.registrations += 1
+        self.outbox.append(RegisterBorrower(entry.owner, entry.object_id, borrower, token))
+
+    def register_before(self, kept: Iterable[Entry], lent: Iterable[Entry], borrower: str) -> Countdown | None:
+        """What must be acknowledged before a task's reply may leave.
+
+        `kept` are entries that came with the task's arguments; those still alive and not registered are registered for
+        this process. `lent` are entries of references inside the result: they are registered for `borrower`, the
+        caller. Returns None if there is nothing to wait for.
+        """
+        countdown = Countdown()
+        for entry in kept:
+            if entry.owner and not entry.registrations and not entry.dropped and (entry.local or entry.holds):
+                countdown.missing += 1
+                self._register(entry, self.address, countdown)
+        for entry in lent:
+            if not entry.owner:
+                self.register(entry.object_id, borrower)
+            elif entry.owner != borrower:
+                countdown.missing += 1
+                entry.holds += 1
+                countdown.held.append(entry)
+                self._register(entry, borrower, countdown)
+            else:
+                # The caller owns it. Hold our own registration until the reply has been sent.
+                entry.holds += 1
+                countdown.held.append(entry)
+        return countdown if countdown.missing or countdown.held else None
+
+    def acknowledge(self, token: int) -> Countdown | None:
+        """An owner has answered a registration. Returns the countdown that this brought to zero, if any."""
+        waiting = self._acknowledgements.pop(token, None)
+        if waiting is None:
+            return None
+        if isinstance(waiting, Entry):
+            self.unhold(waiting)
+            return None
+        waiting.missing -= 1
+        return waiting if waiting.missing == 0 else None
+
+    def release_held(self, countdown: Countdown) -> None:
+        """The reply has been handed to the wire: what was held for it may go."""
+        held, countdown.held = countdown.held, []
+        for entry in held:
+            self.unhold(entry)
+
+    def abandon(self, owner: str, tokens: Iterable[int]) -> list[Countdown]:
+        """The owner died: its acknowledgements will never come. Returns the countdowns that this ends."""
+        ended = []
+        for token in tokens:
+            countdown = self.acknowledge(token)
+            if countdown is not None:
+                ended.append(countdown)
+        return ended
+
+    # --- borrowing, as the owner ---------------------------------------------------------------------------------
+
+    def register(self, object_id: bytes, borrower: str) -> bool:
+        """Register a borrower of an owned object; False if it is gone."""
+        entry = self.entries.get(object_id)
+        if entry is None or entry.owner:
+            return False
+        borrowers = entry.borrowers
+        if borrowers is None:
+            borrowers = entry.borrowers = {}
+        self._count(entry, borrower, borrowers.get(borrower, 0) + 1)
+        return True
+
+    def give_up(self, object_id: bytes, borrower: str, count: int) -> None:
+        """A borrower gives up registrations."""
+        entry = self.entries.get(object_id)
+        if entry is None:
+            return
+        borrowers = entry.borrowers
+        if borrowers is None:
+            borrowers = entry.borrowers = {}
+        self._count(entry, borrower, borrowers.get(borrower, 0) - count)
+        if not entry.borrowers and not entry.holds and not entry.local:
+            self._consider(entry)
+
+    def _count(self, entry: Entry, borrower: str, count: int) -> None:
+        borrowers = entry.borrowers
+        assert borrowers is not None
+        if count:
+            borrowers[borrower] = count
+            self.by_borrower.setdefault(borrower, {})[entry] = None
+        else:
+            borrowers.pop(borrower, None)
+            of_peer = self.by_borrower.get(borrower)
+            if of_peer is not None:
+                of_peer.pop(entry, None)
+                if not of_peer:
+                    del self.by_borrower[borrower]
+
+    def forget_borrower(self, borrower: str) -> None:
+        """A process died: its registrations go."""
+        for entry in self.by_borrower.pop(borrower, {}):
+            if entry.borrowers:
+                entry.borrowers.pop(borrower, None)
+            if not entry.borrowers and not entry.holds and not entry.local:
+                self._consider(entry)
+
+    def borrowed_from(self, owner: str) -> list[Entry]:
+        """The entries that this process borrows from `owner`."""
+        return [entry for entry in self.entries.values() if entry.owner == owner]
+
+    # --- invariants ----------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise `InternalError` if the table contradicts itself."""
+        held: dict[int, int] = {}
+        for object_id, entry in self.entries.items():
+            if entry.object_id != object_id or entry.dropped:
+                raise InternalError(f"the table holds a dropped or misplaced entry: {entry!r}")
+            if entry.local < 0 or entry.holds < 0:
+                raise InternalError(f"an entry has negative counts: {entry!r}")
+            if entry.owner and entry.borrowers:
+                raise InternalError(f"a borrowed entry has borrowers of its own: {entry!r}")
+            for inner in entry.contains or ():
+                held[id(inner)] = held.get(id(inner), 0) + 1
+                if inner.holds < held[id(inner)]:
+                    raise InternalError(f"a contained entry is not held by what contains it: {inner!r}")
+
+
+class Countdown:
+    """Acknowledgements that must come before a reply may leave, and entries held until it has left.
+
+    `reply` is the runtime's: what to do at zero.
+    """
+
+    __slots__ = ("held", "missing", "reply")
+
+    def __init__(self) -> None:
+        self.missing = 0
+        self.held: list[Entry] = []
+        self.reply: Any = None

@@ -1,0 +1,531 @@
+"""The tasks that a process owns: which wait, which are queued, which run where, and what happens when a worker is lost.
+
+::
+
+    WAITING ──dependencies known──► QUEUED ──pushed on a lane──► PUSHED ──reply──► FINISHED
+                                      ▲ │                          │
+                                      │ └──run in place──► HERE ───┼──────────────► FINISHED
+                                      └──handed back, worker lost──┘
+    any of them ──cancel, no retries left──► FINISHED
+
+A *lane* is a leased worker, seen from here. Tasks of one *scheduling class* (the shape of resources they need) share one
+queue and its lanes, whatever function they run, so that a lease serves a whole program.
+
+Rules
+-----
+1. A lane has room while the expected run time of what is in flight on it is below `window_us`. A function that has not run
+   yet counts as a full window; so short tasks pipeline deeply, and unknown or long ones never queue behind each other.
+2. A queue is spread over lanes: idle ones first, then each at most its share.
+3. When a worker is lost, the task at its head is charged a retry; the ones behind it had most likely not begun, and are
+   only *suspects*: they run alone on a lane the next time, so that the one that kills workers is found by itself.
+   A task that may not be retried always runs alone: nothing else may blur whether it had begun.
+4. A lease is asked for while tasks are queued that no lane has room for, and returned when nothing was queued for
+   `lease_idle_ms`, or as soon as it has drained when the node wants it back.
+
+Hot path: called once per task, batches where there are any, records changed in place. All methods are called with the
+runtime's lock held. `push` and `outbox` are the only ways out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
+
+from shoal.errors import InternalError
+from shoal.messages.node import Shape
+
+_OVERHEAD_US: Final = 4
+"""What a task costs a worker besides the user's code; keeps the window finite for functions of 0 µs."""
+
+
+class State(IntEnum):
+    """Where a task is."""
+
+    WAITING = 0
+    QUEUED = 1
+    PUSHED = 2
+    HERE = 3
+    FINISHED = 4
+
+
+_WAITING, _QUEUED, _PUSHED, _HERE, _FINISHED = State
+
+
+class Function:
+    """A remote function: what is sent once per connection, and how long it has been taking."""
+
+    __slots__ = ("average_us", "code", "function_id", "index", "max_calls", "name")
+
+    def __init__(self, index: int, function_id: bytes, name: str, code: Any, max_calls: int = 0) -> None:
+        self.index = index
+        self.function_id = function_id
+        self.name = name
+        self.code = code
+        self.max_calls = max_calls
+        self.average_us = -1.0
+
+
+class Task:
+    """One task, or one call of an actor's method (then `function` is None and `method` names it).
+
+    Attributes:
+        args: Arguments: `bytes` when they are a plain inline pickle, else `Inline` or `Stored`.
+        deps: (key, entry) of top-level arguments that are references; resolved when the task is pushed.
+        holds: Entries that the task keeps alive until it has finished (its deps, and references inside its arguments).
+        returns: Entries of the results (for a stream: the one that its generator counts on).
+        return_count: Number of results; -1 for a stream.
+        retries: Retries left after the loss of a worker; -1 for ever.
+        exception_retries: Which exceptions of the user's code are retried too: False, True, or class names.
+    """
+
+    __slots__ = (
+        "args",
+        "attempt",
+        "cancelled",
+        "children",
+        "cost_us",
+        "deps",
+        "error_retry",
+        "function",
+        "group",
+        "holds",
+        "lane",
+        "method",
+        "name",
+        "parent",
+        "queue",
+        "retries",
+        "return_count",
+        "returns",
+        "state",
+        "stream",
+        "suspect",
+        "task_id",
+        "unready",
+        "window",
+    )
+
+    def __init__(
+        self, task_id: bytes, function: Function | None, queue: Any, args: Any, returns: Any, retries: int
+    ) -> None:
+        self.task_id = task_id
+        self.function = function
+        self.queue = queue
+        self.args = args
+        self.returns = returns
+        self.retries = retries
+        self.return_count = 1
+        self.state: State = _WAITING
+        self.deps: list[tuple[int | str, Any]] | None = None
+        self.holds: list[Any] | None = None
+        self.unready = 0
+        self.attempt = 0
+        self.lane: Any = None
+        self.cost_us = 0.0
+        self.suspect = False
+        self.cancelled = False
+        self.error_retry: bool | tuple[str, ...] = False
+        self.stream: Any = None
+        self.window = 0
+        self.method = ""
+        self.name = ""
+        self.group = ""
+        self.parent: bytes | None = None
+        self.children: Any = None
+
+    def __repr__(self) -> str:
+        what = self.method or (self.function.name if self.function else "?")
+        return f"<Task {what} {self.task_id.hex()} {self.state.name} attempt={self.attempt}>"
+
+
+class Lane:
+    """A leased worker. `push(task)` puts a task on its connection."""
+
+    __slots__ = (
+        "address",
+        "connection",
+        "gpu_ids",
+        "idle_since",
+        "inflight",
+        "lease_id",
+        "load_us",
+        "paused",
+        "pid",
+        "push",
+        "queue",
+        "retiring",
+        "returned",
+        "wanted",
+    )
+
+    def __init__(
+        self,
+        queue: SchedulingClass,
+        lease_id: int,
+        address: str,
+        pid: int,
+        push: Callable[[Lane, Task], None],
+    ) -> None:
+        self.queue = queue
+        self.lease_id = lease_id
+        self.address = address
+        self.pid = pid
+        self.push = push
+        self.gpu_ids: list[str] = []
+        self.connection: Any = None
+        self.inflight: dict[bytes, Task] = {}
+        self.load_us = 0.0
+        self.idle_since = 0.0
+        self.paused = False
+        self.wanted = False
+        self.retiring = False
+        self.returned = False
+
+    def is_open(self) -> bool:
+        """Whether new tasks may be pushed at all."""
+        return not (self.paused or self.wanted or self.retiring or self.returned)
+
+    def __repr__(self) -> str:
+        return f"<Lane lease={self.lease_id} pid={self.pid} inflight={len(self.inflight)} load={self.load_us:.0f}us>"
+
+
+class SchedulingClass:
+    """The queue of the tasks of one shape, and the lanes that serve it."""
+
+    __slots__ = ("lanes", "queue", "requests", "room", "shape")
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.queue: deque[Task] = deque()
+        self.lanes: list[Lane] = []
+        self.requests: dict[int, None] = {}
+        # False only while every lane is known to be full: then a submit is a mere append.
+        self.room = True
+
+
+class RequestLease(NamedTuple):
+    """Ask the node for a worker; answer with `granted` or `refused` under the same number."""
+
+    req: int
+    queue: SchedulingClass
+    backlog: int
+    name: str
+
+
+class CancelLease(NamedTuple):
+    """The request is not needed any more."""
+
+    req: int
+
+
+class ReturnLease(NamedTuple):
+    """Give the worker back."""
+
+    lane: Lane
+
+
+Effect = RequestLease | CancelLease | ReturnLease
+
+
+class TaskTable:
+    """See the module's docstring."""
+
+    __slots__ = ("_idle_s", "_max_requests", "_next_request", "_window_tasks", "_window_us", "classes", "outbox")
+
+    def __init__(
+        self,
+        window_us: int = 1000,
+        window_tasks: int = 1024,
+        max_requests: int = 16,
+        lease_idle_ms: int = 50,
+    ) -> None:
+        self._window_us = window_us
+        self._window_tasks = window_tasks
+        self._max_requests = max_requests
+        self._idle_s = lease_idle_ms / 1000
+        self._next_request = 0
+        self.classes: dict[Shape, SchedulingClass] = {}
+        self.outbox: list[Effect] = []
+
+    def scheduling_class(self, shape: Shape) -> SchedulingClass:
+        """The class of a shape; made on first use."""
+        queue = self.classes.get(shape)
+        if queue is None:
+            queue = self.classes[shape] = SchedulingClass(shape)
+        return queue
+
+    # --- in ------------------------------------------------------------------------------------------------------
+
+    def submit(self, task: Task) -> None:
+        """Queue a task, or let it wait for the dependencies that are not known yet."""
+        if task.unready:
+            return
+        task.state = _QUEUED
+        queue = task.queue
+        queue.queue.append(task)
+        if queue.room:
+            self.dispatch(queue)
+
+    def dependency_ready(self, task: Task) -> None:
+        """One of the task's dependencies is known."""
+        task.unready -= 1
+        if not task.unready and task.state is _WAITING:
+            self.submit(task)
+
+    def dispatch(self, queue: SchedulingClass) -> None:
+        """Push what the lanes have room for; ask for more lanes if something is left."""
+        tasks = queue.queue
+        while tasks and tasks[0].state is not _QUEUED:
+            tasks.popleft()
+        if not tasks:
+            if queue.requests:
+                self._cancel_requests(queue)
+            return
+        lanes = queue.lanes
+        if lanes:
+            open_lanes = [lane for lane in lanes if lane.is_open()]
+            for lane in open_lanes:
+                if not lane.inflight:
+                    self._push(lane, tasks, 1)
+            if tasks and open_lanes:
+                share = -(-len(tasks) // len(open_lanes))
+                for lane in open_lanes:
+                    self._push(lane, tasks, share)
+        if tasks:
+            queue.room = False
+            self._request(queue)
+        elif queue.requests:
+            self._cancel_requests(queue)
+
+    def _push(self, lane: Lane, tasks: deque[Task], most: int) -> None:
+        inflight = lane.inflight
+        window = self._window_us
+        push = lane.push
+        while most and tasks and (lane.load_us < window or not inflight) and len(inflight) < self._window_tasks:
+            task = tasks[0]
+            if task.state is not _QUEUED:
+                tasks.popleft()
+                continue
+            if task.suspect or not task.retries:
+                cost = float(window)
+                if inflight:
+                    return
+            else:
+                average = task.function.average_us  # type: ignore[union-attr]  # tasks of a class have a function
+                cost = average + _OVERHEAD_US if average >= 0 else float(window)
+            tasks.popleft()
+            task.state = _PUSHED
+            task.lane = lane
+            task.cost_us = cost
+            lane.load_us += cost
+            inflight[task.task_id] = task
+            most -= 1
+            push(lane, task)
+
+    def _request(self, queue: SchedulingClass) -> None:
+        wanted = min(len(queue.queue), self._max_requests)
+        while len(queue.requests) < wanted:
+            req = self._next_request = self._next_request + 1
+            queue.requests[req] = None
+            head = queue.queue[0]
+            self.outbox.append(
+                RequestLease(req, queue, len(queue.queue), head.function.name if head.function else "")
+            )
+
+    def _cancel_requests(self, queue: SchedulingClass) -> None:
+        self.outbox.extend(CancelLease(req) for req in queue.requests)
+        queue.requests.clear()
+
+    # --- leases --------------------------------------------------------------------------------------------------
+
+    def granted(self, req: int, queue: SchedulingClass, lane: Lane, now: float) -> None:
+        """The node leases a worker. A grant that crossed a cancel is kept for a moment: work may come."""
+        queue.requests.pop(req, None)
+        lane.idle_since = now
+        queue.lanes.append(lane)
+        queue.room = True
+        self.dispatch(queue)
+
+    def refused(self, req: int, queue: SchedulingClass) -> list[Task]:
+        """No worker, for good: returns the tasks that were queued for it, which fail."""
+        queue.requests.pop(req, None)
+        self._cancel_requests(queue)
+        failed = [task for task in queue.queue if task.state is _QUEUED]
+        queue.queue.clear()
+        for task in failed:
+            task.state = _FINISHED
+        return failed
+
+    def wanted(self, lane: Lane) -> None:
+        """The node wants the lease back."""
+        lane.wanted = True
+        self._settle(lane)
+
+    def paused(self, lane: Lane, retiring: bool) -> None:
+        """The worker waits inside a task, or ends after this one."""
+        lane.paused = True
+        lane.retiring = lane.retiring or retiring
+        if lane.queue.queue:
+            lane.queue.room = True
+            self.dispatch(lane.queue)
+        self._settle(lane)
+
+    def resumed(self, lane: Lane) -> None:
+        """The worker takes tasks again."""
+        lane.paused = False
+        self.refill(lane, lane.idle_since)
+
+    def expire(self, now: float) -> float | None:
+        """Return leases that have been idle for long. Returns when to look again, if there is reason to."""
+        soonest: float | None = None
+        for queue in self.classes.values():
+            for lane in list(queue.lanes):
+                if lane.inflight:
+                    continue
+                due = lane.idle_since + self._idle_s
+                if due <= now:
+                    self._return(lane)
+                elif soonest is None or due < soonest:
+                    soonest = due
+        return soonest
+
+    def _settle(self, lane: Lane) -> None:
+        if (lane.wanted or lane.retiring) and not lane.inflight:
+            self._return(lane)
+
+    def _return(self, lane: Lane) -> None:
+        if lane.returned:
+            return
+        lane.returned = True
+        lane.queue.lanes.remove(lane)
+        lane.queue.room = True
+        self.outbox.append(ReturnLease(lane))
+        if lane.queue.queue:
+            self.dispatch(lane.queue)
+
+    # --- out -----------------------------------------------------------------------------------------------------
+
+    def finished(self, task: Task, took_us: int) -> None:
+        """A pushed task has replied. The caller refills the lane once it has gone through the batch."""
+        lane = task.lane
+        lane.inflight.pop(task.task_id, None)
+        lane.load_us = lane.load_us - task.cost_us if lane.inflight else 0.0
+        task.state = _FINISHED
+        task.lane = None
+        function = task.function
+        if function is not None:
+            average = function.average_us
+            function.average_us = took_us if average < 0 else average + (took_us - average) * 0.125
+
+    def refill(self, lane: Lane, now: float) -> None:
+        """A lane has room again, or is idle."""
+        queue = lane.queue
+        if queue.queue:
+            queue.room = True
+            self.dispatch(queue)
+        elif not queue.room:
+            queue.room = True
+            if queue.requests:
+                self._cancel_requests(queue)
+        if not lane.inflight:
+            lane.idle_since = now
+            self._settle(lane)
+
+    def retry(self, task: Task) -> None:
+        """Queue a task again, at the front; its state is whatever failed it."""
+        task.attempt += 1
+        task.lane = None
+        task.state = _QUEUED
+        task.queue.queue.appendleft(task)
+        task.queue.room = True
+        self.dispatch(task.queue)
+
+    def handed_back(self, lane: Lane, task_ids: list[bytes]) -> None:
+        """The worker will not run these; they go to the front of the queue in their order."""
+        queue = lane.queue
+        for task_id in reversed(task_ids):
+            task = lane.inflight.pop(task_id, None)
+            if task is None:
+                continue
+            lane.load_us -= task.cost_us
+            task.lane = None
+            task.state = _QUEUED
+            queue.queue.appendleft(task)
+        queue.room = True
+        self.dispatch(queue)
+        self._settle(lane)
+
+    def lost(self, lane: Lane) -> list[Task]:
+        """The worker is gone. Requeues what may be retried and returns the tasks that have failed."""
+        if lane.returned and not lane.inflight:
+            return []
+        if not lane.returned:
+            lane.returned = True
+            lane.queue.lanes.remove(lane)
+        failed: list[Task] = []
+        again: list[Task] = []
+        for number, task in enumerate(lane.inflight.values()):
+            task.lane = None
+            if task.cancelled:
+                task.state = _FINISHED
+                failed.append(task)
+                continue
+            if number == 0 or not task.retries:
+                if not task.retries:
+                    task.state = _FINISHED
+                    failed.append(task)
+                    continue
+                if task.retries > 0:
+                    task.retries -= 1
+                task.attempt += 1
+            task.suspect = True
+            task.state = _QUEUED
+            again.append(task)
+        lane.inflight.clear()
+        lane.load_us = 0.0
+        queue = lane.queue
+        queue.queue.extendleft(reversed(again))
+        queue.room = True
+        self.dispatch(queue)
+        return failed
+
+    def take(self, task: Task, shape: Shape) -> bool:
+        """Take a queued task of this shape out of its queue, to run it in place; False if it has begun elsewhere."""
+        if task.state is not _QUEUED or task.queue is None or task.queue.shape != shape:
+            return False
+        task.state = _HERE
+        return True
+
+    def cancel(self, task: Task) -> State:
+        """Cancel a task. Returns the state it was in: up to QUEUED it will not run; PUSHED ones must be told."""
+        state = task.state
+        if state is not _FINISHED:
+            task.cancelled = True
+            task.retries = 0
+            if state in {_WAITING, _QUEUED}:
+                task.state = _FINISHED
+        return state
+
+    # --- invariants ----------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise `InternalError` if the table contradicts itself."""
+        for shape, queue in self.classes.items():
+            if queue.shape != shape:
+                raise InternalError(f"the class of {shape} is filed under another shape")
+            for lane in queue.lanes:
+                if lane.returned:
+                    raise InternalError(f"a returned lane is still in use: {lane!r}")
+                for task in lane.inflight.values():
+                    if task.state is not _PUSHED or task.lane is not lane:
+                        raise InternalError(f"{task!r} is in flight on {lane!r} but does not know")
+                cost = sum(task.cost_us for task in lane.inflight.values())
+                if abs(cost - lane.load_us) > 1e-3 * max(cost, 1.0):
+                    raise InternalError(f"the load of {lane!r} is not the sum of its tasks ({cost})")
+            ready = [task for task in queue.queue if task.state is _QUEUED]
+            if len({task.task_id for task in ready}) != len(ready):
+                raise InternalError("a task is queued twice")
+            if ready and not queue.requests and not any(lane.inflight for lane in queue.lanes):
+                raise InternalError(f"{len(ready)} tasks are queued, but nothing will ever run them")

@@ -1,0 +1,313 @@
+"""One connection of the hot path: a non-blocking socket that carries batches of messages.
+
+Owns the socket, the handshake on it, and what waits to be sent. Guarantees that messages of one side arrive whole and
+in order, and that nothing is decoded for a peer that has not proved the token.
+
+Threads: only the reactor's current leader calls `on_ready`; everything else (`send`, `flush`, `close`) is called with
+the runtime's lock held. The handler takes that lock itself.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
+
+from shoal.errors import AuthenticationError, ProtocolError
+from shoal.wire.framing import HEADER_BYTES, FrameDecoder, cut_frame
+from shoal.wire.handshake import HANDSHAKE_BYTES, ClientHandshake, ServerHandshake, refusal
+
+if TYPE_CHECKING:
+    from shoal.wire.reactor import Reactor
+
+RECEIVE_BYTES: Final = 256 * 1024
+
+_EPOLLIN: Final = 0x001
+_EPOLLOUT: Final = 0x004
+
+_pack_into = struct.Struct("<I").pack_into
+_encode_into = msgspec.msgpack.Encoder().encode_into
+
+
+class Handler(Protocol):
+    """What a connection reports to. Both are called by the reactor's leader, without the lock."""
+
+    def on_messages(self, connection: Connection, messages: list[Any]) -> None:
+        """A batch has arrived."""
+
+    def on_closed(self, connection: Connection, error: Exception | None) -> None:
+        """The connection is gone; `error` tells why, unless the peer closed it between frames."""
+
+
+class Connection:
+    """A connection to one peer, from either end.
+
+    Attributes:
+        peer_address: Where the other side can be reached ("" while not known).
+        out: Messages for the next frame. Hot paths append to it and then call `touch`.
+        closed: No more messages will be sent or handed out.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_decode",
+        "_decoder",
+        "_greeting",
+        "_handshake",
+        "_on_readable",
+        "_reactor",
+        "_sock",
+        "_unsent",
+                "_watching_write",
+        "closed",
+        "dirty",
+        "fd",
+        "handler",
+        "lane",
+        "out",
+        "peer_address",
+    )
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        sock: socket.socket,
+        handshake: ClientHandshake | ServerHandshake,
+        handler: Handler,
+        messages: Any,
+        *,
+        max_frame_bytes: int,
+        peer_address: str = "",
+    ) -> None:
+        sock.setblocking(False)
+        self._reactor = reactor
+        self._sock = sock
+        self.fd = sock.fileno()
+        self._handshake: ClientHandshake | ServerHandshake | None = handshake
+        self.handler = handler
+        self.peer_address = peer_address
+        self.lane: Any = None
+        self.out: list[Any] = []
+        self.dirty = False
+        self.closed = False
+        self._buffer = bytearray(4096)
+        self._unsent = bytearray()
+        self._watching_write = False
+        self._decoder = FrameDecoder(max_frame_bytes)
+        self._greeting = bytearray()
+        self._decode: Callable[[Any], list[Any]] = messages.decode
+        self._on_readable: Callable[[bytes], None] = self._receive_handshake
+        reactor.register(self.fd, self.on_ready)
+        self._send_raw(handshake.outbox)
+
+    # --- sending (with the runtime's lock) -----------------------------------------------------------------------
+
+    def send(self, message: Any) -> None:
+        """Put a message into the next frame, which leaves at the next flush."""
+        self.out.append(message)
+        if not self.dirty:
+            self.dirty = True
+            self._reactor.dirty.append(self)
+
+    def touch(self) -> None:
+        """Tell the reactor that `out` has something to flush."""
+        if not self.dirty:
+            self.dirty = True
+            self._reactor.dirty.append(self)
+
+    def flush(self) -> None:
+        """Send what waits, as one frame. Never blocks: what the kernel does not take goes out when it can."""
+        if self._unsent or self.closed or self._handshake is not None:
+            return
+        out = self.out
+        if not out:
+            self.dirty = False
+            return
+        buffer = self._buffer
+        _encode_into(out, buffer, HEADER_BYTES)
+        size = len(buffer)
+        _pack_into(buffer, 0, size - HEADER_BYTES)
+        out.clear()
+        self.dirty = False
+        try:
+            sent = self._sock.send(buffer)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            # The peer is gone: the reactor reads the end of the stream and reports it, with what came before it.
+            return
+        if sent < size:
+            self._unsent += memoryview(buffer)[sent:]
+            self._watch_write(True)
+        if size > RECEIVE_BYTES:
+            self._buffer = bytearray(4096)
+
+    def _send_raw(self, frames: list[bytes]) -> None:
+        if not frames:
+            return
+        data = b"".join(frames)
+        frames.clear()
+        try:
+            sent = 0 if self._unsent else self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return
+        if sent < len(data):
+            self._unsent += data[sent:]
+            self._watch_write(True)
+
+    def _watch_write(self, on: bool) -> None:
+        if on != self._watching_write:
+            self._watching_write = on
+            self._reactor.modify(self.fd, _EPOLLIN | _EPOLLOUT if on else _EPOLLIN)
+
+    def _on_writable(self) -> None:
+        with self._reactor.lock:
+            if self._unsent and not self.closed:
+                try:
+                    sent = self._sock.send(self._unsent)
+                except BlockingIOError:
+                    return
+                except OSError:
+                    self._unsent.clear()
+                    self._watch_write(False)
+                    return
+                del self._unsent[:sent]
+            if not self._unsent:
+                self._watch_write(False)
+                self.flush()
+
+    # --- receiving (the leader, without the lock) ----------------------------------------------------------------
+
+    def on_ready(self, mask: int) -> None:
+        """The socket is readable or writable."""
+        if mask & _EPOLLOUT:
+            self._on_writable()
+            if not mask & ~_EPOLLOUT:
+                return
+        try:
+            data = self._sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(None if isinstance(error, ConnectionResetError) else error)
+            return
+        if not data:
+            broken = self._decoder.pending_bytes + len(self._greeting)
+            self._fail(
+                ProtocolError(f"the peer closed the connection in the middle of a frame ({broken} bytes of it came)")
+                if broken
+                else None
+            )
+            return
+        try:
+            self._on_readable(data)
+        except (ProtocolError, AuthenticationError, msgspec.DecodeError) as error:
+            self._fail(error)
+
+    def _receive(self, data: bytes) -> None:
+        for payload in self._decoder.feed(data):
+            try:
+                messages = self._decode(payload)
+            except msgspec.DecodeError as error:
+                reason = refusal(payload)
+                if reason is not None:
+                    raise AuthenticationError(f"refused: {reason}") from None
+                raise ProtocolError(f"a message does not fit its schema: {error}") from None
+            if self.closed:
+                return
+            self.handler.on_messages(self, messages)
+
+    def _receive_handshake(self, data: bytes) -> None:
+        handshake = self._handshake
+        assert handshake is not None
+        greeting = self._greeting
+        greeting += data
+        while (payload := cut_frame(greeting, HANDSHAKE_BYTES)) is not None:
+            try:
+                trusted = handshake.receive(payload)
+            finally:
+                with self._reactor.lock:
+                    self._send_raw(handshake.outbox)
+            if trusted:
+                break
+        else:
+            return
+        if isinstance(handshake, ServerHandshake):
+            self.peer_address = handshake.peer_address
+        self._on_readable = self._receive
+        with self._reactor.lock:
+            self._handshake = None
+            self.flush()
+        if greeting:
+            # The client may send data right behind its proof.
+            self._receive(bytes(greeting))
+            greeting.clear()
+
+    # --- ending --------------------------------------------------------------------------------------------------
+
+    def _fail(self, error: Exception | None) -> None:
+        with self._reactor.lock:
+            if self.closed:
+                return
+            self.close()
+        self.handler.on_closed(self, error)
+
+    def close(self) -> None:
+        """Close the socket. The handler is not told: closing is its own decision."""
+        if self.closed:
+            return
+        self.closed = True
+        self._reactor.unregister(self.fd)
+        self._sock.close()
+        self.out.clear()
+        self._unsent.clear()
+
+
+class Listener:
+    """Accepts connections on a Unix socket and hands each to `on_accept` (called by the leader, without the lock)."""
+
+    def __init__(
+        self, reactor: Reactor, path: str, on_accept: Callable[[socket.socket], None], backlog: int = 128
+    ) -> None:
+        self._reactor = reactor
+        self._on_accept = on_accept
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # Nobody but this user may even connect, from the first moment that the file exists: the folder is 0700,
+            # and fchmod before bind gives the file its mode.
+            self._sock.setblocking(False)
+            _bind_private(self._sock, path)
+            self._sock.listen(backlog)
+        except OSError:
+            self._sock.close()
+            raise
+        self.path = path
+        reactor.register(self._sock.fileno(), self._on_ready)
+
+    def _on_ready(self, _mask: int) -> None:
+        while True:
+            try:
+                sock, _ = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError:
+                # Out of descriptors, or the client has gone already: the next readiness tries again.
+                return
+            self._on_accept(sock)
+
+    def close(self) -> None:
+        """Stop listening and remove the socket's file."""
+        self._reactor.unregister(self._sock.fileno())
+        self._sock.close()
+
+
+def _bind_private(sock: socket.socket, path: str) -> None:
+    os.fchmod(sock.fileno(), 0o600)
+    sock.bind(path)
+    os.chmod(path, 0o600)

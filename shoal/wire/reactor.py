@@ -1,0 +1,358 @@
+"""The reactor of a driver or worker: who reads the sockets, and when.
+
+There is no thread whose only work is to read sockets and hand results to others: a hop between two threads costs more
+than a task. Instead whichever thread has nothing better to do *leads*: it polls, receives, and updates the runtime's
+state, until what it waits for has happened.
+
+- A thread that waits (`wait`) leads if nobody does; otherwise it follows: it sleeps until what it waits for is done or
+  leadership falls to it.
+- The *service thread* leads when nobody else has for a while (`watch_us`): user code is running, but peers must be
+  served and batches must leave. As soon as another thread wants to wait, the service thread steps down for it.
+
+So in a loop of `get(f.remote())`, in a worker that runs short tasks, and in nested calls, nothing ever hops; and in a
+program that computes for seconds, messages are served within milliseconds all the same.
+
+Guarantees: (1) at any time at most one thread polls; (2) if a thread waits, some thread polls; (3) whatever is in
+`dirty` is flushed within about `watch_us`, even if no thread ever waits.
+
+How (2) holds: a follower first puts itself into `_followers`, then tries once more to take the leadership; a leader first
+gives the leadership up, then looks into `_followers`. Whatever the interleaving, one of the two sees the other. The same
+argument covers the service thread's sleep: it sets `_dozing`, then looks whether leadership is free; a leader gives
+leadership up, then looks at `_dozing`.
+
+Threads: `handlers` are called by the leader only. `lock` is the runtime's lock and guards `dirty`, `_followers`, the timers.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import select
+import threading
+from _thread import allocate_lock, get_ident
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from _thread import LockType
+
+    from shoal.wire.connection import Connection
+
+_FOREVER: Final = -1.0
+_MAX_EVENTS: Final = 64
+
+
+class Waiter:
+    """Something a thread waits for. `done` is set (through `finish`, with the lock held) when it has happened."""
+
+    __slots__ = ("done", "gate")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.gate: LockType | None = None
+
+    def finish(self) -> None:
+        """It has happened; wake the thread if it sleeps. Called with the lock held, once or more often."""
+        self.done = True
+        gate = self.gate
+        if gate is not None and gate.locked():
+            gate.release()
+
+
+class Reactor:
+    """See the module's docstring."""
+
+    def __init__(self, lock: LockType, watch_us: int, name: str = "shoal-service") -> None:
+        self.lock = lock
+        self.handlers: dict[int, Callable[[int], None]] = {}
+        self.dirty: list[Connection] = []
+        self.after_poll: Callable[[], None] | None = None
+        """Called by the leader after each round, without the lock: callbacks of users, asyncio wake-ups."""
+        self.interrupted: Callable[[], None] | None = None
+        """Called by a waiting thread between two rounds; may raise (a deferred Ctrl-C)."""
+        self._epoll = select.epoll()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+        self.handlers[self._wake_fd] = self._on_wake
+        self._leadership = allocate_lock()
+        self._leader = 0
+        self._followers: dict[Waiter, None] = {}
+        self._turns = 0
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_numbers = itertools.count()
+        self._watch_s = watch_us / 1e6
+        self._bell = allocate_lock()
+        self._bell.acquire()
+        self._dozing = False
+        self._service_leads = False
+        self._service_wanted = False
+        self._closed = False
+        self._service_ident = 0
+        self._service = threading.Thread(target=self._serve, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the service thread."""
+        self._service.start()
+
+    # --- descriptors ---------------------------------------------------------------------------------------------
+
+    def register(self, fd: int, handler: Callable[[int], None]) -> None:
+        """Call `handler(mask)` whenever `fd` is readable."""
+        self.handlers[fd] = handler
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def modify(self, fd: int, mask: int) -> None:
+        """Watch `fd` for another set of events."""
+        self._epoll.modify(fd, mask)
+
+    def unregister(self, fd: int) -> None:
+        """Watch `fd` no more. Must precede its closing."""
+        if self.handlers.pop(fd, None) is not None and not self._epoll.closed:
+            self._epoll.unregister(fd)
+
+    def fileno(self) -> int:
+        """The epoll descriptor, which is readable when there is something to poll (for an asyncio loop)."""
+        return self._epoll.fileno()
+
+    # --- timers (with the lock) ----------------------------------------------------------------------------------
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        """Call `callback` (by the leader, without the lock) after a delay. There is no cancelling: callbacks look at the
+        state that they find."""
+        heapq.heappush(self._timers, (monotonic() + delay_s, next(self._timer_numbers), callback))
+        leader = self._leader
+        if leader and leader != get_ident():
+            self.wake()
+
+    def _run_timers(self) -> None:
+        now = monotonic()
+        due = []
+        with self.lock:
+            while self._timers and self._timers[0][0] <= now:
+                due.append(heapq.heappop(self._timers)[2])
+        for callback in due:
+            callback()
+
+    # --- polling (the leader) ------------------------------------------------------------------------------------
+
+    def _poll(self, timeout_s: float) -> None:
+        """One round: wait for events at most `timeout_s` (negative: for ever), handle them, flush."""
+        self._turns += 1
+        timers = self._timers
+        if timers:
+            until_due = max(timers[0][0] - monotonic(), 0.0)
+            if timeout_s < 0 or until_due < timeout_s:
+                timeout_s = until_due
+        handlers = self.handlers
+        for fd, mask in self._epoll.poll(timeout_s, _MAX_EVENTS):
+            handler = handlers.get(fd)
+            if handler is not None:
+                handler(mask)
+        if timers:
+            self._run_timers()
+        if self.dirty:
+            self.flush()
+        if self.after_poll is not None:
+            self.after_poll()
+
+    def flush(self) -> None:
+        """Send every pending batch. Any thread."""
+        with self.lock:
+            self.flush_locked()
+
+    def flush_locked(self) -> None:
+        """Send every pending batch; the caller holds the lock."""
+        dirty = self.dirty
+        while dirty:
+            dirty.pop().flush()
+
+    def pump(self) -> None:
+        """Poll once without waiting, if nobody leads: lets a thread that submits in a loop keep the work flowing."""
+        if self._leadership.acquire(False):
+            self._leader = get_ident()
+            try:
+                self._poll(0)
+            finally:
+                self._give_up_leadership()
+
+    # --- waiting -------------------------------------------------------------------------------------------------
+
+    def wait(self, waiter: Waiter, timeout_s: float | None = None) -> bool:
+        """Wait until `waiter.done`; False if the time is up first.
+
+        Whatever interrupts the waiting (Ctrl-C) leaves the reactor in order.
+        """
+        if waiter.done:
+            return True
+        deadline = None if timeout_s is None else monotonic() + timeout_s
+        if self._leader == get_ident():
+            # A callback of ours waits in turn: it goes on leading.
+            self._lead(waiter, deadline)
+            return waiter.done
+        while not waiter.done:
+            if self._leadership.acquire(False):
+                self._leader = get_ident()
+                try:
+                    self._lead(waiter, deadline)
+                finally:
+                    self._give_up_leadership()
+                return waiter.done
+            if not self._follow(waiter, deadline):
+                return waiter.done
+        return True
+
+    def _lead(self, waiter: Waiter, deadline: float | None) -> None:
+        poll = self._poll
+        while not waiter.done:
+            if deadline is None:
+                poll(_FOREVER)
+            else:
+                left_s = deadline - monotonic()
+                poll(max(left_s, 0.0))
+                if left_s <= 0:
+                    return
+            if self.interrupted is not None:
+                self.interrupted()
+
+    def _follow(self, waiter: Waiter, deadline: float | None) -> bool:
+        """Sleep until `waiter` is done or leadership is free; False if the time is up."""
+        with self.lock:
+            if waiter.done:
+                return True
+            gate = waiter.gate
+            if gate is None:
+                gate = waiter.gate = allocate_lock()
+            if not gate.locked():
+                gate.acquire()
+            self._followers[waiter] = None
+            if self._service_leads:
+                self.wake()
+        try:
+            if not self._leadership.locked():
+                return True
+            if deadline is None:
+                gate.acquire()
+            elif not gate.acquire(timeout=max(deadline - monotonic(), 0.0)):
+                return False
+            if self.interrupted is not None:
+                self.interrupted()
+            return True
+        finally:
+            with self.lock:
+                self._followers.pop(waiter, None)
+            # Whoever woke us may have meant to pass the leadership on; if we leave instead, pass it further.
+            if not self._leadership.locked():
+                self._pass_on()
+
+    def _give_up_leadership(self) -> None:
+        self._leader = 0
+        self._leadership.release()
+        if self._followers:
+            self._pass_on()
+        if self._dozing:
+            self._ring()
+
+    def _pass_on(self) -> None:
+        with self.lock:
+            for waiter in self._followers:
+                if not waiter.done:
+                    gate = waiter.gate
+                    if gate is not None and gate.locked():
+                        gate.release()
+                        return
+
+    # --- the service thread --------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Make the leader's current poll return."""
+        os.eventfd_write(self._wake_fd, 1)
+
+    def _on_wake(self, _mask: int) -> None:
+        try:
+            os.eventfd_read(self._wake_fd)
+        except BlockingIOError:
+            return
+
+    def _ring(self) -> None:
+        if self._bell.locked():
+            try:
+                self._bell.release()
+            except RuntimeError:
+                # Two threads rang at the same time: one ring is enough.
+                return
+
+    def nudge(self) -> None:
+        """Something waits in `dirty` or for the sockets, and the caller will not wait: see that it is served soon."""
+        if self._service_leads:
+            self.wake()
+        elif self._dozing:
+            self._ring()
+
+    def want_service(self) -> None:
+        """Somebody waits without a thread that leads (a future, an asyncio loop): the service thread takes over now."""
+        self._service_wanted = True
+        self._ring()
+
+    def _serve(self) -> None:
+        self._service_ident = get_ident()
+        quiet = 0
+        turns = -1
+        while not self._closed:
+            if self._leadership.locked():
+                # Somebody leads. If that goes on without a single turn, it waits for long: doze until it is over.
+                quiet = quiet + 1 if turns == self._turns else 0
+                turns = self._turns
+                if quiet >= 3:
+                    self._dozing = True
+                    if self._leadership.locked():
+                        self._bell.acquire()
+                    self._dozing = False
+                    quiet = 0
+                    turns = self._turns
+                    continue
+            elif turns == self._turns or self._service_wanted:
+                self._serve_until_unwanted()
+                turns = self._turns
+                continue
+            else:
+                turns = self._turns
+            if self.dirty:
+                self.flush()
+            self._bell.acquire(timeout=self._watch_s)
+
+    def _serve_until_unwanted(self) -> None:
+        if not self._leadership.acquire(False):
+            return
+        self._leader = get_ident()
+        self._service_wanted = False
+        try:
+            self._service_leads = True
+            if self.dirty:
+                self.flush()
+            while not self._closed and not self._followers:
+                self._poll(_FOREVER)
+        finally:
+            self._service_leads = False
+            self._give_up_leadership()
+
+    # --- ending --------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop the service thread and close the descriptors. No thread may wait any more."""
+        self._closed = True
+        self.wake()
+        self._ring()
+        if self._service.is_alive() and get_ident() != self._service_ident:
+            self._service.join()
+        self._epoll.close()
+        os.close(self._wake_fd)
+        self.handlers.clear()
+
+
+def decoder_of(union: Any) -> Any:
+    """A decoder for batches (lists) of the messages of one conversation."""
+    return msgspec.msgpack.Decoder(list[union])
