@@ -1,0 +1,66 @@
+"""Who is looking at what: byte-range locks on a creator's lock file, which the kernel drops when a process dies.
+
+A reader holds a shared lock on the range of every block that it has views of; the creator asks, before it uses a block
+again, whether anybody does. Rules:
+
+1. These are *open file description* locks (Linux 3.15): they belong to the descriptor's description, not to the process,
+   so that a reader and a creator in one process see each other, and closing some other descriptor of the file drops
+   nothing. A process that forks shares its descriptions with the child: the child must close them (see
+   `shoal.store.forking`), and while it lives they outlive the parent.
+2. One lock file for each creator, instead of locks on the segments themselves, so that a reader needs one descriptor for
+   each creator that it holds objects of, not one for each object.
+3. The kernel keeps the locks of a file in a list. Neighbours of the same holder are joined, so it stays short as long as
+   objects are held and dropped in about the order in which they were made.
+
+Where there are no such locks (`SUPPORTED` is false), every block counts as held for ever: memory is never used again
+under a reader's eyes, but freed segments can only be unlinked, not kept warm.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from pathlib import Path
+from typing import Final
+
+# struct flock: type, whence, start, length, pid. The pid must be 0.
+_FLOCK: Final = struct.Struct("hhqqi4x")
+_pack: Final = _FLOCK.pack
+_control: Final = fcntl.fcntl
+
+_SET: Final = getattr(fcntl, "F_OFD_SETLK", 0)
+_GET: Final = getattr(fcntl, "F_OFD_GETLK", 0)
+_READ: Final = fcntl.F_RDLCK
+_WRITE: Final = fcntl.F_WRLCK
+_NONE: Final = fcntl.F_UNLCK
+_NONE_BYTES: Final = struct.pack("h", _NONE)
+
+SUPPORTED: Final = bool(_SET)
+
+
+def open_lock_file(path: Path | str, *, create: bool) -> int:
+    """A descriptor of a lock file; the caller closes it."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL if create else os.O_RDONLY
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def share(fd: int, start: int, length: int) -> None:
+    """Hold a range as a reader."""
+    if SUPPORTED:
+        _control(fd, _SET, _pack(_READ, os.SEEK_SET, start, length, 0))
+
+
+def release(fd: int, start: int, length: int) -> None:
+    """Stop holding a range."""
+    if SUPPORTED:
+        _control(fd, _SET, _pack(_NONE, os.SEEK_SET, start, length, 0))
+
+
+def is_held(fd: int, start: int, length: int) -> bool:
+    """Whether anybody else holds any byte of a range."""
+    if not SUPPORTED:
+        return True
+    # The kernel answers with the first lock that would stand in the way, or with F_UNLCK.
+    answer: bytes = _control(fd, _GET, _pack(_WRITE, os.SEEK_SET, start, length, 0))
+    return answer[:2] != _NONE_BYTES

@@ -1,0 +1,133 @@
+"""One file of shared memory, as its creator sees it, and the blocks in it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any, Final
+from weakref import ReferenceType
+
+from shoal.errors import ObjectStoreFullError
+from shoal.store.layout import SEGMENT_SHIFT, segment_name
+from shoal.store.mapping import Mapping
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM})
+
+
+class Record:
+    """A block that holds an object, from `create` until it can be used again.
+
+    `exporter` tells whether this process itself still has views of it.
+    """
+
+    __slots__ = ("exporter", "length", "offset", "segment", "size")
+
+    def __init__(self, segment: Segment, offset: int, length: int, size: int) -> None:
+        self.segment = segment
+        self.offset = offset
+        self.length = length
+        self.size = size
+        self.exporter: ReferenceType[Any] | None = None
+
+    @property
+    def is_viewed(self) -> bool:
+        """Whether this process has views of the block."""
+        return self.exporter is not None and self.exporter() is not None
+
+
+class Segment:
+    """A file, its mapping, and what the arena knows of it.
+
+    Attributes:
+        blocks: The live objects in it, by offset.
+        busy: Live and quarantined blocks, and changes under way: it may be removed when this is 0.
+        backed_bytes: Bytes of it that have pages. All of a large segment's, those that were needed of a slab's.
+        freed_at: Number of the event that made it idle; smaller is longer ago.
+    """
+
+    __slots__ = (
+        "backed_bytes",
+        "base",
+        "blocks",
+        "busy",
+        "freed_at",
+        "length",
+        "mapping",
+        "name",
+        "number",
+        "path",
+        "slab",
+    )
+
+    def __init__(
+        self, directory: Path, creator: str, number: int, length: int, *, slab: bool
+    ) -> None:
+        """Make the file: a slab without any pages, a large segment with all of them.
+
+        Raises:
+            ObjectStoreFullError: the file system has no room.
+        """
+        self.name = segment_name(creator, number, slab=slab)
+        self.number = number
+        self.path = directory / self.name
+        self.length = length
+        self.slab = slab
+        self.base = number << SEGMENT_SHIFT
+        self.blocks: dict[int, Record] = {}
+        self.busy = 0
+        self.freed_at = 0
+        fd = os.open(
+            self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
+        try:
+            if slab:
+                os.ftruncate(fd, length)
+                self.backed_bytes = 0
+            else:
+                _allocate(fd, 0, length, self.path)
+                self.backed_bytes = length
+            self.mapping = Mapping(fd, length, writable=True)
+        except BaseException:
+            self.path.unlink()
+            raise
+        finally:
+            os.close(fd)
+
+    def back(self, offset: int, length: int) -> None:
+        """Reserve pages for a range of a slab.
+
+        A slab keeps no descriptor: it grows a few times in its life, and opening the file again is cheap.
+
+        Raises:
+            ObjectStoreFullError: the file system has no room.
+        """
+        fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            _allocate(fd, offset, length, self.path)
+        finally:
+            os.close(fd)
+
+    def destroy(self, *, discard: bool) -> None:
+        """Remove the file. Views that live stay valid.
+
+        Args:
+            discard: Nobody has views: take the pages away even from processes that keep the file mapped for later.
+        """
+        if discard:
+            self.mapping.discard(0, self.length)
+        self.path.unlink(missing_ok=True)
+
+
+def _allocate(fd: int, offset: int, length: int, path: Path) -> None:
+    # Reserved pages are what makes a write safe: a file in memory that cannot grow kills its writer with SIGBUS.
+    try:
+        os.posix_fallocate(fd, offset, length)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise ObjectStoreFullError(
+            f"no room for {length:,} more bytes of shared memory in {path.parent}: {error.strerror}. Drop objects "
+            "that are no longer needed, give the object store less memory than the file system has, or make "
+            "the file system larger (in a container: --shm-size)."
+        ) from error
