@@ -1,6 +1,6 @@
 """What every test runs in: a session root of its own run, fixed hypothesis seeds, clusters, and the leak check.
 
-The leak check surrounds each test in the folders that start processes. A module that uses `shared_cluster` is checked once,
+The leak check surrounds each test but those of the pure layers, which start no processes. A module that uses `shared_cluster` is checked once,
 at its end, since its workers rightly come and go between its tests. shoal is imported only when a fixture needs it,
 so that the tests of the pure layers run without the rest.
 """
@@ -22,7 +22,9 @@ from hypothesis import settings
 from tests.leaks import PROBES, SETTLE_S, Snapshot, report, take_snapshot, wait_until_clean
 
 TESTS: Final = Path(__file__).parent
-PROCESS_TESTS: Final = tuple(TESTS / name for name in ("api", "process", "stress"))
+PURE_TESTS: Final = tuple(
+    TESTS / name for name in ("core", "layers", "serial", "sim", "store", "wire")
+)
 
 SESSION_ROOT: Final = pytest.StashKey[Path]()
 OUTER_ROOT: Final = pytest.StashKey[str | None]()
@@ -92,8 +94,8 @@ def stress_seconds(pytestconfig: pytest.Config) -> float:
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest, session_root: Path) -> Iterator[None]:
     """Fail a test that leaves anything behind, five seconds after it and `shoal.shutdown()`."""
-    starts_processes = any(request.path.is_relative_to(folder) for folder in PROCESS_TESTS)
-    if not starts_processes or request.config.stash.get(SHARED_CLUSTER_RUNS, False):
+    pure = any(request.path.is_relative_to(folder) for folder in PURE_TESTS)
+    if pure or request.config.stash.get(SHARED_CLUSTER_RUNS, False):
         yield
         return
     before = take_snapshot(session_root)

@@ -191,11 +191,15 @@ def _shared_memory(session_root: Path) -> Things:
 
 
 def _used_by_another_run(path: Path, session_root: Path) -> bool:
-    """Whether a process that does not belong to this run names `path` or has something in it open or mapped."""
-    marker, root = os.fsencode(path), os.fsencode(session_root)
+    """Whether a process that does not belong to this run names the session of `path`, or has something in it open or
+    mapped."""
+    session = os.fsencode(path.name.removeprefix(f"shoal-{os.getuid()}-"))
+    root = os.fsencode(session_root)
     family = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
     return any(
-        _carries(pid, marker) or marker in _read(f"/proc/{pid}/maps") or _has_open(pid, str(path))
+        _carries(pid, session)
+        or os.fsencode(path) in _read(f"/proc/{pid}/maps")
+        or _has_open(pid, str(path))
         for pid in psutil.pids()
         if pid not in family and not _carries(pid, root)
     )
