@@ -45,12 +45,11 @@ import msgspec
 from shoal.errors import InternalError, ObjectFreedError
 from shoal.messages.values import Location
 from shoal.store import forking, locks
-from shoal.store.extents import Extents
+from shoal.store.idle import Range, SlabSpace, WarmPool
 from shoal.store.layout import (
     ALIGNMENT,
     MAX_SLAB_BYTES,
     PAGE,
-    SEGMENT_SHIFT,
     check_creator,
     lock_file,
     lock_range,
@@ -62,15 +61,6 @@ from shoal.store.segment import Record, Segment
 
 DEFAULT_LARGE_BYTES: Final = 1 << 20
 DEFAULT_SLAB_BYTES: Final = 32 << 20
-
-_OFFSET_MASK: Final = (1 << SEGMENT_SHIFT) - 1
-_MIN_GROWTH: Final = 256 << 10
-_MAX_GROWTH: Final = 4 << 20
-_MIN_HOLE: Final = 64 << 10
-"""Free ranges of slabs shorter than this are not worth a system call to give their pages back."""
-
-_WARM_CLASSES: Final = 5
-"""How many sizes of warm segments may serve a request: the fifth is about a quarter larger than asked."""
 
 _PROBES: Final = 2
 """Quarantined blocks looked at again by each `create`."""
@@ -114,7 +104,7 @@ class ArenaStats(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Victims(NamedTuple):
     segments: list[Segment]
-    ranges: list[tuple[Segment, int, int]]
+    holes: list[Range]
 
 
 class Arena:
@@ -159,12 +149,9 @@ class Arena:
         self._live_blocks = 0
 
         self._segments: dict[str, Segment] = {}
-        self._slabs: dict[int, Segment] = {}
-        # Free space of all slabs: with pages, and without.
-        self._free = Extents()
-        self._hollow = Extents()
-        # Idle large segments by capacity; the latest freed is at the end.
-        self._warm: dict[int, list[Segment]] = {}
+        self._slabs = SlabSpace()
+        self._warm = WarmPool()
+        self._can_make_holes = True
         self._quarantine: deque[Record] = deque()
         self._lock_fd = locks.open_lock_file(directory / lock_file(creator), create=True)
         forking.watch(self)
@@ -187,14 +174,12 @@ class Arena:
             with self._lock:
                 if self._quarantine:
                     self._settle(_PROBES)
-                address = self._free.take(length)
-                if address is None and self._quarantine:
+                place = self._slabs.take(length)
+                if place is None and self._quarantine:
                     self._settle(_MANY_PROBES)
-                    address = self._free.take(length)
-                if address is not None:
-                    slab = self._slabs[address >> SEGMENT_SHIFT]
-                    slab.busy += 1
-                    return self._open_block(slab, address & _OFFSET_MASK, length, size)
+                    place = self._slabs.take(length)
+                if place is not None:
+                    return self._open_block(*place, length, size)
             self._grow(length)
 
     def view(self, location: Location) -> memoryview:
@@ -212,12 +197,14 @@ class Arena:
         return view_of(exporter, record.size).toreadonly()
 
     def free(self, location: Location) -> None:
-        """The object is dead: nobody will begin to view it any more.
+        """The object is dead: nobody will begin to view it any more. In a closed arena all are; then this does nothing.
 
         Raises:
             ObjectFreedError: it is not alive; it was freed before, or is not of this arena.
         """
         with self._lock:
+            if self._closed_because:
+                return
             record = self._find(location)
             del record.segment.blocks[record.offset]
             self._live_bytes -= record.size
@@ -241,11 +228,11 @@ class Arena:
         """
         with self._lock:
             self._settle(len(self._quarantine))
-            idle = self._quota - self._backed + self._idle_bytes()
-            wanted = idle - keep_bytes
+            idle_slabs = sum(slab.backed_bytes for slab in self._slabs.idle())
+            wanted = self._quota - self._backed + self._warm.bytes + idle_slabs - keep_bytes
             given = self._give_unused(wanted)
             victims = self._choose_victims(wanted - given, holes=False)
-        return given + self._sacrifice(victims)
+        return given + self._remove(victims, discard=True, shrink_quota=True)
 
     def reclaim(self, wanted_bytes: int) -> int:
         """Others need room: give back `wanted_bytes` if that can be done, and at times more; the quota shrinks by the result.
@@ -257,7 +244,7 @@ class Arena:
             self._settle(len(self._quarantine))
             given = self._give_unused(wanted_bytes)
             victims = self._choose_victims(wanted_bytes - given, holes=True)
-        given += self._sacrifice(victims)
+        given += self._remove(victims, discard=True, shrink_quota=True)
         if given < wanted_bytes:
             with self._lock:
                 abandoned = self._abandon(wanted_bytes - given)
@@ -272,7 +259,7 @@ class Arena:
                 backed_bytes=self._backed,
                 live_bytes=self._live_bytes,
                 live_blocks=self._live_blocks,
-                warm_bytes=self._warm_bytes() + self._free.free_bytes,
+                warm_bytes=self._warm.bytes + self._slabs.free_bytes,
                 quarantined_bytes=sum(record.length for record in self._quarantine),
                 quarantined_blocks=len(self._quarantine),
                 segments=len(self._segments),
@@ -291,10 +278,14 @@ class Arena:
             if self._closed_because:
                 return
             self._closed_because = "it was closed"
-            segments = list(self._segments.values())
             if unlink:
-                for segment in segments:
-                    segment.destroy(discard=not self._is_viewed(segment))
+                records = itertools.chain(
+                    self._quarantine, *(s.blocks.values() for s in self._segments.values())
+                )
+                viewed = {record.segment.name for record in records if record.is_viewed}
+                for segment in self._segments.values():
+                    held = segment.name in viewed or self._is_locked(segment)
+                    segment.destroy(discard=not held)
                 (self._directory / lock_file(self._creator)).unlink(missing_ok=True)
             self._forget_all()
 
@@ -310,20 +301,15 @@ class Arena:
     def _forget_all(self) -> None:
         os.close(self._lock_fd)
         self._segments = {}
-        self._slabs = {}
-        self._free = Extents()
-        self._hollow = Extents()
-        self._warm = {}
+        self._slabs = SlabSpace()
+        self._warm = WarmPool()
         self._quarantine = deque()
 
     def _check_open(self) -> None:
         if self._closed_because:
             raise InternalError(f"arena {self._creator!r} is closed: {self._closed_because}")
 
-    def _is_viewed(self, segment: Segment) -> bool:
-        records = itertools.chain(segment.blocks.values(), self._quarantine)
-        if any(record.segment is segment and record.is_viewed for record in records):
-            return True
+    def _is_locked(self, segment: Segment) -> bool:
         start, length = lock_range(segment.number, 0, segment.length, slab=segment.slab)
         return locks.is_held(self._lock_fd, start, length)
 
@@ -357,11 +343,11 @@ class Arena:
 
     def _recycle(self, record: Record) -> None:
         segment = record.segment
-        segment.busy -= 1
         if segment.slab:
-            self._free.give(segment.base + record.offset, record.length)
+            self._slabs.give(segment, record.offset, record.length)
         else:
-            self._warm.setdefault(segment.length, []).append(segment)
+            segment.busy = 0
+            self._warm.push(segment)
         if not segment.busy:
             segment.freed_at = next(self._ticks)
 
@@ -383,11 +369,12 @@ class Arena:
             self._check_open()
             if self._quarantine:
                 self._settle(_PROBES)
-            segment = self._take_warm(capacity)
+            segment = self._warm.take(capacity)
             if segment is None and self._quarantine:
                 self._settle(_MANY_PROBES)
-                segment = self._take_warm(capacity)
+                segment = self._warm.take(capacity)
             if segment is not None:
+                segment.busy = 1
                 return self._open_block(segment, 0, segment.length, size)
             number = next(self._numbers)
         self._charge(capacity)
@@ -401,18 +388,6 @@ class Arena:
             self._adopt(segment)
             return self._open_block(segment, 0, capacity, size)
 
-    def _take_warm(self, capacity: int) -> Segment | None:
-        for _ in range(_WARM_CLASSES):
-            stack = self._warm.get(capacity)
-            if stack is not None:
-                segment = stack.pop()
-                if not stack:
-                    del self._warm[capacity]
-                segment.busy = 1
-                return segment
-            capacity = segment_capacity(capacity + 1)
-        return None
-
     def _adopt(self, segment: Segment) -> None:
         if self._closed_because:
             segment.destroy(discard=True)
@@ -424,50 +399,37 @@ class Arena:
     def _grow(self, length: int) -> None:
         """Reserve pages for at least `length` more bytes in some slab."""
         with self._lock:
-            self._check_open()
-            needed = round_up(length, PAGE)
-            # A process with one middle-sized object must not hold megabytes; one with many must not ask for each.
-            in_slabs = sum(slab.backed_bytes for slab in self._slabs.values())
-            chunk = max(needed, min(max(in_slabs, _MIN_GROWTH), _MAX_GROWTH))
-            if self._backed + chunk > self._quota:
-                chunk = needed
+            chunk = self._slabs.growth(length, self._quota - self._backed)
         self._charge(chunk)
         try:
-            slab, address = self._take_hollow(chunk)
+            slab, offset = self._take_hollow(chunk)
         except BaseException:
             self._refund(chunk)
             raise
         try:
-            slab.back(address & _OFFSET_MASK, chunk)
+            slab.back(offset, chunk)
         except BaseException:
             with self._lock:
+                self._slabs.give_hollow(slab, offset, chunk)
                 self._backed -= chunk
-                self._hollow.give(address, chunk)
-                slab.busy -= 1
             raise
         with self._lock:
             self._check_open()
-            slab.backed_bytes += chunk
-            slab.busy -= 1
-            if not slab.busy:
-                slab.freed_at = next(self._ticks)
-            self._free.give(address, chunk)
+            self._slabs.filled(slab, offset, chunk)
+            slab.freed_at = next(self._ticks)
 
     def _take_hollow(self, chunk: int) -> tuple[Segment, int]:
         while True:
             with self._lock:
                 self._check_open()
-                address = self._hollow.take(chunk)
-                if address is not None:
-                    slab = self._slabs[address >> SEGMENT_SHIFT]
-                    slab.busy += 1
-                    return slab, address
+                place = self._slabs.take_hollow(chunk)
+                if place is not None:
+                    return place
                 number = next(self._numbers)
             slab = Segment(self._directory, self._creator, number, self._slab_bytes, slab=True)
             with self._lock:
                 self._adopt(slab)
-                self._slabs[number] = slab
-                self._hollow.give(slab.base, slab.length)
+                self._slabs.add(slab)
 
     # --- accounts ---------------------------------------------------------------------------------------------
 
@@ -482,7 +444,7 @@ class Arena:
                     return
                 self._settle(len(self._quarantine))
                 victims = self._choose_victims(short, holes=True)
-            if not victims.segments and not victims.ranges:
+            if not victims.segments and not victims.holes:
                 raise QuotaExhausted(short)
             self._remove(victims, discard=True, shrink_quota=False)
 
@@ -495,60 +457,24 @@ class Arena:
         self._quota -= given
         return given
 
-    def _warm_bytes(self) -> int:
-        return sum(capacity * len(stack) for capacity, stack in self._warm.items())
-
-    def _idle_bytes(self) -> int:
-        idle_slabs = sum(slab.backed_bytes for slab in self._slabs.values() if not slab.busy)
-        return self._warm_bytes() + idle_slabs
-
     def _choose_victims(self, wanted: int, *, holes: bool) -> _Victims:
         """Take idle memory of about `wanted` bytes out of the books: segments longest idle first, then, if `holes`,
         the free ranges of slabs in use."""
         victims = _Victims([], [])
         if wanted <= 0:
             return victims
-        idle = [segment for stack in self._warm.values() for segment in stack]
-        idle += [slab for slab in self._slabs.values() if not slab.busy]
+        idle = self._warm.segments() + self._slabs.idle()
         idle.sort(key=lambda segment: segment.freed_at)
         for segment in idle:
             if wanted <= 0:
                 return victims
-            if segment.slab:
-                self._forget_slab(segment)
-            else:
-                stack = self._warm[segment.length]
-                stack.remove(segment)
-                if not stack:
-                    del self._warm[segment.length]
+            (self._slabs if segment.slab else self._warm).remove(segment)
             del self._segments[segment.name]
             victims.segments.append(segment)
             wanted -= segment.backed_bytes
-        if holes and wanted > 0:
-            for whole, size in self._free.ranges():
-                start = round_up(whole, PAGE)
-                length = (whole + size) // PAGE * PAGE - start
-                if length < _MIN_HOLE:
-                    continue
-                self._free.remove(whole, start, length)
-                slab = self._slabs[whole >> SEGMENT_SHIFT]
-                slab.busy += 1
-                victims.ranges.append((slab, start, length))
-                wanted -= length
-                if wanted <= 0:
-                    break
+        if holes and self._can_make_holes:
+            victims.holes.extend(self._slabs.take_holes(wanted))
         return victims
-
-    def _forget_slab(self, slab: Segment) -> None:
-        """Take a slab without blocks out of the free space."""
-        address = slab.base
-        while address < slab.base + slab.length:
-            for extents in (self._free, self._hollow):
-                size = extents.size_at(address)
-                if size:
-                    extents.remove(address, address, size)
-                    address += size
-        del self._slabs[slab.number]
 
     def _abandon(self, wanted: int) -> list[Segment]:
         """Take segments that hold nothing but dead, viewed objects out of the books."""
@@ -567,20 +493,8 @@ class Arena:
         for segment in abandoned.values():
             del self._segments[segment.name]
             if segment.slab:
-                self._drop_slab_space(segment)
+                self._slabs.remove(segment)
         return list(abandoned.values())
-
-    def _drop_slab_space(self, slab: Segment) -> None:
-        """The same for a slab with quarantined blocks between its free ranges."""
-        end = slab.base + slab.length
-        for extents in (self._free, self._hollow):
-            for address, size in extents.ranges():
-                if slab.base <= address < end:
-                    extents.remove(address, address, size)
-        del self._slabs[slab.number]
-
-    def _sacrifice(self, victims: _Victims) -> int:
-        return self._remove(victims, discard=True, shrink_quota=True)
 
     def _remove(self, victims: _Victims, *, discard: bool, shrink_quota: bool) -> int:
         """Remove the files and pages of victims, outside the lock, and then from the accounts."""
@@ -588,15 +502,16 @@ class Arena:
         for segment in victims.segments:
             segment.destroy(discard=discard)
             removed += segment.backed_bytes
-        for slab, start, length in victims.ranges:
-            slab.mapping.discard(start & _OFFSET_MASK, length)
-            removed += length
+        emptied = [slab.mapping.discard(offset, length) for slab, offset, length in victims.holes]
         with self._lock:
+            for hole, done in zip(victims.holes, emptied, strict=True):
+                if done:
+                    self._slabs.emptied(*hole)
+                    removed += hole[2]
+                else:
+                    self._can_make_holes = False
+                    self._slabs.give(*hole)
             self._backed -= removed
-            for slab, start, length in victims.ranges:
-                slab.backed_bytes -= length
-                slab.busy -= 1
-                self._hollow.give(start, length)
             if shrink_quota:
                 # Another thread may have used the room already; what it took is not ours to return.
                 removed = self._give_unused(removed)

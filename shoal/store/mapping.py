@@ -40,6 +40,7 @@ _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 _MADV_REMOVE: Final = getattr(mmap, "MADV_REMOVE", 9)
+_NO_HOLES: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 
 class Mapping:
@@ -74,11 +75,17 @@ class Mapping:
         if self.address:
             self._munmap(self.address, self.length)
 
-    def discard(self, offset: int, length: int) -> None:
-        """Give the pages of a range back to the system, for every process that maps them; they read as zeros."""
-        if _madvise(self.address + offset, length, _MADV_REMOVE):
-            code = ctypes.get_errno()
-            raise OSError(code, f"madvise(MADV_REMOVE): {os.strerror(code)}")
+    def discard(self, offset: int, length: int) -> bool:
+        """Give the pages of a range back to the system, for every process that maps them; they read as zeros.
+
+        False if the file system cannot make holes. (Those in memory can, and most on disks.)
+        """
+        if _madvise(self.address + offset, length, _MADV_REMOVE) == 0:
+            return True
+        code = ctypes.get_errno()
+        if code in _NO_HOLES:
+            return False
+        raise OSError(code, f"madvise(MADV_REMOVE): {os.strerror(code)}")
 
 
 def _exporter_type(bits: int) -> Any:

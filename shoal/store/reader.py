@@ -45,6 +45,10 @@ _CHECKED_PER_ATTACH: Final = 4
 """Idle mappings checked for being of removed files each time that a file is mapped."""
 
 
+_lingering: Final[set[Reader]] = set()
+"""Closed readers with views that live: their locks must be dropped when the views die, so something must know them."""
+
+
 class ReaderStats(msgspec.Struct, frozen=True, kw_only=True):
     """A snapshot of what a reader holds."""
 
@@ -108,7 +112,8 @@ class Reader:
         idle_mappings: int = DEFAULT_IDLE_MAPPINGS,
         idle_bytes: int = DEFAULT_IDLE_BYTES,
     ) -> None:
-        self._directory: Final = directory
+        # A string: joining paths costs more than the system calls that they are for.
+        self._directory: Final = str(directory)
         self._max_idle: Final = idle_mappings
         self._max_idle_bytes: Final = idle_bytes
         self._lock = threading.Lock()
@@ -172,6 +177,10 @@ class Reader:
         """Give no more views. Those that live stay valid and locked until they die."""
         self._closed = True
         self._drop_idle(lambda _: True)
+        with self._lock:
+            if self._attached:
+                _lingering.add(self)
+        self._drain()
 
     def after_fork_in_child(self) -> None:
         """The child begins with nothing. Views that it inherited stay mapped, but only the parent's lock guards them."""
@@ -185,6 +194,7 @@ class Reader:
         self._attached = {}
         self._idle = {}
         self._idle_bytes = 0
+        _lingering.discard(self)
 
     # --- under the lock ---------------------------------------------------------------------------------------
 
@@ -255,7 +265,7 @@ class Reader:
             if not self._exists(attached):
                 self._detach(attached, trash)
         try:
-            fd = os.open(self._directory / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(f"{self._directory}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             raise self._gone(name) from None
         try:
@@ -271,7 +281,7 @@ class Reader:
             for idle in [key for key, creator in self._creators.items() if not creator.viewed]:
                 os.close(self._creators.pop(idle).fd)
         try:
-            fd = locks.open_lock_file(self._directory / lock_file(name), create=False)
+            fd = locks.open_lock_file(f"{self._directory}/{lock_file(name)}", create=False)
         except FileNotFoundError:
             raise self._gone(lock_file(name)) from None
         creator = self._creators[name] = _Creator(fd)
@@ -284,7 +294,7 @@ class Reader:
         )
 
     def _exists(self, attached: _Attached) -> bool:
-        return os.access(self._directory / attached.name, os.F_OK)
+        return os.access(f"{self._directory}/{attached.name}", os.F_OK)
 
     # --- without it -------------------------------------------------------------------------------------------
 
@@ -299,6 +309,8 @@ class Reader:
             try:
                 while self._dead:
                     self._let_go(self._dead.popleft(), trash)
+                if self._closed and not self._attached:
+                    _lingering.discard(self)
             finally:
                 self._lock.release()
 

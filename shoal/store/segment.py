@@ -115,6 +115,7 @@ class Segment:
             discard: Nobody has views: take the pages away even from processes that keep the file mapped for later.
         """
         if discard:
+            # Where the file system cannot, the pages go when the last of those processes lets go.
             self.mapping.discard(0, self.length)
         self.path.unlink(missing_ok=True)
 
