@@ -7,12 +7,14 @@ or 1 when a row could not be measured, with ``--strict`` also when one missed it
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import sys
 import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -30,7 +32,7 @@ from bench.schedule import turns
 RESULTS = Path(__file__).with_name("results")
 DEFAULT_ROUNDS = 3
 _FILE_WIDTH = 170
-_PROFILE_PLAN = Plan(warmup_s=1.0, duration_s=8.0)
+_PROFILE_PLAN = Plan(warmup_s=1.0, duration_s=6.0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +70,7 @@ def _bench(rows: tuple[Row, ...], options: argparse.Namespace, console: Console)
             _interpreters(rows, peers, options.ray_python, console),
             QUICK if options.quick else Plan(),
             Path(folder),
+            init=options.init,
         )
         _run_sessions(rows, peers, rounds, launcher, board, console)
         for row in rows:
@@ -75,7 +78,7 @@ def _bench(rows: tuple[Row, ...], options: argparse.Namespace, console: Console)
                 _weigh(row, peers, Path(folder), board, launcher.facts, console)
     finished = report.Report(facts, launcher.plan, rounds, launcher.facts, board.results())
     report.show(finished, console)
-    complete = set(rows) == set(ROWS) and set(peers) == set(PEERS)
+    complete = rows == ROWS and set(peers) == set(PEERS) and not options.init
     written = report.write(finished, RESULTS, "latest" if complete else "partial")
     console.print("written: " + ", ".join(str(path.relative_to(REPOSITORY)) for path in written))
     verdicts = {result.verdict for result in finished.results}
@@ -168,7 +171,9 @@ def _profile(rows: tuple[Row, ...], options: argparse.Namespace, console: Consol
         output = folder / f"{row.name}.{peer}.speedscope.json"
         output.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-            launcher = Launcher(interpreters, _PROFILE_PLAN, Path(scratch), flame.command(output))
+            launcher = Launcher(
+                interpreters, _PROFILE_PLAN, Path(scratch), flame.command(output), options.init
+            )
             with console.status(f"{peer}: {row.name} under py-spy"):
                 outcomes = list(launcher.run(peer, [row]))
         for outcome in outcomes:
@@ -187,10 +192,12 @@ def _profile(rows: tuple[Row, ...], options: argparse.Namespace, console: Consol
 def _show_profile(output: Path, console: Console) -> None:
     for thread in flame.busiest(output):
         table = Table(title=f"{thread.name}: {thread.seconds:.1f} s", title_justify="left")
-        table.add_column("own time", justify="right")
+        table.add_column("own", justify="right")
+        table.add_column("total", justify="right")
         table.add_column("function")
-        for place, seconds in thread.functions:
-            table.add_row(f"{seconds / max(thread.seconds, 1e-9):.0%}", place)
+        for place in thread.functions:
+            own, total = thread.own[place], thread.total[place]
+            table.add_row(f"{own / thread.seconds:.0%}", f"{total / thread.seconds:.0%}", place)
         console.print(table)
     console.print(f"written: {output.relative_to(REPOSITORY)} (open it in speedscope)")
 
@@ -231,6 +238,13 @@ def _list(console: Console) -> None:
     console.print(table)
 
 
+def _json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, not {text}")
+    return value
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--list", action="store_true", help="show all rows and end")
@@ -251,6 +265,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--strict", action="store_true", help="a missed target is a failure")
     parser.add_argument(
         "--profile", action="store_true", help="run the rows on shoal under py-spy instead"
+    )
+    parser.add_argument(
+        "--init",
+        type=_json_object,
+        default={},
+        metavar="JSON",
+        help="more options of `init` for both peers, such as '{\"object_store_memory\": 1000000000}'",
     )
     parser.add_argument(
         "--ray-python",

@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,15 +25,24 @@ class NoProfilerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """One sampled thread: seconds of its own in each function."""
+    """One sampled thread: the functions it spent most time in, with that time in seconds.
+
+    ``own`` is a function by itself, ``total`` with all that it called.
+    """
 
     name: str
     seconds: float
-    functions: tuple[tuple[str, float], ...]
+    functions: tuple[str, ...]
+    own: Mapping[str, float]
+    total: Mapping[str, float]
 
 
-def command(output: Path, rate_hz: int = 200) -> list[str]:
-    """What to put before a command line to have it and all its children sampled."""
+def command(output: Path, rate_hz: int = 100) -> list[str]:
+    """What to put before a command line to have it and all its children sampled.
+
+    Without stopping them: a stopped process keeps its peers waiting, and the profile would show
+    the waiting.  The price is a garbled stack now and then.
+    """
     beside = Path(sys.executable).with_name("py-spy")
     found = str(beside) if beside.exists() else shutil.which("py-spy")
     if found is None:
@@ -41,7 +50,7 @@ def command(output: Path, rate_hz: int = 200) -> list[str]:
             "py-spy is not installed in this environment; it is part of shoal's dev extra: "
             "`pip install py-spy`"
         )
-    options = ["--subprocesses", "--format", "speedscope", "--rate", str(rate_hz)]
+    options = ["--subprocesses", "--nonblocking", "--format", "speedscope", "--rate", str(rate_hz)]
     return [found, "record", *options, "--output", str(output), "--"]
 
 
@@ -52,15 +61,18 @@ def busiest(profile: Path) -> Sequence[Thread]:
     threads: list[Thread] = []
     for thread in recorded["profiles"]:
         own: Counter[str] = Counter()
+        total: Counter[str] = Counter()
         for stack, weight in zip(thread["samples"], thread["weights"], strict=True):
-            if stack:
-                own[_place(frames[stack[-1]])] += weight
-        seconds = float(sum(own.values()))
-        threads.append(Thread(thread["name"], seconds, tuple(own.most_common(FUNCTIONS_SHOWN))))
+            places = [_place(frames[index]) for index in stack]
+            own[places[-1]] += weight
+            for place in set(places):  # once, however deep a function recurses
+                total[place] += weight
+        functions = tuple(place for place, _ in own.most_common(FUNCTIONS_SHOWN))
+        threads.append(Thread(thread["name"], float(sum(own.values())), functions, own, total))
     threads.sort(key=lambda thread: thread.seconds, reverse=True)
     return threads[:THREADS_SHOWN]
 
 
 def _place(frame: dict[str, object]) -> str:
     file = "/".join(Path(str(frame.get("file", "?"))).parts[-2:])
-    return f"{frame['name']} ({file}:{frame.get('line', '?')})"
+    return f"{frame['name']} ({file})"

@@ -10,6 +10,7 @@ it had been given time to end is named.
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -68,13 +69,17 @@ class _RowError(Exception):
 
 @dataclass(slots=True)
 class Launcher:
-    """Starts workers with the given interpreters; ``prefix`` is put before the command line
-    (a profiler)."""
+    """Starts workers with the given interpreters.
+
+    ``prefix`` is put before the command line (a profiler); ``init`` are options of ``init`` that
+    both peers are given on top of their own.
+    """
 
     interpreters: Mapping[str, Path]
     plan: Plan
     scratch: Path
     prefix: Sequence[str] = ()
+    init: Mapping[str, Any] = field(default_factory=dict)
     facts: dict[str, PeerFacts] = field(default_factory=dict)
 
     def run(self, peer: str, rows: Sequence[Row]) -> Iterator[Outcome]:
@@ -123,6 +128,7 @@ class Launcher:
             *("--peer", peer),
             *("--rows", ",".join(row.name for row in rows)),
             *("--plan", self.plan.to_json()),
+            *("--init", json.dumps(self.init)),
             *("--link", str(link_fd)),
         ]
         return subprocess.Popen(

@@ -15,7 +15,7 @@ it (killing them) is never timed.  Leaves to others: statistics over samples (``
 from __future__ import annotations
 
 import json
-import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,9 +38,9 @@ Census = Callable[[], Mapping[str, Any]]
 class Plan:
     """How long to sample.  Raising any of these costs time and narrows the spread."""
 
-    warmup_s: float = 1.5
+    warmup_s: float = 1.0
     sample_s: float = 0.25
-    duration_s: float = 2.5
+    duration_s: float = 2.0
     min_samples: int = 3
     settle_s: float = 3.0
     """How long a session is left alone before it counts as idle."""
@@ -69,12 +69,18 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
+    """``patience`` stretches the plan for rows that take long to become steady."""
+
     open: Opened
     beside: Mapping[str, Opened] = field(default_factory=dict)
+    patience: float = 1.0
 
     def sample(self, session: Any, plan: Plan) -> Samples:
-        values = _rates(self.open, session, plan)
-        beside = {name: max(_rates(other, session, plan)) for name, other in self.beside.items()}
+        values = _rates(self.open, session, plan, self.patience)
+        beside = {
+            name: statistics.median(_rates(other, session, plan, self.patience))
+            for name, other in self.beside.items()
+        }
         return Samples(values, beside)
 
 
@@ -85,7 +91,7 @@ class Duration:
 
     def sample(self, session: Any, plan: Plan) -> Samples:
         with _entered(self.open, session) as action:
-            return Samples([_timed(action)[1] for _ in range(self.repeats)])
+            return Samples([_seconds(action) for _ in range(self.repeats)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,32 +107,30 @@ class Fresh:
 Kind = Rate | Duration | Reading | Fresh
 
 
-def _rates(opened: Opened, session: Any, plan: Plan) -> list[float]:
+def _rates(opened: Opened, session: Any, plan: Plan, patience: float) -> list[float]:
+    """Samples of at least ``sample_s`` each, all batches counted: a slow one cannot hide."""
     with _entered(opened, session) as batch:
-        batch_s = _warm(batch, plan.warmup_s)
-        batches = max(1, math.ceil(plan.sample_s / batch_s))
+        _rate(batch, plan.warmup_s * patience)
         values: list[float] = []
-        end = time.perf_counter() + plan.duration_s
+        end = time.perf_counter() + plan.duration_s * patience
         while len(values) < plan.min_samples or time.perf_counter() < end:
-            start = time.perf_counter()
-            units = sum(batch() for _ in range(batches))
-            values.append(units / (time.perf_counter() - start))
+            values.append(_rate(batch, plan.sample_s * patience))
         return values
 
 
-def _warm(batch: Batch, warmup_s: float) -> float:
-    """Run batches for a while; return the seconds that the last one took."""
-    end = time.perf_counter() + warmup_s
-    while True:
-        _, seconds = _timed(batch)
-        if time.perf_counter() >= end:
-            return max(seconds, 1e-6)
+def _rate(batch: Batch, at_least_s: float) -> float:
+    """Repeat the batch for a time; return the units it did per second."""
+    units, seconds, start = 0.0, 0.0, time.perf_counter()
+    while not units or seconds < at_least_s:
+        units += batch()
+        seconds = time.perf_counter() - start
+    return units / seconds
 
 
-def _timed(batch: Batch) -> tuple[float, float]:
+def _seconds(action: Batch) -> float:
     start = time.perf_counter()
-    units = batch()
-    return units, time.perf_counter() - start
+    action()
+    return time.perf_counter() - start
 
 
 @contextmanager

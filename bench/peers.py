@@ -13,7 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -48,23 +48,26 @@ class Peer:
     def load(self) -> Core:
         return cast(Core, importlib.import_module(self.module))
 
+    def with_init(self, options: Mapping[str, Any]) -> Peer:
+        return replace(self, init_options={**self.init_options, **options})
+
     def open(self) -> Any:
         """Start a session and return what workloads of this peer take as their argument."""
-        if self is POOL:
+        if self.name == POOL.name:
             return multiprocessing.Pool(CPUS)
         core = self.load()
         core.init(**self.init_options)
         return core
 
     def close(self, opened: Any) -> None:
-        if self is POOL:
+        if self.name == POOL.name:
             opened.close()
             opened.join()
         else:
             opened.shutdown()
 
     def version(self) -> str:
-        if self is POOL:
+        if self.name == POOL.name:
             return f"Python {platform.python_version()}"
         return str(getattr(importlib.import_module(self.module), "__version__", "unknown"))
 

@@ -200,7 +200,7 @@ ROWS: tuple[Row, ...] = (
         "puts/s",
         _MORE,
         _ray(5),
-        Rate(objects.put_1mb),
+        Rate(objects.put_1mb, patience=2),
         "objects",
     ),
     Row(
@@ -209,7 +209,7 @@ ROWS: tuple[Row, ...] = (
         "GB/s",
         _MORE,
         _ray(2),
-        Rate(objects.put_100mb),
+        Rate(objects.put_100mb, patience=4),
         "objects",
     ),
     Row(
@@ -218,7 +218,7 @@ ROWS: tuple[Row, ...] = (
         "GB/s",
         _MORE,
         _ray(1.3),
-        Rate(objects.return_10mb),
+        Rate(objects.return_10mb, patience=4),
         "objects",
     ),
     Row(

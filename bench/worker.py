@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import json
 import platform
 import signal
 import socket
@@ -28,7 +29,7 @@ from bench.rows import BY_NAME, Row
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    peer = PEERS[options.peer]
+    peer = PEERS[options.peer].with_init(json.loads(options.init))
     rows = [BY_NAME[name] for name in options.rows.split(",")]
     plan = Plan.from_json(options.plan) if options.plan else Plan()
     link = PrintedLink() if options.link is None else Link(socket.socket(fileno=options.link))
@@ -111,6 +112,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--peer", required=True, choices=sorted(PEERS))
     parser.add_argument("--rows", required=True, help="names, separated by commas")
     parser.add_argument("--plan", help="sampling times as JSON; the defaults of measure.Plan")
+    parser.add_argument("--init", default="{}", help="more options of `init`, as JSON")
     parser.add_argument("--link", type=int, help="descriptor of the socket to the launcher")
     return parser.parse_args(argv)
 

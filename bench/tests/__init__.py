@@ -1,0 +1,1 @@
+"""Tests of the benchmark itself: quick, and with neither shoal nor Ray."""
