@@ -18,6 +18,7 @@ from shoal.store.layout import check_creator, lock_file, parse_segment
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - ours in it is 0700 and checked
 _SESSION: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,127}")
 _CGROUPS: Final = Path("/sys/fs/cgroup")
+_OWN_GROUPS: Final = Path("/proc/self/cgroup")
 
 
 def shm_directory(session_name: str, root: Path | None = None) -> Path:
@@ -86,7 +87,7 @@ def memory_limit_bytes() -> int:
 def _control_group_limits() -> list[int]:
     """The limits of this process's group and of all groups around it, in either version of control groups."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = _OWN_GROUPS.read_text().splitlines()
     except OSError:
         return []
     limits: list[int] = []

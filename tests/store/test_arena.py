@@ -249,7 +249,7 @@ def test_a_full_file_system_is_an_error_by_name_and_costs_no_quota(
 
     monkeypatch.setattr(segment_module.os, "posix_fallocate", full)
     for size in (1000, 5 * MB):
-        with pytest.raises(ObjectStoreFullError, match="no room for .* more bytes"):
+        with pytest.raises(ObjectStoreFullError, match=r"no room for .* more bytes"):
             arena.create(size)
     assert arena.stats().backed_bytes == 0 == bytes_in_files(directory)
     monkeypatch.undo()

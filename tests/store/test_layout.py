@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,8 +40,10 @@ def test_names_of_segments_can_be_read_back(creator: str, number: int, slab: boo
         "abc-1ss",
         "abc-1\n",
         "abc.locks",
-    ]
-    + ["abc-9999999999999", "a" * 65 + "-1", "abc-١"],
+        "abc-9999999999999",
+        "a" * 65 + "-1",
+        "abc-١",
+    ],
 )
 def test_what_is_no_segment_does_not_become_a_path(name: str) -> None:
     assert parse_segment(name) is None
@@ -69,7 +73,7 @@ def test_locks_of_different_blocks_are_disjoint_and_those_of_neighbours_touch() 
         lock_range(2, 192, 64, slab=True),
         lock_range(2, 256, MAX_SLAB_BYTES - 256, slab=True),
     ]
-    for (start, length), (following, _) in zip(ranges, ranges[1:], strict=False):
+    for (start, length), (following, _) in itertools.pairwise(ranges):
         assert length > 0  # 0 would mean: to the end of all files
         assert start + length == following
     assert sum(ranges[-1]) < 3 << (SEGMENT_SHIFT - 6)

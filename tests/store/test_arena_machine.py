@@ -1,0 +1,127 @@
+"""Random lives of blocks against a model that only remembers what it was given.
+
+The rules of the model: live blocks are disjoint and keep their content; what anybody views keeps its content, freed or
+not; files never have more bytes than were granted and not given back.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
+
+from shoal.store import Arena, Location, QuotaExhausted, Reader, remove_session, shm_directory
+from tests.store.conftest import bytes_in_files
+
+KB = 1 << 10
+# Small limits, so that a short run meets every boundary.
+LARGE, SLAB, MOST = 32 * KB, 256 * KB, 4096 * KB
+
+
+class ArenaMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = shm_directory(f"test-{secrets.token_hex(4)}")
+        self.arena = Arena(self.directory, "m", large_bytes=LARGE, slab_bytes=SLAB)
+        self.reader = Reader(self.directory, idle_mappings=4)
+        self.granted = 0
+        self.seeds = 0
+        self.live: dict[Location, bytes] = {}
+
+    blocks = Bundle("blocks")
+    views = Bundle("views")
+
+    @initialize(quota=st.sampled_from([0, 64 * KB, 512 * KB]))
+    def begin(self, quota: int) -> None:
+        self.arena.grant(quota)
+        self.granted = quota
+
+    @rule(
+        target=blocks,
+        size=st.one_of(
+            st.integers(0, 2 * KB),
+            st.integers(LARGE // 2, LARGE * 2),
+            st.sampled_from([100 * KB, 128 * KB, 130 * KB, 300 * KB]),
+        ),
+        ask=st.booleans(),
+    )
+    def create(self, size: int, ask: bool) -> Any:
+        try:
+            block = self.arena.create(size)
+        except QuotaExhausted as error:
+            if not ask or self.granted > MOST:
+                return multiple()
+            self.arena.grant(error.needed_bytes)
+            self.granted += error.needed_bytes
+            block = self.arena.create(size)
+        self.seeds += 1
+        content = random.Random(self.seeds).randbytes(size)
+        block.buffer[:] = content
+        assert block.location.size == size
+        assert block.location not in self.live
+        self.live[block.location] = content
+        return block.location
+
+    @rule(target=views, location=blocks, own=st.booleans())
+    def look(self, location: Location, own: bool) -> tuple[memoryview, bytes]:
+        return (self.arena if own else self.reader).view(location), self.live[location]
+
+    @rule(pair=consumes(views))
+    def stop_looking(self, pair: tuple[memoryview, bytes]) -> None:
+        view, content = pair
+        assert view == content
+        view.release()
+
+    @rule(location=consumes(blocks))
+    def free(self, location: Location) -> None:
+        self.arena.free(location)
+        del self.live[location]
+
+    @rule(keep=st.sampled_from([0, 64 * KB, 512 * KB]))
+    def release_idle(self, keep: int) -> None:
+        self.granted -= self.arena.release_idle(keep)
+
+    @rule(wanted=st.sampled_from([4 * KB, 100 * KB, MOST]))
+    def reclaim(self, wanted: int) -> None:
+        self.granted -= self.arena.reclaim(wanted)
+
+    @invariant()
+    def accounts_agree(self) -> None:
+        stats = self.arena.stats()
+        assert bytes_in_files(self.directory) == stats.backed_bytes <= stats.quota_bytes
+        assert stats.quota_bytes == self.granted
+        assert stats.live_blocks == len(self.live)
+        assert stats.live_bytes == sum(map(len, self.live.values()))
+        assert stats.live_bytes + stats.warm_bytes + stats.quarantined_bytes <= stats.backed_bytes
+        self.arena._slabs.check()
+
+    @invariant()
+    def live_blocks_are_disjoint_and_whole(self) -> None:
+        ends: dict[str, int] = {}
+        for location in sorted(self.live, key=lambda at: (at.segment, at.offset)):
+            assert location.offset >= ends.get(location.segment, 0)
+            ends[location.segment] = location.offset + max(1, location.size)
+        for location, content in self.live.items():
+            assert self.arena.view(location) == content
+
+    def teardown(self) -> None:
+        self.arena.close(unlink=True)
+        assert list(self.directory.iterdir()) == []
+        self.reader.close()
+        remove_session(self.directory)
+
+
+class TestArenaMachine(ArenaMachine.TestCase):  # type: ignore[misc,valid-type]
+    settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
