@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -37,6 +38,8 @@ _PROFILE_PLAN = Plan(warmup_s=1.0, duration_s=6.0)
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
+    # Whoever ends the run by SIGTERM (a time limit) gets the same cleaning up as by Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Into a file or a pipe, the table is as wide as it is; on a terminal it folds.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
     if options.list:
