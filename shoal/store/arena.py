@@ -158,15 +158,20 @@ class Arena:
 
     # --- objects ----------------------------------------------------------------------------------------------
 
-    def create(self, size: int) -> Block:
+    def create(self, size: int, *, recycle: bool = True) -> Block:
         """Memory for an object of `size` bytes, with the content of whatever was there before.
+
+        Args:
+            size: How many bytes.
+            recycle: When the quota is short, remove idle memory of other sizes. That costs time, again and again if
+                objects of those sizes are made in turn; without it the caller is told, and may get more quota.
 
         Raises:
             QuotaExhausted: new pages are needed, and the quota does not cover them.
             ObjectStoreFullError: the quota does, but the file system has no room.
         """
         if size >= self._large_bytes:
-            return self._create_large(size)
+            return self._create_large(size, recycle)
         if size < 0:
             raise ValueError(f"an object cannot have {size} bytes")
         length = (size + ALIGNMENT - 1) & -ALIGNMENT or ALIGNMENT
@@ -180,7 +185,7 @@ class Arena:
                     place = self._slabs.take(length)
                 if place is not None:
                     return self._open_block(*place, length, size)
-            self._grow(length)
+            self._grow(length, recycle)
 
     def view(self, location: Location) -> memoryview:
         """A read-only view of an object that this arena made.
@@ -271,21 +276,27 @@ class Arena:
         """Make no more objects. Views that live, here and elsewhere, stay valid. Calling it again does nothing.
 
         Args:
-            unlink: Remove the files, so that nobody can begin to view any object of this arena. Otherwise they stay
-                until `sweep`.
+            unlink: Remove all files, so that nobody can begin to view any object of this arena. Otherwise those with
+                live objects stay until `sweep`, without the memory in them that no object uses.
         """
         with self._lock:
             if self._closed_because:
                 return
             self._closed_because = "it was closed"
-            if unlink:
-                records = itertools.chain(
-                    self._quarantine, *(s.blocks.values() for s in self._segments.values())
-                )
-                viewed = {record.segment.name for record in records if record.is_viewed}
-                for segment in self._segments.values():
-                    held = segment.name in viewed or self._is_locked(segment)
-                    segment.destroy(discard=not held)
+            self._settle(len(self._quarantine))
+            waiting = {record.segment.name for record in self._quarantine}
+            stay = False
+            for segment in self._segments.values():
+                if unlink or not segment.blocks:
+                    # Where there are live objects some process may have the segment mapped and view them yet.
+                    nobody = not segment.blocks and segment.name not in waiting
+                    segment.destroy(discard=nobody)
+                else:
+                    stay = True
+            if stay:
+                for slab, offset, length in self._slabs.take_holes(self._quota):
+                    slab.mapping.discard(offset, length)
+            else:
                 (self._directory / lock_file(self._creator)).unlink(missing_ok=True)
             self._forget_all()
 
@@ -308,10 +319,6 @@ class Arena:
     def _check_open(self) -> None:
         if self._closed_because:
             raise InternalError(f"arena {self._creator!r} is closed: {self._closed_because}")
-
-    def _is_locked(self, segment: Segment) -> bool:
-        start, length = lock_range(segment.number, 0, segment.length, slab=segment.slab)
-        return locks.is_held(self._lock_fd, start, length)
 
     # --- blocks (under the lock) ------------------------------------------------------------------------------
 
@@ -363,7 +370,7 @@ class Arena:
 
     # --- large objects ----------------------------------------------------------------------------------------
 
-    def _create_large(self, size: int) -> Block:
+    def _create_large(self, size: int, recycle: bool) -> Block:
         capacity = segment_capacity(size)
         with self._lock:
             self._check_open()
@@ -377,7 +384,7 @@ class Arena:
                 segment.busy = 1
                 return self._open_block(segment, 0, segment.length, size)
             number = next(self._numbers)
-        self._charge(capacity)
+        self._charge(capacity, recycle)
         try:
             segment = Segment(self._directory, self._creator, number, capacity, slab=False)
         except BaseException:
@@ -396,11 +403,11 @@ class Arena:
 
     # --- slabs ------------------------------------------------------------------------------------------------
 
-    def _grow(self, length: int) -> None:
+    def _grow(self, length: int, recycle: bool) -> None:
         """Reserve pages for at least `length` more bytes in some slab."""
         with self._lock:
             chunk = self._slabs.growth(length, self._quota - self._backed)
-        self._charge(chunk)
+        self._charge(chunk, recycle)
         try:
             slab, offset = self._take_hollow(chunk)
         except BaseException:
@@ -433,8 +440,8 @@ class Arena:
 
     # --- accounts ---------------------------------------------------------------------------------------------
 
-    def _charge(self, wanted: int) -> None:
-        """Take `wanted` bytes of quota, from what is idle if need be."""
+    def _charge(self, wanted: int, recycle: bool) -> None:
+        """Take `wanted` bytes of quota, from what is idle if need be and allowed."""
         while True:
             with self._lock:
                 self._check_open()
@@ -442,6 +449,8 @@ class Arena:
                 if short <= 0:
                     self._backed += wanted
                     return
+                if not recycle:
+                    raise QuotaExhausted(short)
                 self._settle(len(self._quarantine))
                 victims = self._choose_victims(short, holes=True)
             if not victims.segments and not victims.holes:

@@ -272,6 +272,26 @@ def test_a_file_system_without_holes_only_costs_tightness(
     arena.close(unlink=True)
 
 
+def test_sizes_made_in_turn_can_keep_their_memory_if_the_caller_gets_more_quota(
+    directory: Path,
+) -> None:
+    arena = Arena(directory, "q", quota_bytes=0)
+    asked = 0
+    for _ in range(10):
+        for size in (10 * MB, 7 * MB, 200_000, 3 * MB):
+            try:
+                block = arena.create(size, recycle=False)
+            except QuotaExhausted as exhausted:
+                asked += 1
+                arena.grant(exhausted.needed_bytes)
+                block = arena.create(size, recycle=False)
+            arena.free(block.location)
+            del block
+    assert asked == 4
+    assert len(list(directory.iterdir())) == 5
+    arena.close(unlink=True)
+
+
 # --- bounds ---------------------------------------------------------------------------------------------------------
 
 
@@ -329,6 +349,42 @@ def test_views_outlive_the_arena_and_the_files(directory: Path) -> None:
     with pytest.raises(ObjectFreedError):
         Reader(directory).view(locations[0])
     reader.close()
+
+
+def test_a_closed_arena_that_leaves_its_files_leaves_live_objects_only(
+    directory: Path, reader: Reader
+) -> None:
+    arena = Arena(directory, "q", quota_bytes=64 * MB)
+    contents = [os.urandom(size) for size in (500_000, 2 * MB)]
+    dead = [put(arena, bytes(size)) for size in (700_000, 4 * MB, 5 * MB)]
+    live = [put(arena, content) for content in contents]
+    viewed = reader.view(dead[2])
+    for location in dead:
+        arena.free(location)
+    arena.close(unlink=False)
+    assert bytes_in_files(directory) <= 500_000 + 2 * MB + 3 * 4096
+    assert [reader.view(location) for location in live] == contents
+    assert not any(viewed)
+
+
+@pytest.mark.parametrize("unlink", [True, False])
+def test_an_arena_without_live_objects_leaves_nothing(directory: Path, unlink: bool) -> None:
+    arena = Arena(directory, "q", quota_bytes=64 * MB)
+    for size in (100, 3 * MB):
+        arena.free(put(arena, bytes(size)))
+    arena.close(unlink=unlink)
+    assert list(directory.iterdir()) == []
+
+
+def test_closing_takes_no_memory_from_under_live_objects(directory: Path, reader: Reader) -> None:
+    # A reader that has the segment mapped already may begin to view a live object after its maker has ended.
+    arena = Arena(directory, "q", quota_bytes=64 * MB)
+    contents = [os.urandom(size) for size in (5000, 2 * MB)]
+    locations = [put(arena, content) for content in contents]
+    for location in locations:
+        reader.view(location)
+    arena.close(unlink=True)
+    assert [reader.view(location) for location in locations] == contents
 
 
 def test_a_closed_arena_makes_nothing_and_has_nothing_to_free(directory: Path) -> None:
