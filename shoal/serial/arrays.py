@@ -9,7 +9,7 @@ Arrays arrive **read-only at any size**. Large ones are views of shared memory a
 not, a program that changes its argument in place would work in the test and fail with real data.
 
 numpy is not needed and never imported to send; the reducers join the hooks when the process has it. What is not plain
-(subclasses, structured and object dtypes, foreign byte order, dtypes with metadata) is left to numpy's own reducers.
+(subclasses, structured and object dtypes, dtypes with metadata) is left to numpy's own reducers.
 """
 
 from __future__ import annotations
@@ -64,7 +64,6 @@ def _reduce_array(array: Any) -> Reduced:
         code = known[1]
     elif (
         dtype.kind in _PLAIN_KINDS
-        and dtype.isnative
         and dtype.metadata is None
         and dtype.itemsize  # 'S0' has no bytes to view
     ):
