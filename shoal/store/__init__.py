@@ -5,7 +5,7 @@
 
 No sockets and no threads here: who needs which object, and who has how much quota, travels in messages of the runtime.
 Reading guide: `layout` (files and numbers), `mapping` (how the end of a view is noticed), `locks` (who looks at what),
-`extents` (the pure allocator), `segment`, `arena`, `reader`.
+`extents` (the pure allocator), `segment`, `idle` (memory that no object uses), `arena`, `reader`, `forking`, `copying`, `session`.
 """
 
 from shoal.messages.values import Location
