@@ -9,7 +9,7 @@ Rules
    owner, somebody who is registered (or the owner itself) keeps a hold on its behalf:
 
    - the arguments of a task are held by its caller until the reply; before it replies, the executor registers
-     itself for every reference that it still holds (`unregistered`);
+     itself for every borrowed reference that it still holds and is not registered for (`unregistered`);
    - references inside a result are registered *for the caller* by the executor before it replies;
    - references inside a fetched value are registered at once, and the containing object is held until the owners have
      acknowledged that.
@@ -125,16 +125,28 @@ Effect = FreeValue | GiveUp | RegisterBorrower | EndActor
 class ObjectTable:
     """See the module's docstring."""
 
-    __slots__ = ("_acknowledgements", "_next_token", "address", "by_borrower", "entries", "outbox")
+    __slots__ = (
+        "_acknowledgements",
+        "_asked",
+        "_next_token",
+        "address",
+        "by_borrower",
+        "entries",
+        "outbox",
+        "unregistered",
+    )
 
     def __init__(self, address: str = "") -> None:
         self.address = address
         self.entries: dict[bytes, Entry] = {}
         self.outbox: list[Effect] = []
         self.by_borrower: dict[str, dict[Entry, None]] = {}
+        # Borrowed entries that their owners do not know of: somebody else's hold covers them for now.
+        self.unregistered: dict[Entry, None] = {}
         self._next_token = 0
         # What each awaited acknowledgement releases: an entry that is held, or a countdown shared by several.
         self._acknowledgements: dict[int, Entry | Countdown] = {}
+        self._asked: dict[int, str] = {}
 
     # --- entries -------------------------------------------------------------------------------------------------
 
@@ -152,6 +164,8 @@ class ObjectTable:
                 # Ours, but gone: whoever sent it kept no hold (a reference pickled out of band).
                 owner = ""
             entry = self.entries[object_id] = Entry(object_id, owner)
+            if owner:
+                self.unregistered[entry] = None
         return entry
 
     def drop_locals(self, dropped: Iterable[Entry]) -> None:
@@ -159,7 +173,7 @@ class ObjectTable:
         for entry in dropped:
             entry.local -= 1
             if not entry.local and not entry.holds:
-                self._consider(entry)
+                self.consider(entry)
 
     def hold(self, entry: Entry) -> None:
         """Something other than a handle counts on the entry."""
@@ -169,9 +183,9 @@ class ObjectTable:
         """It does not any more."""
         entry.holds -= 1
         if not entry.holds and not entry.local:
-            self._consider(entry)
+            self.consider(entry)
 
-    def _consider(self, entry: Entry) -> None:
+    def consider(self, entry: Entry) -> None:
         """Free the entry if nothing counts on it, and what that releases in turn."""
         todo = [entry]
         while todo:
@@ -182,6 +196,7 @@ class ObjectTable:
             self.entries.pop(entry.object_id, None)
             entry.task = None
             if entry.owner:
+                self.unregistered.pop(entry, None)
                 if entry.registrations:
                     self.outbox.append(GiveUp(entry.owner, entry.object_id, entry.registrations))
                     entry.registrations = 0
@@ -201,11 +216,12 @@ class ObjectTable:
 
     # --- values --------------------------------------------------------------------------------------------------
 
-    def complete(self, entry: Entry, value: Any, refs: list[Ref], registered: bool) -> list[Any] | None:
+    def complete(self, entry: Entry, value: Any, refs: list[Ref], registered: bool | None) -> list[Any] | None:
         """The value of an entry is known. Returns who waits for it.
 
         `refs` are the references inside. With `registered`, their owners have this process registered for each of
-        them already (a task's result); otherwise (a fetched value) that is asked for now.
+        them already (a task's result); without (a fetched value) that is asked for now; None leaves the references as they
+        are (a value made in this process).
         """
         if refs:
             self.contain(entry, [self.borrow(ref) for ref in refs], registered)
@@ -222,14 +238,15 @@ class ObjectTable:
         waiters, entry.waiters = entry.waiters, None
         return waiters
 
-    def contain(self, outer: Entry, inners: list[Entry], registered: bool = True) -> None:
+    def contain(self, outer: Entry, inners: list[Entry], registered: bool | None = True) -> None:
         """`outer` holds the entries of the references inside its value."""
         for inner in inners:
             inner.holds += 1
             if inner.owner:
                 if registered:
                     inner.registrations += 1
-                elif not inner.registrations:
+                    self.unregistered.pop(inner, None)
+                elif registered is False and not inner.registrations:
                     outer.holds += 1
                     self._register(inner, self.address, outer)
         if outer.contains is None:
@@ -242,22 +259,23 @@ class ObjectTable:
     def _register(self, entry: Entry, borrower: str, release: Entry | Countdown) -> None:
         token = self._next_token = self._next_token + 1
         self._acknowledgements[token] = release
+        self._asked[token] = entry.owner
         if borrower == self.address:
             entry.registrations += 1
+            self.unregistered.pop(entry, None)
         self.outbox.append(RegisterBorrower(entry.owner, entry.object_id, borrower, token))
 
-    def register_before(self, kept: Iterable[Entry], lent: Iterable[Entry], borrower: str) -> Countdown | None:
+    def register_before(self, lent: Iterable[Entry], borrower: str) -> Countdown | None:
         """What must be acknowledged before a task's reply may leave.
 
-        `kept` are entries that came with the task's arguments; those still alive and not registered are registered for
-        this process. `lent` are entries of references inside the result: they are registered for `borrower`, the
+        Borrowed entries that are still alive here, though only the caller's hold covers them, are registered for this
+        process. `lent` are the entries of references inside the result: they are registered for `borrower`, the
         caller. Returns None if there is nothing to wait for.
         """
         countdown = Countdown()
-        for entry in kept:
-            if entry.owner and not entry.registrations and not entry.dropped and (entry.local or entry.holds):
-                countdown.missing += 1
-                self._register(entry, self.address, countdown)
+        for entry in list(self.unregistered):
+            countdown.missing += 1
+            self._register(entry, self.address, countdown)
         for entry in lent:
             if not entry.owner:
                 self.register(entry.object_id, borrower)
@@ -275,6 +293,7 @@ class ObjectTable:
     def acknowledge(self, token: int) -> Countdown | None:
         """An owner has answered a registration. Returns the countdown that this brought to zero, if any."""
         waiting = self._acknowledgements.pop(token, None)
+        self._asked.pop(token, None)
         if waiting is None:
             return None
         if isinstance(waiting, Entry):
@@ -289,14 +308,15 @@ class ObjectTable:
         for entry in held:
             self.unhold(entry)
 
-    def abandon(self, owner: str, tokens: Iterable[int]) -> list[Countdown]:
-        """The owner died: its acknowledgements will never come. Returns the countdowns that this ends."""
-        ended = []
-        for token in tokens:
+    def owner_died(self, owner: str) -> tuple[list[Entry], list[Countdown]]:
+        """A process died. Returns the entries borrowed from it, and the countdowns that need not wait any more."""
+        entries = [entry for entry in self.entries.values() if entry.owner == owner]
+        ended: list[Countdown] = []
+        for token in [token for token, asked in self._asked.items() if asked == owner]:
             countdown = self.acknowledge(token)
             if countdown is not None:
                 ended.append(countdown)
-        return ended
+        return entries, ended
 
     # --- borrowing, as the owner ---------------------------------------------------------------------------------
 
@@ -321,7 +341,7 @@ class ObjectTable:
             borrowers = entry.borrowers = {}
         self._count(entry, borrower, borrowers.get(borrower, 0) - count)
         if not entry.borrowers and not entry.holds and not entry.local:
-            self._consider(entry)
+            self.consider(entry)
 
     def _count(self, entry: Entry, borrower: str, count: int) -> None:
         borrowers = entry.borrowers
@@ -343,11 +363,7 @@ class ObjectTable:
             if entry.borrowers:
                 entry.borrowers.pop(borrower, None)
             if not entry.borrowers and not entry.holds and not entry.local:
-                self._consider(entry)
-
-    def borrowed_from(self, owner: str) -> list[Entry]:
-        """The entries that this process borrows from `owner`."""
-        return [entry for entry in self.entries.values() if entry.owner == owner]
+                self.consider(entry)
 
     # --- invariants ----------------------------------------------------------------------------------------------
 

@@ -77,14 +77,14 @@ class Task:
         returns: Entries of the results (for a stream: the one that its generator counts on).
         return_count: Number of results; -1 for a stream.
         retries: Retries left after the loss of a worker; -1 for ever.
-        exception_retries: Which exceptions of the user's code are retried too: False, True, or class names.
+        siblings: The unfinished tasks that the same parent submitted, by id; for recursive cancelling.
+        error_retry: Which exceptions of the user's code are retried too: False, True, or class names.
     """
 
     __slots__ = (
         "args",
         "attempt",
         "cancelled",
-        "children",
         "cost_us",
         "deps",
         "error_retry",
@@ -94,11 +94,11 @@ class Task:
         "lane",
         "method",
         "name",
-        "parent",
         "queue",
         "retries",
         "return_count",
         "returns",
+        "siblings",
         "state",
         "stream",
         "suspect",
@@ -132,8 +132,7 @@ class Task:
         self.method = ""
         self.name = ""
         self.group = ""
-        self.parent: bytes | None = None
-        self.children: Any = None
+        self.siblings: dict[bytes, Task] | None = None
 
     def __repr__(self) -> str:
         what = self.method or (self.function.name if self.function else "?")

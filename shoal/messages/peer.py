@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import msgspec
 
+from shoal.messages.node import Shape
 from shoal.messages.values import Dep, Inline, Location, Ref, Stored, Value
 
 # --- tasks: owner to executor ---------------------------------------------------------------------------------------
@@ -38,7 +39,7 @@ class Bind(msgspec.Struct, array_like=True, tag=2):
     """The lease under which the tasks that follow run, and what it assigns."""
 
     lease_id: int
-    resources: dict[str, int]
+    shape: Shape
     gpu_ids: list[str] = []
 
 

@@ -48,6 +48,8 @@ class Connection:
 
     Attributes:
         peer_address: Where the other side can be reached ("" while not known).
+        lane: Which lane's or actor's replies come on it (the owner's business).
+        peer: The record of the process at the other end (the business of `Peers`).
         out: Messages for the next frame. Hot paths append to it and then call `touch`.
         closed: No more messages will be sent or handed out.
     """
@@ -69,6 +71,7 @@ class Connection:
         "handler",
         "lane",
         "out",
+        "peer",
         "peer_address",
     )
 
@@ -91,6 +94,7 @@ class Connection:
         self.handler = handler
         self.peer_address = peer_address
         self.lane: Any = None
+        self.peer: Any = None
         self.out: list[Any] = []
         self.dirty = False
         self.closed = False

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import os
 import select
 import threading
@@ -42,7 +43,11 @@ if TYPE_CHECKING:
 
     from shoal.wire.connection import Connection
 
+logger = logging.getLogger("shoal")
+
 _FOREVER: Final = -1.0
+_QUIET_LOOKS: Final = 3
+_HOST_PATIENCE_S: Final = 0.05
 _MAX_EVENTS: Final = 64
 
 
@@ -74,7 +79,15 @@ class Reactor:
         """Called by the leader after each round, without the lock: callbacks of users, asyncio wake-ups."""
         self.interrupted: Callable[[], None] | None = None
         """Called by a waiting thread between two rounds; may raise (a deferred Ctrl-C)."""
+        self.watch: Callable[[], None] | None = None
+        """Called by the service thread, without the lock, whenever it looks in: user code has been running for a while."""
+        self.hosted = False
+        """An asyncio loop of this process polls (by `pump`, whenever `fileno` is readable); the service thread only
+        steps in while that loop is stuck in user code."""
         self._epoll = select.epoll()
+        # Polls the epoll descriptor itself: is there anything to poll?
+        self._poller = select.poll()
+        self._poller.register(self._epoll.fileno(), select.POLLIN)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self.handlers[self._wake_fd] = self._on_wake
@@ -125,8 +138,13 @@ class Reactor:
         state that they find."""
         heapq.heappush(self._timers, (monotonic() + delay_s, next(self._timer_numbers), callback))
         leader = self._leader
-        if leader and leader != get_ident():
+        if self.hosted or (leader and leader != get_ident()):
             self.wake()
+
+    def until_next_timer(self) -> float | None:
+        """Seconds until a timer is due, for an asyncio loop that polls; None if there is none."""
+        timers = self._timers
+        return max(timers[0][0] - monotonic(), 0.0) if timers else None
 
     def _run_timers(self) -> None:
         now = monotonic()
@@ -169,6 +187,11 @@ class Reactor:
         dirty = self.dirty
         while dirty:
             dirty.pop().flush()
+
+    @property
+    def service_leads(self) -> bool:
+        """Whether user code keeps every other thread from the sockets."""
+        return self._service_leads
 
     def pump(self) -> None:
         """Poll once without waiting, if nobody leads: lets a thread that submits in a loop keep the work flowing."""
@@ -271,6 +294,18 @@ class Reactor:
         """Make the leader's current poll return."""
         os.eventfd_write(self._wake_fd, 1)
 
+    def interrupt(self) -> None:
+        """Make every waiting thread look at `interrupted`. Called from a signal handler: takes no lock."""
+        self.wake()
+        for waiter in list(self._followers):
+            gate = waiter.gate
+            if gate is not None and gate.locked():
+                try:
+                    gate.release()
+                except RuntimeError:
+                    # Somebody else woke it in the same moment.
+                    continue
+
     def _on_wake(self, _mask: int) -> None:
         try:
             os.eventfd_read(self._wake_fd)
@@ -287,57 +322,79 @@ class Reactor:
 
     def nudge(self) -> None:
         """Something waits in `dirty` or for the sockets, and the caller will not wait: see that it is served soon."""
-        if self._service_leads:
+        if self._service_leads or self.hosted:
             self.wake()
         elif self._dozing:
             self._ring()
 
     def want_service(self) -> None:
         """Somebody waits without a thread that leads (a future, an asyncio loop): the service thread takes over now."""
-        self._service_wanted = True
-        self._ring()
+        if not self.hosted:
+            self._service_wanted = True
+            self._ring()
 
     def _serve(self) -> None:
         self._service_ident = get_ident()
         quiet = 0
         turns = -1
         while not self._closed:
+            if self.hosted:
+                self._look_after_host()
+                continue
             if self._leadership.locked():
                 # Somebody leads. If that goes on without a single turn, it waits for long: doze until it is over.
                 quiet = quiet + 1 if turns == self._turns else 0
                 turns = self._turns
-                if quiet >= 3:
-                    self._dozing = True
-                    if self._leadership.locked():
-                        self._bell.acquire()
-                    self._dozing = False
+                if quiet >= _QUIET_LOOKS:
+                    self._doze()
                     quiet = 0
                     turns = self._turns
                     continue
             elif turns == self._turns or self._service_wanted:
-                self._serve_until_unwanted()
+                self._lead_service()
                 turns = self._turns
                 continue
             else:
                 turns = self._turns
-            if self.dirty:
-                self.flush()
+            self._look_in()
             self._bell.acquire(timeout=self._watch_s)
 
-    def _serve_until_unwanted(self) -> None:
+    def _doze(self) -> None:
+        self._dozing = True
+        if self._leadership.locked() and not self._closed:
+            self._bell.acquire()
+        self._dozing = False
+
+    def _look_in(self) -> None:
+        if self.dirty:
+            self.flush()
+        if self.watch is not None:
+            self.watch()
+
+    def _lead_service(self) -> None:
         if not self._leadership.acquire(False):
             return
         self._leader = get_ident()
         self._service_wanted = False
         try:
             self._service_leads = True
-            if self.dirty:
-                self.flush()
-            while not self._closed and not self._followers:
-                self._poll(_FOREVER)
+            self._look_in()
+            while not self._closed and not self._followers and not self.hosted:
+                try:
+                    self._poll(_FOREVER)
+                except Exception:
+                    # A defect in a handler: it must not end the only thread that may be left to serve.
+                    logger.exception("a message could not be handled")
         finally:
             self._service_leads = False
             self._give_up_leadership()
+
+    def _look_after_host(self) -> None:
+        turns = self._turns
+        self._bell.acquire(timeout=_HOST_PATIENCE_S)
+        if turns == self._turns and self.hosted and self._poller.poll(0):
+            # The loop has had time and did not come: user code holds it up.
+            self.pump()
 
     # --- ending --------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,257 @@
+"""Actors as their callers see them: creation, calls, and what happens when one restarts or dies.
+
+Carries out `core.calls` for each actor that this process knows. Threads: `create` and `call` are called by user threads and take
+the lock; handlers are called with it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from shoal.core.calls import ActorCalls
+from shoal.core.references import Entry
+from shoal.core.tasks import State, Task
+from shoal.errors import (
+    ActorDiedError,
+    ActorUnavailableError,
+    ActorUnschedulableError,
+    PendingCallsLimitExceeded,
+)
+from shoal.ids import return_id
+from shoal.messages.node import ActorChange, ActorCreate, ActorInfo, ActorSpec, ActorWatch
+from shoal.messages.peer import Call, CallFull
+from shoal.messages.values import Dep, Failed
+from shoal.runtime.owner import cancelled
+from shoal.runtime.values import wire_value
+from shoal.serial.exceptions import dump_exception, load_exception
+
+if TYPE_CHECKING:
+    from shoal.runtime.process import Process
+    from shoal.wire.connection import Connection
+
+_LARGE_MESSAGE_BYTES: Final = 64 * 1024
+
+
+class Actors:
+    """See the module's docstring."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._links: dict[bytes, ActorCalls] = {}
+        self._by_address: dict[str, ActorCalls] = {}
+        self._names: dict[bytes, str] = {}
+        self.node_handlers = {ActorChange: self._on_change}
+
+    # --- creating ------------------------------------------------------------------------------------------------
+
+    def create(
+        self, spec: ActorSpec, deps: list[tuple[int | str, Entry]] | None, holds: list[Entry] | None
+    ) -> Entry:
+        """Create an actor whose handle nobody else can have yet; returns the entry that its handles count on."""
+        process = self._process
+        with process.lock:
+            entry = process.objects.own(return_id(spec.actor_id, 0))
+            entry.actor_id = spec.actor_id
+            if holds:
+                # The arguments live as long as the actor may have to be made again.
+                process.objects.contain(entry, list(holds))
+            self._names[spec.actor_id] = spec.class_name
+            self._send_when_known(spec, deps or [])
+            process.settle()
+            process.reactor.flush_locked()
+        return entry
+
+    def create_named(
+        self,
+        spec: ActorSpec,
+        deps: list[tuple[int | str, Entry]] | None,
+        holds: list[Entry] | None,
+        get_if_exists: bool,
+    ) -> tuple[ActorInfo, Entry | None]:
+        """Create an actor under a name, or find the one that has it; waits for the control store's word.
+
+        Returns what a handle needs, and the entry that it counts on (None if the actor existed, or is detached).
+
+        Raises:
+            ActorAlreadyExistsError: the name is taken.
+        """
+        process = self._process
+        for _, dep in deps or ():
+            process.waiting.wait_for(dep, None)
+        spec.deps = [
+            Dep(key, wire_value(dep.value)) for key, dep in deps or () if type(dep.value) is not Failed
+        ]
+        entry: Entry | None = None
+        if not spec.detached:
+            with process.lock:
+                entry = process.objects.own(return_id(spec.actor_id, 0), local=0)
+                entry.holds = 1
+        info: ActorInfo = process.node.query(lambda req: ActorCreate(req, spec, get_if_exists), ActorInfo, None)
+        with process.lock:
+            self._names[info.actor_id] = info.class_name
+            if entry is not None:
+                if info.existed:
+                    process.objects.unhold(entry)
+                    return info, None
+                entry.actor_id = spec.actor_id
+                if holds:
+                    process.objects.contain(entry, list(holds))
+                entry.local += 1
+                process.objects.unhold(entry)
+        return info, entry
+
+    def _send_when_known(self, spec: ActorSpec, deps: list[tuple[int | str, Entry]]) -> None:
+        process = self._process
+        for _, dep in deps:
+            if dep.value is None:
+                if dep.task is None:
+                    process.borrowing.fetch(dep)
+                if dep.value is None:
+                    process.when_known(dep, lambda _entry: self._send_when_known(spec, deps))
+                    return
+        for _, dep in deps:
+            if type(dep.value) is Failed:
+                self._die(self.link(spec.actor_id), "an argument of its __init__ failed", dep.value.error)
+                return
+        spec.deps = [Dep(key, wire_value(dep.value)) for key, dep in deps]
+        process.node.send_locked(ActorCreate(process.next_req(), spec))
+
+    # --- calling -------------------------------------------------------------------------------------------------
+
+    def link(self, actor_id: bytes, out_of_order: bool = False) -> ActorCalls:
+        """The record of the calls to an actor (with the lock held); made on first use."""
+        link = self._links.get(actor_id)
+        if link is None:
+            link = self._links[actor_id] = ActorCalls(actor_id, self._push, out_of_order)
+        if not link.watched:
+            link.watched = True
+            self._process.node.send_locked(ActorWatch(actor_id))
+        return link
+
+    def check_limit(self, link: ActorCalls, limit: int) -> None:
+        """Refuse a call beyond `max_pending_calls`.
+
+        Raises:
+            PendingCallsLimitExceeded: so many wait already.
+        """
+        if 0 <= limit <= link.pending:
+            raise PendingCallsLimitExceeded(
+                f"{link.pending} calls to actor {self._name(link)} have no result yet, and max_pending_calls is {limit}; "
+                "wait for some of them, or raise the limit"
+            )
+
+    def _push(self, link: ActorCalls, task: Task) -> None:
+        connection: Connection = link.connection
+        args = task.args
+        if (
+            type(args) is bytes
+            and task.deps is None
+            and task.return_count == 1
+            and not task.attempt
+            and not task.name
+            and not task.group
+        ):
+            connection.out.append(Call(task.task_id, task.method, args))
+            large = len(args) > _LARGE_MESSAGE_BYTES
+        else:
+            connection.out.append(
+                CallFull(
+                    task.task_id,
+                    task.method,
+                    wire_value(args),
+                    self._process.owner.resolve_deps(task),
+                    task.return_count,
+                    task.attempt,
+                    task.name,
+                    task.window,
+                    task.group,
+                )
+            )
+            large = type(args) is not bytes
+        connection.touch()
+        if large or len(link.inflight) == 1:
+            connection.flush()
+
+    # --- changes -------------------------------------------------------------------------------------------------
+
+    def _on_change(self, message: ActorChange) -> None:
+        link = self._links.get(message.actor_id)
+        if link is None or message.incarnation < link.incarnation or link.state == "DEAD":
+            return
+        if message.state == "DEAD":
+            self._die(link, message.cause, message.error)
+            return
+        if message.incarnation > link.incarnation or message.state == "RESTARTING":
+            self._lose(link, message.cause)
+            link.incarnation = message.incarnation
+        link.state = message.state
+        if message.address and link.connection is None:
+            self._connect(link, message.address, message.pid)
+
+    def _connect(self, link: ActorCalls, address: str, pid: int) -> None:
+        try:
+            connection = self._process.peers.connect(address)
+        except ConnectionError:
+            # It has died already; the control store says so next.
+            return
+        link.address = address
+        link.pid = pid
+        connection.lane = link
+        self._by_address[address] = link
+        link.connected(connection)
+
+    def _lose(self, link: ActorCalls, cause: str) -> None:
+        self._by_address.pop(link.address, None)
+        self._fail_lost(link, link.lost(), cause)
+
+    def _fail_lost(self, link: ActorCalls, failed: list[Task], cause: str) -> None:
+        for task in failed:
+            if task.cancelled:
+                self._process.owner.fail(task, cancelled(task.method, task.task_id))
+                continue
+            error = ActorUnavailableError(
+                f"actor {self._name(link)} was lost during {task.method}() and restarts: {cause or 'its process ended'}. "
+                "The call may or may not have run; with max_task_retries it would be made again",
+                link.actor_id.hex(),
+            )
+            self._process.owner.fail(task, Failed(dump_exception(error)))
+
+    def _die(self, link: ActorCalls, cause: str, error: bytes) -> None:
+        self._by_address.pop(link.address, None)
+        failed = link.dead(cause, error)
+        for task in failed:
+            self.fail_dead(link, task)
+
+    def fail_dead(self, link: ActorCalls, task: Task) -> None:
+        """Fail a call to a dead actor."""
+        task.state = State.FINISHED
+        self._process.owner.fail(task, Failed(dump_exception(self.death(link))))
+
+    def death(self, link: ActorCalls) -> Exception:
+        """Why an actor is dead, as the error that its callers get."""
+        actor_id = link.actor_id.hex()
+        if link.error:
+            cause = load_exception(link.error)
+            if isinstance(cause, ActorUnschedulableError):
+                return cause
+            error = ActorDiedError(
+                f"actor {self._name(link)} could not be made: {link.cause}\n{cause}", actor_id, actor_init_failed=True
+            )
+            error.__cause__ = cause
+            return error
+        return ActorDiedError(f"actor {self._name(link)} is dead: {link.cause}", actor_id)
+
+    def _name(self, link: ActorCalls) -> str:
+        name = self._names.get(link.actor_id)
+        short = link.actor_id.hex()
+        return f"{name}({short})" if name else short
+
+    def name(self, actor_id: bytes, class_name: str) -> None:
+        """Remember what an actor is called, for messages (with the lock held)."""
+        self._names.setdefault(actor_id, class_name)
+
+    def process_died(self, address: str) -> None:
+        """An actor's process has ended: send nothing more until the control store has decided about it."""
+        link = self._by_address.get(address)
+        if link is not None and link.address == address:
+            link.connection = None

@@ -1,0 +1,191 @@
+"""What owners and borrowers say to each other, and the effects of the object table carried out.
+
+All methods are called with the runtime's lock held.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from shoal.core.references import (
+    Countdown,
+    EndActor,
+    Entry,
+    FreeValue,
+    GiveUp,
+    RegisterBorrower,
+)
+from shoal.errors import ObjectLostError, OwnerDiedError
+from shoal.messages.node import ActorUnreferenced, FreeOrphans
+from shoal.messages.peer import (
+    Borrow,
+    Borrowed,
+    Fetch,
+    Fetched,
+    FreeBlocks,
+    Release,
+)
+from shoal.messages.values import Failed, Location, Stored
+from shoal.runtime.values import wire_value
+from shoal.serial.exceptions import dump_exception
+
+if TYPE_CHECKING:
+    from shoal.runtime.process import Process
+    from shoal.wire.connection import Connection
+
+
+class Borrowing:
+    """See the module's docstring."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._objects = process.objects
+        self.handlers = {
+            Fetch: self._on_fetch,
+            Fetched: self._on_fetched,
+            Borrow: self._on_borrow,
+            Borrowed: self._on_borrowed,
+            Release: self._on_release,
+            FreeBlocks: self._on_free_blocks,
+        }
+
+    # --- as the borrower -----------------------------------------------------------------------------------------
+
+    def fetch(self, entry: Entry) -> None:
+        """Ask the owner for a value that is not known here, unless that was done."""
+        if entry.fetching or entry.value is not None:
+            return
+        if not entry.owner:
+            if entry.task is None and entry.actor_id is None:
+                self._lose(entry, "it was freed before this process asked for it")
+            return
+        entry.fetching = True
+        try:
+            connection = self._process.peers.connect(entry.owner)
+        except ConnectionError:
+            self._owner_died(entry, self._process.peers.gone.get(entry.owner, "cannot be reached"))
+            return
+        connection.send(Fetch(entry.object_id))
+
+    def _on_fetched(self, _connection: Connection, message: Fetched) -> None:
+        entry = self._objects.entries.get(message.object_id)
+        if entry is None or entry.value is not None:
+            return
+        value = message.value
+        refs = [] if type(value) is Failed else value.refs
+        self._process.complete(entry, value, refs, registered=False)
+
+    def _lose(self, entry: Entry, why: str) -> None:
+        error = ObjectLostError(f"object {entry.object_id.hex()} is lost: {why}", entry.object_id.hex())
+        self._process.complete(entry, Failed(dump_exception(error)), [], registered=True)
+
+    def _owner_died(self, entry: Entry, cause: str) -> None:
+        error = OwnerDiedError(
+            f"object {entry.object_id.hex()} is lost: the process that owned it {cause}",
+            entry.object_id.hex(),
+        )
+        self._process.complete(entry, Failed(dump_exception(error)), [], registered=True)
+
+    def _on_borrowed(self, _connection: Connection, message: Borrowed) -> None:
+        countdown = self._objects.acknowledge(message.token)
+        if countdown is not None:
+            self._leave(countdown)
+
+    def _leave(self, countdown: Countdown) -> None:
+        """Everything that a reply waited for is acknowledged."""
+        if countdown.reply is not None:
+            countdown.reply()
+        self._objects.release_held(countdown)
+
+    def defer(self, countdown: Countdown, reply: Any) -> None:
+        """Let `reply` leave once `countdown` has come to zero."""
+        countdown.reply = reply
+        if not countdown.missing:
+            self._leave(countdown)
+
+    # --- as the owner --------------------------------------------------------------------------------------------
+
+    def _on_fetch(self, connection: Connection, message: Fetch) -> None:
+        entry = self._objects.entries.get(message.object_id)
+        if entry is None or entry.owner:
+            error = ObjectLostError(
+                f"object {message.object_id.hex()} is lost: its owner has freed it, because no reference to it was left",
+                message.object_id.hex(),
+            )
+            connection.send(Fetched(message.object_id, Failed(dump_exception(error))))
+        elif entry.value is not None:
+            connection.send(Fetched(message.object_id, wire_value(entry.value)))
+        else:
+            self._process.when_known(entry, functools.partial(self._answer, connection))
+
+    def _answer(self, connection: Connection, entry: Entry) -> None:
+        if not connection.closed:
+            connection.send(Fetched(entry.object_id, wire_value(entry.value)))
+
+    def _on_borrow(self, connection: Connection, message: Borrow) -> None:
+        known = self._objects.register(message.object_id, message.borrower)
+        if known:
+            # The borrower may never have connected: its end must be heard of all the same.
+            self._process.peers.watch(message.borrower)
+        connection.send(Borrowed(message.token, known))
+
+    def _on_release(self, connection: Connection, message: Release) -> None:
+        self._objects.give_up(message.object_id, connection.peer_address, message.count)
+
+    def _on_free_blocks(self, _connection: Connection, message: FreeBlocks) -> None:
+        for location in message.locations:
+            self._process.store.free(location)
+
+    # --- effects -------------------------------------------------------------------------------------------------
+
+    def carry_out(self) -> None:
+        """Carry out what the object table has decided."""
+        outbox = self._objects.outbox
+        process = self._process
+        blocks: dict[str, list[Location]] = {}
+        while outbox:
+            effects = outbox.copy()
+            outbox.clear()
+            for effect in effects:
+                if type(effect) is FreeValue:
+                    stored: Stored = effect.value
+                    if stored.creator == process.address:
+                        process.store.free(stored.location)
+                    else:
+                        blocks.setdefault(stored.creator, []).append(stored.location)
+                elif type(effect) is GiveUp:
+                    self._send_to_owner(effect.owner, Release(effect.object_id, effect.count))
+                elif type(effect) is RegisterBorrower:
+                    sent = self._send_to_owner(
+                        effect.owner, Borrow(effect.object_id, effect.borrower, effect.token)
+                    )
+                    if not sent:
+                        # The owner is gone and will never answer; whoever asks for the object is told that.
+                        countdown = self._objects.acknowledge(effect.token)
+                        if countdown is not None:
+                            self._leave(countdown)
+                elif type(effect) is EndActor:
+                    process.node.send_locked(ActorUnreferenced(effect.actor_id))
+        for creator, locations in blocks.items():
+            if not self._send_to_owner(creator, FreeBlocks(locations)):
+                process.node.send_locked(FreeOrphans(locations))
+
+    def _send_to_owner(self, address: str, message: Any) -> bool:
+        if address in self._process.peers.gone:
+            return False
+        try:
+            self._process.peers.connect(address).send(message)
+        except ConnectionError:
+            return False
+        return True
+
+    def process_died(self, address: str, cause: str) -> None:
+        """A process has ended: its registrations and what it owned go with it."""
+        self._objects.forget_borrower(address)
+        entries, ended = self._objects.owner_died(address)
+        for entry in entries:
+            if entry.value is None and (entry.waiters or entry.fetching):
+                self._owner_died(entry, cause)
+        for countdown in ended:
+            self._leave(countdown)

@@ -1,0 +1,102 @@
+"""Interrupting the main thread without breaking shoal's state.
+
+Ctrl-C at a driver, and `cancel` of a task that runs, raise `KeyboardInterrupt` in the main thread; Python may do so between any two
+instructions, also while the runtime's tables are half changed. So the signal handler looks at the stack first: if the innermost
+code that counts is the user's, it raises; if it is shoal's own, it only makes a note, which is turned into the exception
+at a safe place: between two rounds of the reactor, or shortly after, when the signal is sent again.
+
+Looking at the stack when a signal comes costs nothing on any path before.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sysconfig
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final
+
+_PACKAGE: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_STDLIB: Final = sysconfig.get_paths()["stdlib"] + os.sep
+_SITE: Final = os.sep + "site-packages" + os.sep
+
+_AGAIN_S: Final = 0.005
+
+
+def in_engine(frame: FrameType | None) -> bool:
+    """Whether shoal's own code is running, called by whomever; the standard library counts as its caller."""
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if filename.startswith(_PACKAGE):
+            return True
+        if not (filename.startswith((_STDLIB, "<frozen")) and _SITE not in filename):
+            return False
+        frame = frame.f_back
+    return False
+
+
+class Interrupts:
+    """Handles SIGINT in the main thread. `wanted` says whether a signal means anything now."""
+
+    def __init__(self, wake: Callable[[], None], wanted: Callable[[], bool] | None = None) -> None:
+        self._wake = wake
+        self._wanted = wanted
+        self._noted = False
+        self._previous: Any = None
+        self._installed = False
+
+    def install(self) -> bool:
+        """Take SIGINT over, if this is the main thread and the program has not changed it."""
+        if threading.current_thread() is not threading.main_thread():
+            return False
+        previous = signal.getsignal(signal.SIGINT)
+        if previous is not signal.default_int_handler:
+            return False
+        self._previous = previous
+        signal.signal(signal.SIGINT, self._on_signal)
+        self._installed = True
+        return True
+
+    def uninstall(self) -> None:
+        """Give SIGINT back, if it is still ours and this is the main thread."""
+        if not self._installed or threading.current_thread() is not threading.main_thread():
+            return
+        self._installed = False
+        if signal.getsignal(signal.SIGINT) == self._on_signal:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _on_signal(self, _number: int, frame: FrameType | None) -> None:
+        if self._wanted is not None and not self._wanted():
+            return
+        if in_engine(frame):
+            self._noted = True
+            self._wake()
+            # A waiting thread raises at once. Should no safe place come (this is a submit), the signal comes again.
+            _send_again(self._is_noted)
+            return
+        self._noted = False
+        raise KeyboardInterrupt
+
+    def _is_noted(self) -> bool:
+        return self._noted
+
+    def check(self) -> None:
+        """A safe place: raise what was noted. Only the main thread raises."""
+        if self._noted and threading.current_thread() is threading.main_thread():
+            self._noted = False
+            if self._wanted is None or self._wanted():
+                raise KeyboardInterrupt
+
+
+def _send_again(noted: Callable[[], bool]) -> None:
+    def send() -> None:
+        if noted():
+            signal.pthread_kill(main, signal.SIGINT)
+
+    main = threading.main_thread().ident
+    assert main is not None
+    timer = threading.Timer(_AGAIN_S, send)
+    timer.daemon = True
+    timer.start()

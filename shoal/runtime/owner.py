@@ -1,0 +1,532 @@
+"""Submitting tasks and taking their replies: the owner's side of the task path.
+
+Carries out the effects of `core.tasks` (leases, pushes) and feeds it what the node and the workers say. Everything from
+`submit` downwards is the hot path: see `bench/` before and after a change.
+
+Threads: `submit` and `cancel` are called by user threads and take the lock; the handlers are called with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from shoal.core.references import Entry
+from shoal.core.tasks import (
+    CancelLease,
+    Function,
+    Lane,
+    RequestLease,
+    ReturnLease,
+    SchedulingClass,
+    State,
+    Task,
+    TaskTable,
+)
+from shoal.errors import (
+    ShoalError,
+    TaskCancelledError,
+    TaskUnschedulableError,
+    WorkerCrashedError,
+)
+from shoal.ids import FIRST_RETURN, return_id
+from shoal.messages.node import (
+    KillProcess,
+    LeaseCancel,
+    LeaseGranted,
+    LeasePending,
+    LeaseRefused,
+    LeaseRequest,
+    LeaseReturn,
+    LeaseWanted,
+)
+from shoal.messages.peer import (
+    Bind,
+    Cancel,
+    Define,
+    Done,
+    Failure,
+    HandBack,
+    Pause,
+    Push,
+    PushFull,
+    Results,
+    Resume,
+    StreamConsumed,
+    StreamItem,
+)
+from shoal.messages.values import Dep, Failed, Inline, Stored
+from shoal.runtime.refs import ObjectRef
+from shoal.runtime.values import wire_value
+from shoal.serial.exceptions import dump_exception
+from shoal.serial.values import serialize, serialize_args
+
+if TYPE_CHECKING:
+    from shoal.runtime.process import Process
+    from shoal.wire.connection import Connection
+
+_PUMP_EVERY: Final = 32
+"""Submissions after which a thread that only submits looks at the replies."""
+
+_LARGE_MESSAGE_BYTES: Final = 64 * 1024
+
+
+class Owner:
+    """See the module's docstring."""
+
+    def __init__(self, process: Process) -> None:
+        config = process.config
+        self._process = process
+        self._objects = process.objects
+        self._reactor = process.reactor
+        self.tasks = TaskTable(
+            config.window_us, config.window_tasks, config.lease_requests_per_shape, config.lease_idle_ms
+        )
+        self._lease_idle_s = config.lease_idle_ms / 1000
+        self._requests: dict[int, SchedulingClass] = {}
+        self._lanes: dict[str, dict[Lane, None]] = {}
+        self._lanes_by_lease: dict[int, Lane] = {}
+        self._touched: dict[Any, None] = {}
+        self._expiring = False
+        self._submitted = 0
+        self.handlers: dict[type, Callable[[Any, Any], None]] = {
+            Done: self._on_done,
+            Results: self._on_results,
+            Failure: self._on_failure,
+            StreamItem: self._on_stream_item,
+            HandBack: self._on_hand_back,
+            Pause: self._on_pause,
+            Resume: self._on_resume,
+        }
+        self.node_handlers: dict[type, Callable[[Any], None]] = {
+            LeaseGranted: self._on_granted,
+            LeaseRefused: self._on_refused,
+            LeaseWanted: self._on_wanted,
+            LeasePending: self._on_pending,
+        }
+
+    # --- submitting ----------------------------------------------------------------------------------------------
+
+    def pack_args(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any
+    ) -> tuple[Any, list[tuple[int | str, Entry]] | None, list[Entry] | None]:
+        """Arguments ready for the wire: the packed rest, top-level references by key, and every entry they count on.
+
+        The entries are not held yet; the caller's references keep them alive until the task is made.
+        """
+        deps: list[tuple[int | str, Entry]] | None = None
+        for index, value in enumerate(args):
+            if isinstance(value, ObjectRef):
+                if deps is None:
+                    deps = []
+                deps.append((index, value._entry))
+        if deps:
+            positions = {key for key, _ in deps}
+            args = tuple(None if i in positions else value for i, value in enumerate(args))
+        if kwargs:
+            named = [(key, value._entry) for key, value in kwargs.items() if isinstance(value, ObjectRef)]
+            if named:
+                kwargs = {**kwargs, **dict.fromkeys(key for key, _ in named)}
+                deps = named if deps is None else [*deps, *named]  # type: ignore[list-item]  # keys of both kinds
+        serialized = serialize_args(args, kwargs, target=target)
+        values = self._process.values
+        entries = values.entries_in(serialized) if serialized.refs else None
+        packed = values.pack(serialized, entries or [])
+        if deps is not None:
+            held = [entry for _, entry in deps]
+            return packed, deps, held + entries if entries else held
+        return packed, None, entries
+
+    def submit(
+        self,
+        function: Function,
+        queue: SchedulingClass,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        retries: int,
+    ) -> ObjectRef[Any]:
+        """Submit a task with one result and no other options: the common case."""
+        process = self._process
+        task_id = process.ids.task_id()
+        if args or kwargs:
+            packed, deps, holds = self.pack_args(args, kwargs, function.name)
+        else:
+            packed, deps, holds = b"", None, None
+        entry = Entry(task_id[:13] + FIRST_RETURN, "", 1)
+        task = Task(task_id, function, queue, packed, (entry,), retries)
+        entry.task = task
+        with process.lock:
+            self._objects.entries[entry.object_id] = entry
+            self.start(task, deps, holds)
+        self.after_submit()
+        ref: ObjectRef[Any] = ObjectRef.__new__(ObjectRef)
+        ref._entry = entry
+        ref._drop = process.drop
+        return ref
+
+    def start(self, task: Task, deps: Any, holds: list[Entry] | None) -> None:
+        """Hand a task to its queue (or its actor), with the lock held."""
+        if holds is not None:
+            task.holds = holds
+            for entry in holds:
+                entry.holds += 1
+        children = self._process.children()
+        if children is not None:
+            task.siblings = children
+            children[task.task_id] = task
+        if deps is not None:
+            task.deps = deps
+            process = self._process
+            for _, entry in deps:
+                if entry.value is None and entry.task is None:
+                    process.borrowing.fetch(entry)
+                if entry.value is None:
+                    task.unready += 1
+                    process.when_known(entry, partial(self._on_dependency, task))
+                elif type(entry.value) is Failed:
+                    self.fail(task, entry.value)
+                    return
+        if task.function is None:
+            if not task.queue.submit(task):
+                self._process.actors.fail_dead(task.queue, task)
+            return
+        self.tasks.submit(task)
+        if self.tasks.outbox:
+            self._process.settle()
+            self._reactor.flush_locked()
+
+    def after_submit(self) -> None:
+        """Keep things moving while a thread does nothing but submit."""
+        self._submitted += 1
+        if self._submitted % _PUMP_EVERY == 0:
+            self._reactor.pump()
+        elif self._reactor.dirty:
+            self._reactor.nudge()
+
+    def make_returns(self, task_id: bytes, count: int) -> list[Entry]:
+        """Entries for `count` results, with a handle each (with the lock held)."""
+        own = self._objects.own
+        return [own(return_id(task_id, index)) for index in range(count)]
+
+    def _on_dependency(self, task: Task, entry: Entry) -> None:
+        if task.state is State.FINISHED:
+            return
+        table = task.queue if task.function is None else self.tasks
+        if type(entry.value) is Failed:
+            table.cancel(task)
+            self.fail(task, entry.value)
+        else:
+            table.dependency_ready(task)
+
+    # --- pushing -------------------------------------------------------------------------------------------------
+
+    def _push(self, lane: Lane, task: Task) -> None:
+        connection: Connection = lane.connection
+        function = task.function
+        assert function is not None
+        defined = connection.peer.defined
+        if function.index not in defined:
+            defined.add(function.index)
+            connection.out.append(
+                Define(function.index, function.function_id, function.name, function.code, function.max_calls)
+            )
+        args = task.args
+        if type(args) is bytes and task.deps is None and task.return_count == 1 and not task.attempt and not task.name:
+            connection.out.append(Push(task.task_id, function.index, args))
+            large = len(args) > _LARGE_MESSAGE_BYTES
+        else:
+            message = PushFull(
+                task.task_id,
+                function.index,
+                wire_value(args),
+                self.resolve_deps(task),
+                task.return_count,
+                task.attempt,
+                task.name,
+                task.window,
+            )
+            connection.out.append(message)
+            large = True
+        connection.touch()
+        if large or len(lane.inflight) == 1:
+            connection.flush()
+
+    @staticmethod
+    def resolve_deps(task: Task) -> list[Dep]:
+        """The values (or places) of a task's references, which are known by now."""
+        if task.deps is None:
+            return []
+        return [
+            Dep(key, Inline(value) if type(value := entry.value) is bytes else value)
+            for key, entry in task.deps
+        ]
+
+    # --- replies -------------------------------------------------------------------------------------------------
+
+    def _on_done(self, connection: Connection, message: Done) -> None:
+        lane = connection.lane
+        if lane is None:
+            return
+        task = lane.inflight.get(message.task_id)
+        if task is None:
+            return
+        (lane if task.function is None else self.tasks).finished(task, message.took_us)
+        self._touched[lane] = None
+        entry = task.returns[0]
+        entry.task = None
+        if not entry.dropped:
+            entry.value = message.data
+            waiters = entry.waiters
+            if waiters is not None:
+                entry.waiters = None
+                for waiter in waiters:
+                    waiter(entry)
+        if task.holds is not None or task.siblings is not None:
+            self._release(task)
+
+    def _release(self, task: Task) -> None:
+        if task.siblings is not None:
+            task.siblings.pop(task.task_id, None)
+            task.siblings = None
+        holds, task.holds = task.holds, None
+        for entry in holds or ():
+            self._objects.unhold(entry)
+
+    def _finished(self, connection: Connection, task_id: bytes, took_us: int) -> Task | None:
+        lane = connection.lane
+        task = None if lane is None else lane.inflight.get(task_id)
+        if task is None:
+            return None
+        (lane if task.function is None else self.tasks).finished(task, took_us)
+        self._touched[lane] = None
+        return task  # type: ignore[no-any-return]  # the lane's dictionary holds tasks
+
+    def _on_results(self, connection: Connection, message: Results) -> None:
+        task = self._finished(connection, message.task_id, message.took_us)
+        if task is None:
+            return
+        self.succeed(task, message)
+
+    def succeed(self, task: Task, message: Results, registered: bool | None = True) -> None:
+        """A task has finished, elsewhere or (`registered` None) in this process."""
+        if task.stream is not None:
+            task.stream.end(message.stream_length)
+            for entry in task.returns:
+                entry.task = None
+                self._process.complete(
+                    entry, serialize(message.stream_length).data, [], registered=True
+                )
+        else:
+            self.complete_returns(task, message.values, registered)
+        self._release(task)
+
+    def complete_returns(self, task: Task, values: list[Any], registered: bool | None = True) -> None:
+        """The results of a task are known."""
+        process = self._process
+        for entry, value in zip(task.returns, values, strict=True):
+            kind = type(value)
+            # Whoever makes a stored object again needs its task: lineage.
+            entry.task = task if kind is Stored else None
+            if kind is Inline and not value.buffers and not value.refs:
+                process.complete(entry, value.data, [], registered=True)
+            else:
+                process.complete(entry, value, [] if kind is Failed else value.refs, registered)
+
+    def _on_failure(self, connection: Connection, message: Failure) -> None:
+        task = self._finished(connection, message.task_id, message.took_us)
+        if task is not None:
+            self.fail_or_retry(task, message)
+
+    def fail_or_retry(self, task: Task, message: Failure) -> None:
+        """The user's code raised, or the task could not be run."""
+        if message.application and task.retries and not task.cancelled and self._retries_error(task, message):
+            if task.retries > 0:
+                task.retries -= 1
+            (task.queue if task.function is None else self.tasks).retry(task)
+            return
+        if task.stream is not None and message.stream_length >= 0:
+            task.stream.fail(message.stream_length, Failed(message.error))
+        self.fail(task, Failed(message.error))
+
+    @staticmethod
+    def _retries_error(task: Task, message: Failure) -> bool:
+        allowed = task.error_retry
+        return allowed is True or (
+            bool(allowed) and any(name in allowed for name in message.cause_types)  # type: ignore[operator]  # a tuple
+        )
+
+    def fail(self, task: Task, failed: Failed) -> None:
+        """The task will have no value; everybody who waits for it is told."""
+        task.state = State.FINISHED
+        if task.stream is not None:
+            task.stream.fail(-1, failed)
+        for entry in task.returns:
+            entry.task = None
+            self._process.complete(entry, failed, [], registered=True)
+        self._release(task)
+
+    def _on_stream_item(self, connection: Connection, message: StreamItem) -> None:
+        lane = connection.lane
+        task = None if lane is None else lane.inflight.get(message.task_id)
+        if task is not None and task.stream is not None:
+            task.stream.item(message.index, message.value)
+
+    def _on_hand_back(self, connection: Connection, message: HandBack) -> None:
+        lane = connection.lane
+        if isinstance(lane, Lane):
+            self.tasks.handed_back(lane, message.task_ids)
+            self._touched[lane] = None
+
+    def _on_pause(self, connection: Connection, message: Pause) -> None:
+        if isinstance(connection.lane, Lane):
+            self.tasks.paused(connection.lane, message.retiring)
+
+    def _on_resume(self, connection: Connection, _message: Resume) -> None:
+        if isinstance(connection.lane, Lane):
+            self.tasks.resumed(connection.lane)
+
+    def settle(self) -> None:
+        """After a batch: fill the lanes that have room again, and carry out what the table decided."""
+        touched = self._touched
+        if touched:
+            now = monotonic()
+            for lane in touched:
+                if type(lane) is Lane:
+                    self.tasks.refill(lane, now)
+                    if not lane.inflight and not self._expiring:
+                        self._expire_later()
+            touched.clear()
+        while self.tasks.outbox:
+            self._carry_out()
+
+    def _carry_out(self) -> None:
+        effects = self.tasks.outbox.copy()
+        self.tasks.outbox.clear()
+        node = self._process.node
+        for effect in effects:
+            if type(effect) is RequestLease:
+                self._requests[effect.req] = effect.queue
+                node.send_locked(LeaseRequest(effect.req, effect.queue.shape, effect.backlog, effect.name))
+            elif type(effect) is CancelLease:
+                self._requests.pop(effect.req, None)
+                node.send_locked(LeaseCancel(effect.req))
+            elif type(effect) is ReturnLease:
+                self._give_back(effect.lane, discard=effect.lane.retiring)
+
+    # --- leases --------------------------------------------------------------------------------------------------
+
+    def _on_granted(self, message: LeaseGranted) -> None:
+        queue = self._requests.pop(message.req, None)
+        if queue is None:
+            self._process.node.send_locked(LeaseReturn(message.lease_id))
+            return
+        lane = Lane(queue, message.lease_id, message.address, message.pid, self._push)
+        lane.gpu_ids = message.gpu_ids
+        try:
+            connection = self._process.peers.connect(message.address)
+        except ConnectionError:
+            queue.requests.pop(message.req, None)
+            self._process.node.send_locked(LeaseReturn(message.lease_id, discard=True))
+            queue.room = True
+            self.tasks.dispatch(queue)
+            return
+        lane.connection = connection
+        connection.lane = lane
+        self._lanes.setdefault(message.address, {})[lane] = None
+        self._lanes_by_lease[lane.lease_id] = lane
+        connection.send(Bind(lane.lease_id, queue.shape, lane.gpu_ids))
+        self.tasks.granted(message.req, queue, lane, monotonic())
+        if not lane.inflight and not self._expiring:
+            self._expire_later()
+
+    def _give_back(self, lane: Lane, discard: bool) -> None:
+        self._forget(lane)
+        self._process.node.send_locked(LeaseReturn(lane.lease_id, discard))
+
+    def _forget(self, lane: Lane) -> None:
+        self._lanes_by_lease.pop(lane.lease_id, None)
+        lanes = self._lanes.get(lane.address)
+        if lanes is not None:
+            lanes.pop(lane, None)
+            if not lanes:
+                del self._lanes[lane.address]
+        if lane.connection is not None and lane.connection.lane is lane:
+            lane.connection.lane = None
+
+    def _expire_later(self) -> None:
+        self._expiring = True
+        self._reactor.call_later(self._lease_idle_s, self._expire)
+
+    def _expire(self) -> None:
+        with self._process.lock:
+            self._expiring = False
+            again = self.tasks.expire(monotonic())
+            self._process.settle()
+            if again is not None and not self._expiring:
+                self._expire_later()
+
+    def _on_refused(self, message: LeaseRefused) -> None:
+        queue = self._requests.pop(message.req, None)
+        if queue is None:
+            return
+        error = (
+            ShoalError(f"no worker could be started: {message.reason}")
+            if message.kind == "start"
+            else TaskUnschedulableError(message.reason)
+        )
+        failed = Failed(dump_exception(error))
+        for task in self.tasks.refused(message.req, queue):
+            self.fail(task, failed)
+
+    def _on_wanted(self, message: LeaseWanted) -> None:
+        lane = self._lanes_by_lease.get(message.lease_id)
+        if lane is not None:
+            self.tasks.wanted(lane)
+
+    def _on_pending(self, message: LeasePending) -> None:
+        if message.req in self._requests:
+            self._process.warn(message.reason)
+
+    # --- failures and cancelling ---------------------------------------------------------------------------------
+
+    def process_died(self, address: str, cause: str) -> None:
+        """A worker is gone (with the lock held)."""
+        for lane in list(self._lanes.get(address, ())):
+            self._forget(lane)
+            for task in self.tasks.lost(lane):
+                assert task.function is not None
+                if task.cancelled:
+                    self.fail(task, cancelled(task.function.name, task.task_id))
+                    continue
+                tries = task.attempt + 1
+                error = WorkerCrashedError(
+                    f"the worker that ran {task.function.name}() (pid={lane.pid}) {cause}; the task was tried "
+                    f"{tries} time{'s' if tries > 1 else ''} and has no retries left (max_retries)"
+                )
+                self.fail(task, Failed(dump_exception(error)))
+
+    def cancel(self, task: Task, force: bool, recursive: bool) -> None:
+        """Cancel a task (with the lock held); see `shoal.cancel`."""
+        connection = task.lane.connection if task.lane is not None else None
+        state = (task.queue if task.function is None else self.tasks).cancel(task)
+        name = task.method or (task.function.name if task.function else "")
+        if state in {State.WAITING, State.QUEUED}:
+            self.fail(task, cancelled(name, task.task_id))
+        elif state is State.PUSHED and connection is not None:
+            if force and isinstance(task.lane, Lane):
+                reason = f"shoal.cancel(force=True) ended {name}()"
+                self._process.node.send_locked(KillProcess(task.lane.address, reason))
+            else:
+                connection.send(Cancel(task.task_id, recursive))
+
+    def consumed(self, task: Task, count: int) -> None:
+        """The consumer of a stream has taken `count` items (with the lock held)."""
+        if task.lane is not None and task.lane.connection is not None:
+            task.lane.connection.send(StreamConsumed(task.task_id, count))
+
+
+def cancelled(name: str, task_id: bytes) -> Failed:
+    """The failed value of a cancelled task."""
+    return Failed(dump_exception(TaskCancelledError(f"{name}() was cancelled", task_id.hex())))

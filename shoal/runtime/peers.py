@@ -1,0 +1,161 @@
+"""Connections to the other processes that run user code, one for each address, made when first needed.
+
+Owns the registry and what both sides have told each other on a connection: which functions were defined. All methods are called
+with the runtime's lock held.
+
+The end of a process is declared by the node daemon (`PeerGone`), which knows its exit status; the end of a connection
+alone is not an end. Should the node not speak within `_VERDICT_S` after a connection broke, the peer counts as gone.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+from shoal.messages.node import Watch
+from shoal.messages.peer import PeerMessage
+from shoal.runtime.node_link import NodeLink
+from shoal.wire.connection import Connection, Handler
+from shoal.wire.handshake import ClientHandshake, ServerHandshake
+from shoal.wire.reactor import Reactor, decoder_of
+
+_CONNECT_TIMEOUT_S: Final = 10.0
+_decoder = decoder_of(PeerMessage)
+
+
+class Peer:
+    """What is known of the process at the other end of a connection.
+
+    Attributes:
+        defined: Indices of our functions that were defined there.
+        functions: Their functions by index: the executor's records.
+    """
+
+    __slots__ = ("address", "connection", "defined", "functions")
+
+    def __init__(self, address: str, connection: Connection) -> None:
+        self.address = address
+        self.connection = connection
+        self.defined: set[int] = set()
+        self.functions: dict[int, Any] = {}
+
+
+class Peers:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        node: NodeLink,
+        token: bytes,
+        address: str,
+        handler: Handler,
+        max_frame_bytes: int,
+    ) -> None:
+        self._reactor = reactor
+        self._node = node
+        self._token = token
+        self._address = address
+        self._handler = handler
+        self._max_frame_bytes = max_frame_bytes
+        self._by_address: dict[str, Peer] = {}
+        self._connections: dict[Connection, None] = {}
+        self.watched: set[str] = set()
+        self.gone: dict[str, str] = {}
+        self.on_unreachable: Callable[[str, str], None] | None = None
+
+    def connect(self, address: str) -> Connection:
+        """The connection to a process.
+
+        Raises:
+            ConnectionError: nobody listens there (any more).
+        """
+        peer = self._by_address.get(address)
+        if peer is not None and not peer.connection.closed:
+            return peer.connection
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # Connecting a Unix socket waits only while the other side's backlog is full.
+            sock.settimeout(_CONNECT_TIMEOUT_S)
+            sock.connect(address)
+        except OSError as error:
+            sock.close()
+            raise ConnectionError(f"cannot connect to {address}: {error}") from error
+        handshake = ClientHandshake(self._token, self._address)
+        connection = Connection(
+            self._reactor,
+            sock,
+            handshake,
+            self._handler,
+            _decoder,
+            max_frame_bytes=self._max_frame_bytes,
+            peer_address=address,
+        )
+        self._adopt(address, connection)
+        return connection
+
+    def accept(self, sock: socket.socket) -> None:
+        """Somebody connected to this process. Takes the lock."""
+        with self._reactor.lock:
+            connection = Connection(
+                self._reactor,
+                sock,
+                ServerHandshake(self._token),
+                self._handler,
+                _decoder,
+                max_frame_bytes=self._max_frame_bytes,
+            )
+            self._connections[connection] = None
+
+    def peer_of(self, connection: Connection) -> Peer:
+        """The record of the process at the other end; made when its first message arrives."""
+        peer: Peer | None = connection.peer
+        if peer is None:
+            peer = self._adopt(connection.peer_address, connection)
+        return peer
+
+    def _adopt(self, address: str, connection: Connection) -> Peer:
+        peer = connection.peer = Peer(address, connection)
+        self._connections[connection] = None
+        known = self._by_address.get(address)
+        if known is None or known.connection.closed:
+            self._by_address[address] = peer
+        self.watch(address)
+        return peer
+
+    def watch(self, address: str) -> None:
+        """Be told when the process ends."""
+        if address and address not in self.watched:
+            self.watched.add(address)
+            self._node.send_locked(Watch(address))
+
+    def connection_to(self, address: str) -> Connection | None:
+        """The connection to a process, if there is one."""
+        peer = self._by_address.get(address)
+        return None if peer is None or peer.connection.closed else peer.connection
+
+    def forget_connection(self, connection: Connection) -> None:
+        """A connection broke."""
+        self._connections.pop(connection, None)
+        peer = self._by_address.get(connection.peer_address)
+        if peer is not None and peer.connection is connection:
+            del self._by_address[connection.peer_address]
+
+    def forget(self, address: str, cause: str) -> None:
+        """A process has ended."""
+        self.gone[address] = cause
+        if len(self.gone) > 10_000:
+            # Causes explain late messages about the dead; ten thousand of them do.
+            del self.gone[next(iter(self.gone))]
+        self.watched.discard(address)
+        for connection in [c for c in self._connections if c.peer_address == address]:
+            connection.close()
+            self.forget_connection(connection)
+
+    def close(self) -> None:
+        """Close every connection."""
+        for connection in list(self._connections):
+            connection.close()
+        self._connections.clear()
+        self._by_address.clear()

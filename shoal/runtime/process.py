@@ -1,0 +1,412 @@
+"""The runtime of one process, wired together: a driver's or a worker's.
+
+State and threads
+-----------------
+Everything that the parts share is guarded by one lock (`lock`); no user code, no pickling and no waiting happens under it. The
+reactor's leader (see `wire.reactor`) feeds messages in; user threads submit and ask. `settle` is the one place where
+consequences are drawn after any change: dead handles are counted, lanes refilled, effects carried out.
+
+Who owns what: `objects` the table of objects, `owner` the tasks and leases, `actors` the calls, `borrowing` what is said to other
+owners, `store` the shared memory of this process, `peers` and `node` the connections.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from shoal.config import Config
+from shoal.core.references import ObjectTable
+from shoal.errors import AuthenticationError, ShoalError
+from shoal.ids import IdSource
+from shoal.messages.node import (
+    FromNode,
+    PeerGone,
+    QuotaGranted,
+    QuotaWanted,
+    Registered,
+    RegisterDriver,
+    RegisterWorker,
+    Reply,
+)
+from shoal.runtime.actors import Actors
+from shoal.runtime.borrowing import Borrowing
+from shoal.runtime.context import TaskContext, current
+from shoal.runtime.node_link import NodeLink
+from shoal.runtime.owner import Owner
+from shoal.runtime.peers import Peers
+from shoal.runtime.storage import ObjectStore
+from shoal.runtime.values import Values
+from shoal.runtime.waiting import Waiting
+from shoal.wire.connection import Connection, Listener
+from shoal.wire.handshake import ClientHandshake
+from shoal.wire.reactor import Reactor, Waiter, decoder_of
+
+if TYPE_CHECKING:
+    from shoal.core.references import Entry
+    from shoal.core.tasks import Task
+    from shoal.messages.node import Job
+    from shoal.messages.values import Ref
+    from shoal.runtime.streams import Stream
+
+logger = logging.getLogger("shoal")
+
+_VERDICT_S: Final = 2.0
+"""How long the node may take to declare a process dead whose connection broke."""
+
+_REGISTER_TIMEOUT_S: Final = 30.0
+
+
+class _NodeHandler:
+    """Takes what the node says; keeps it until the process is wired and asks for it."""
+
+    def __init__(self) -> None:
+        self.registered: Registered | None = None
+        self.waiter = Waiter()
+        self.backlog: list[Any] = []
+        self.error: Exception | None = None
+        self.process: Process | None = None
+
+    def on_messages(self, connection: Connection, messages: list[Any]) -> None:
+        if self.process is not None:
+            self.process.on_node_messages(messages)
+            return
+        for message in messages:
+            if self.registered is None and isinstance(message, Registered):
+                self.registered = message
+                self.waiter.finish()
+            elif self.registered is None and isinstance(message, Reply) and message.error:
+                self.error = ShoalError(message.error)
+                self.waiter.finish()
+            else:
+                self.backlog.append(message)
+
+    def on_closed(self, connection: Connection, error: Exception | None) -> None:
+        if self.process is not None:
+            self.process.on_node_closed(error)
+            return
+        self.error = error or ConnectionError("the node daemon closed the connection")
+        self.waiter.finish()
+
+
+class Process:
+    """See the module's docstring.
+
+    Attributes:
+        kind: "driver" or "worker".
+        dropped: Entries whose handles died, once for each; drained by `settle`.
+        callbacks: What the reactor's leader calls without the lock after a round.
+        tick_waiters: Waiters that are woken by any object that becomes known.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        node_address: str,
+        token: bytes,
+        address: str,
+        register: RegisterDriver | RegisterWorker,
+        config: Config,
+    ) -> None:
+        self.kind = kind
+        self.address = address
+        self.job: Job | None = None
+        self.worker_id = b""
+        self.pid = os.getpid()
+        self.lock = allocate_lock()
+        self.reactor = Reactor(self.lock, config.watch_us)
+        self.ids = IdSource()
+        self.closed = False
+        self.dropped: deque[Entry] = deque()
+        self.drop = self.dropped.append
+        self.dropped_streams: deque[Stream] = deque()
+        self.callbacks: deque[Callable[[], None]] = deque()
+        self.tick_waiters: list[Waiter] = []
+        self.on_node_lost: Callable[[str], None] | None = None
+        self.node = NodeLink(self.reactor)
+        self._req = 0
+        self._warned: set[str] = set()
+        self._missing: dict[str, None] = {}
+
+        handler = _NodeHandler()
+        self.registered = self._join(handler, node_address, token, register)
+        self.config = self.registered.config
+        self.job_id = self.registered.job_id
+        self.node_id = self.registered.node_id
+
+        self.objects = ObjectTable(address)
+        creator = os.path.basename(address).removesuffix(".sock").rpartition("-")[2]
+        self.store = ObjectStore(
+            self.registered.shm_dir, creator, address, self.node, self.config.quota_chunk_bytes
+        )
+        self.values = Values(self.store, self.config.inline_limit_bytes, address)
+        self.peers = Peers(
+            self.reactor, self.node, token, address, self, self.config.max_frame_bytes
+        )
+        self.borrowing = Borrowing(self)
+        self.owner = Owner(self)
+        self.actors = Actors(self)
+        self.waiting = Waiting(self, self.config.block_grace_us)
+        self.handlers: dict[type, Callable[[Any, Any], None]] = {
+            **self.owner.handlers,
+            **self.borrowing.handlers,
+        }
+        self.node_handlers: dict[type, Callable[[Any], None]] = {
+            **self.owner.node_handlers,
+            **self.actors.node_handlers,
+            PeerGone: self._on_peer_gone,
+            QuotaWanted: self._on_quota_wanted,
+        }
+        self.root = TaskContext(kind, self.ids.task_id(), self.ids)
+        self.reactor.after_poll = self._run_callbacks
+        self._listener = Listener(self.reactor, address, self.peers.accept, backlog=4096)
+        self._node_handler = handler
+
+    def begin(self) -> None:
+        """Take messages from now on; every part is in place."""
+        handler = self._node_handler
+        with self.lock:
+            handler.process = self
+            backlog, handler.backlog = handler.backlog, []
+        if backlog:
+            self.on_node_messages(backlog)
+        self.reactor.start()
+
+    def _join(
+        self, handler: _NodeHandler, node_address: str, token: bytes, register: RegisterDriver | RegisterWorker
+    ) -> Registered:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(_REGISTER_TIMEOUT_S)
+            sock.connect(node_address)
+        except OSError as error:
+            sock.close()
+            self.reactor.close()
+            raise ConnectionError(f"no node daemon answers at {node_address}: {error}") from error
+        with self.lock:
+            connection = Connection(
+                self.reactor,
+                sock,
+                ClientHandshake(token, self.address),
+                handler,
+                decoder_of(FromNode),
+                max_frame_bytes=512 * 1024 * 1024,
+                peer_address=node_address,
+            )
+            self.node.connection = connection
+            connection.send(register)
+        if not self.reactor.wait(handler.waiter, _REGISTER_TIMEOUT_S):
+            handler.error = TimeoutError(f"the node daemon at {node_address} did not answer")
+        if handler.registered is None:
+            self.reactor.close()
+            error_seen = handler.error
+            if isinstance(error_seen, AuthenticationError | ShoalError | TimeoutError):
+                raise error_seen
+            raise ConnectionError(f"joining the session failed: {error_seen}") from error_seen
+        return handler.registered
+
+    # --- messages (the reactor's leader) -------------------------------------------------------------------------
+
+    def on_messages(self, connection: Connection, messages: list[Any]) -> None:
+        """A batch from another process."""
+        with self.lock:
+            if connection.peer is None:
+                self.peers.peer_of(connection)
+            handlers = self.handlers
+            for message in messages:
+                handlers[type(message)](connection, message)
+            self.settle()
+            if self.tick_waiters:
+                self.tick()
+
+    def on_closed(self, connection: Connection, error: Exception | None) -> None:
+        """A connection to another process broke. Whether the process has ended is for the node to say."""
+        if isinstance(error, ShoalError):
+            logger.warning("a connection was refused or broken: %s", error)
+        with self.lock:
+            address = connection.peer_address
+            self.peers.forget_connection(connection)
+            if not address or address in self.peers.gone or self.closed:
+                return
+            cause = "closed its connection" if error is None else f"lost its connection ({error})"
+            self.peers.watch(address)
+
+            def judge() -> None:
+                with self.lock:
+                    if address not in self.peers.gone and self.peers.connection_to(address) is None:
+                        self._peer_died(address, cause)
+
+            self.reactor.call_later(_VERDICT_S, judge)
+
+    def on_node_messages(self, messages: list[Any]) -> None:
+        """A batch from the node daemon."""
+        with self.lock:
+            for message in messages:
+                kind = type(message)
+                if kind is Reply or kind is QuotaGranted:
+                    if not self.node.answered(message.req, message) and getattr(message, "error", ""):
+                        logger.error("the node refused a request: %s", message.error)
+                    continue
+                handler = self.node_handlers.get(kind)
+                if handler is not None:
+                    handler(message)
+            self.settle()
+            if self.tick_waiters:
+                self.tick()
+
+    def on_node_closed(self, error: Exception | None) -> None:
+        """The node daemon is gone: the session is over."""
+        if self.closed:
+            return
+        why = "the session is over: its node daemon ended" + (f" ({error})" if error else "")
+        with self.lock:
+            self.node.lose(why)
+        if self.on_node_lost is not None:
+            self.on_node_lost(why)
+
+    def _on_peer_gone(self, message: PeerGone) -> None:
+        self._peer_died(message.address, message.cause)
+
+    def _peer_died(self, address: str, cause: str) -> None:
+        if address in self.peers.gone:
+            return
+        self.peers.forget(address, cause)
+        self.owner.process_died(address, cause)
+        self.actors.process_died(address)
+        self.borrowing.process_died(address, cause)
+        self.settle()
+        self.tick()
+
+    def _on_quota_wanted(self, message: QuotaWanted) -> None:
+        self.callbacks.append(lambda: self.store.give_back(message.wanted))
+
+    # --- consequences (with the lock held) -----------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Draw the consequences of what has changed."""
+        dropped = self.dropped
+        if self.dropped_streams:
+            while self.dropped_streams:
+                self.dropped_streams.popleft().abandon()
+        if dropped:
+            objects = self.objects
+            pop = dropped.popleft
+            while dropped:
+                entry = pop()
+                entry.local -= 1
+                if not entry.local and not entry.holds:
+                    objects.consider(entry)
+        self.owner.settle()
+        if self.objects.outbox:
+            self.borrowing.carry_out()
+
+    def complete(self, entry: Entry, value: Any, refs: list[Ref], registered: bool | None) -> None:
+        """The value of an entry is known: tell everybody who waits for it."""
+        waiters = self.objects.complete(entry, value, refs, registered)
+        if waiters is not None:
+            for waiter in waiters:
+                waiter(entry)
+
+    def when_known(self, entry: Entry, waiter: Callable[[Entry], None]) -> None:
+        """Call `waiter(entry)`, with the lock held, once the entry's value is known."""
+        if entry.waiters is None:
+            entry.waiters = [waiter]
+        else:
+            entry.waiters.append(waiter)
+
+    def forget_waiter(self, entry: Entry, waiter: Callable[[Entry], None]) -> None:
+        """`waiter` does not wait any more."""
+        if entry.waiters is not None and waiter in entry.waiters:
+            entry.waiters.remove(waiter)
+
+    def tick(self) -> None:
+        """Wake everybody who waits for whatever comes next."""
+        waiters, self.tick_waiters = self.tick_waiters, []
+        for waiter in waiters:
+            waiter.finish()
+
+    def next_req(self) -> int:
+        """A number for a request to the node whose answer nobody waits for."""
+        self._req += 1
+        return self._req
+
+    def children(self) -> dict[bytes, Task] | None:
+        """Where tasks submitted by the running code are noted, if it can be cancelled recursively."""
+        context = current.get()
+        return None if context is None else context.children
+
+    def context(self) -> TaskContext:
+        """The task that the running code belongs to."""
+        return current.get() or self.root
+
+    # --- explanations --------------------------------------------------------------------------------------------
+
+    def explain(self, entry: Entry) -> str:
+        """What an object that is not ready waits for (with the lock held)."""
+        task = entry.task
+        if task is None:
+            where = entry.owner or "this process"
+            return f"object {entry.object_id.hex()[:12]}… has not been produced by its owner ({where})"
+        name = f"{task.method or (task.function.name if task.function else 'task')}()"
+        if task.unready:
+            waiting = [dep for _, dep in task.deps or () if dep.value is None]
+            inner = self.explain(waiting[0]) if waiting else ""
+            return f"{name} waits for {task.unready} argument(s); {inner}"
+        if task.function is None:
+            link = task.queue
+            if task.lane is not None:
+                return f"{name} was sent to its actor (pid={link.pid}) and has not returned"
+            return f"{name} waits for its actor, which is {link.state}"
+        if task.lane is not None:
+            return f"{name} runs or is queued on worker pid={task.lane.pid}"
+        queue = task.queue
+        needs = ", ".join(f"{amount / 10_000:g} {what}" for what, amount in queue.shape.resources) or "nothing"
+        return (
+            f"{name} waits for a worker (it needs {needs}; {len(queue.queue)} tasks of its kind are queued, "
+            f"{len(queue.lanes)} workers leased)"
+        )
+
+    def warn(self, text: str) -> None:
+        """Tell the user something once."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self.callbacks.append(lambda: print(f"shoal: {text}", file=sys.stderr, flush=True))
+
+    def _run_callbacks(self) -> None:
+        callbacks = self.callbacks
+        while callbacks:
+            callbacks.popleft()()
+
+    # --- ending --------------------------------------------------------------------------------------------------
+
+    def drain(self, timeout_s: float) -> None:
+        """Let what is queued to be sent leave, for at most `timeout_s`."""
+        deadline = monotonic() + timeout_s
+        while self.reactor.dirty and monotonic() < deadline:
+            self.reactor.flush()
+            self.reactor.pump()
+
+    def close(self, unlink: bool) -> None:
+        """Close everything; `unlink` removes the shared memory that this process made."""
+        if self.closed:
+            return
+        self.closed = True
+        self.reactor.flush()
+        with self.lock:
+            self.node.lose("shoal was shut down")
+            self.tick()
+            self.peers.close()
+            if self.node.connection is not None:
+                self.node.connection.close()
+            self._listener.close()
+        self.reactor.close()
+        self.store.close(unlink)
+        if os.path.exists(self.address):
+            os.unlink(self.address)

@@ -1,0 +1,107 @@
+"""The object store as one process sees it: its own arena, a reader for the segments of others, and its quota.
+
+Any thread. Room is drawn from the node daemon in chunks; when the store is full, the creating thread waits for as long as
+`store_full_timeout_s`, and then gets an error that names the biggest holders.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.errors import ObjectStoreFullError
+from shoal.messages.node import QuotaGranted, QuotaRequest, QuotaReturn
+from shoal.serial.layout import write_layout
+from shoal.store import Arena, Location, QuotaExhausted, Reader, copy_into
+
+if TYPE_CHECKING:
+    from shoal.messages.values import Stored
+    from shoal.runtime.node_link import NodeLink
+    from shoal.serial.record import Serialized
+
+
+class ObjectStore:
+    """See the module's docstring."""
+
+    def __init__(self, directory: str, creator: str, address: str, node: NodeLink, chunk_bytes: int) -> None:
+        self.address = address
+        self._node = node
+        self._chunk = chunk_bytes
+        self._directory = Path(directory)
+        self._creator = creator
+        # Made on first use: most workers never store anything.
+        self._arena: Arena | None = None
+        self._reader: Reader | None = None
+
+    @property
+    def arena(self) -> Arena:
+        """Where this process makes objects."""
+        if self._arena is None:
+            self._arena = Arena(self._directory, self._creator)
+        return self._arena
+
+    def write(self, serialized: Serialized, size: int) -> Location:
+        """Put a serialized value into shared memory.
+
+        Raises:
+            ObjectStoreFullError: the store is full and stayed full.
+        """
+        arena = self.arena
+        while True:
+            try:
+                block = arena.create(size)
+                break
+            except QuotaExhausted as exhausted:
+                self._draw(arena, exhausted.needed_bytes)
+        try:
+            write_layout(serialized, block.buffer, copy_into)
+        except BaseException:
+            arena.free(block.location)
+            raise
+        return block.location
+
+    def _draw(self, arena: Arena, needed: int) -> None:
+        wanted = max(needed, self._chunk)
+        answer = self._node.request(lambda req: QuotaRequest(req, wanted), QuotaGranted)
+        if answer.granted < needed and needed < wanted:
+            # A whole chunk is not to be had: what is needed may be.
+            self._node.send(QuotaReturn(answer.granted))
+            answer = self._node.request(lambda req: QuotaRequest(req, needed), QuotaGranted)
+        if answer.granted == 0:
+            raise ObjectStoreFullError(answer.explanation or "the object store is full")
+        arena.grant(answer.granted)
+
+    def view(self, stored: Stored) -> memoryview:
+        """A read-only view of an object, made here or elsewhere."""
+        if stored.creator == self.address and self._arena is not None:
+            return self._arena.view(stored.location)
+        if self._reader is None:
+            self._reader = Reader(self._directory)
+        return self._reader.view(stored.location)
+
+    def free(self, location: Location) -> None:
+        """An object that this process made is dead."""
+        if self._arena is not None:
+            self._arena.free(location)
+
+    def give_back(self, wanted: int) -> None:
+        """Others wait for room."""
+        if self._arena is not None:
+            given = self._arena.reclaim(wanted)
+            if given:
+                self._node.send(QuotaReturn(given))
+
+    def leave(self) -> None:
+        """This process ends, but objects that it made may be owned by others: only idle memory goes."""
+        if self._arena is not None:
+            given = self._arena.release_idle(0)
+            self._node.send_now(QuotaReturn(given))
+
+    def close(self, unlink: bool) -> None:
+        """Let go of everything; `unlink` removes the segments that this process made."""
+        if self._arena is not None:
+            self._arena.close(unlink=unlink)
+            self._arena = None
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None

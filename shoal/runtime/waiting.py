@@ -1,0 +1,279 @@
+"""`get`, `wait`, futures and `await`: how user code waits for objects.
+
+A thread waits for one object at a time, in order; while it leads the reactor, all of them arrive meanwhile. Whatever a worker's
+thread must do before it may block (run a task in place, hand back its queue, lend its CPU) is in `before_blocking`, which the
+executor sets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from operator import attrgetter
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Protocol
+
+from shoal.errors import GetTimeoutError
+from shoal.messages.values import Failed
+from shoal.runtime.refs import ObjectRef
+from shoal.runtime.values import error_of
+from shoal.wire.reactor import Waiter
+
+if TYPE_CHECKING:
+    from shoal.core.references import Entry
+    from shoal.runtime.process import Process
+
+_entry_of = attrgetter("_entry")
+
+
+class Blocking(Protocol):
+    """What an executor does around the waiting of its threads."""
+
+    def run_in_place(self, entry: Entry) -> bool:
+        """Run the task that makes `entry` here and now, if that may be done."""
+
+    def lend(self) -> bool:
+        """This thread is about to wait for long: give away what it holds. False if it holds nothing."""
+
+    def take_back(self) -> None:
+        """It runs again."""
+
+
+class EntryWaiter(Waiter):
+    """Waits for one entry; can be one of its waiters."""
+
+    __slots__ = ()
+
+    def __call__(self, _entry: Entry) -> None:
+        self.finish()
+
+
+class Waiting:
+    """See the module's docstring."""
+
+    def __init__(self, process: Process, grace_us: int) -> None:
+        self._process = process
+        self._grace_s = grace_us / 1e6
+        self.blocking: Blocking | None = None
+
+    # --- get -----------------------------------------------------------------------------------------------------
+
+    def get_one(self, ref: ObjectRef[Any], timeout_s: float | None) -> Any:
+        """The value of one object."""
+        entry = ref._entry
+        if entry.value is None:
+            self._await_entries((entry,), timeout_s)
+        return self.load(entry)
+
+    def get_many(self, refs: Sequence[ObjectRef[Any]], timeout_s: float | None) -> list[Any]:
+        """The values of objects, in order."""
+        entries = [ref._entry for ref in refs]
+        if any(entry.value is None for entry in entries):
+            self._await_entries(entries, timeout_s)
+        load = self.load
+        return [load(entry) for entry in entries]
+
+    def load(self, entry: Entry) -> Any:
+        """The value of an entry that is known."""
+        value = entry.value
+        if type(value) is Failed:
+            raise error_of(value)
+        return self._process.values.unpack(value)
+
+    def _await_entries(self, entries: Sequence[Entry], timeout_s: float | None) -> None:
+        process = self._process
+        with process.lock:
+            for entry in entries:
+                if entry.value is None and entry.task is None:
+                    process.borrowing.fetch(entry)
+            process.settle()
+            process.reactor.flush_locked()
+        deadline = None if timeout_s is None else monotonic() + timeout_s
+        blocking = self.blocking
+        lent = False
+        try:
+            for entry in entries:
+                while entry.value is None:
+                    if blocking is not None and not lent:
+                        if blocking.run_in_place(entry):
+                            continue
+                        if self._wait_entry(entry, self._soon(deadline)):
+                            continue
+                        # Whether it holds nothing or has lent it: once is enough.
+                        lent = True
+                        if not blocking.lend():
+                            blocking = None
+                    if not self._wait_entry(entry, deadline):
+                        raise self._timeout(entries, timeout_s)
+        finally:
+            if lent and blocking is not None:
+                blocking.take_back()
+
+    def _soon(self, deadline: float | None) -> float:
+        soon = monotonic() + self._grace_s
+        return soon if deadline is None else min(soon, deadline)
+
+    def _wait_entry(self, entry: Entry, deadline: float | None) -> bool:
+        process = self._process
+        waiter = EntryWaiter()
+        with process.lock:
+            if entry.value is not None:
+                return True
+            process.when_known(entry, waiter)
+        try:
+            done = process.reactor.wait(
+                waiter, None if deadline is None else max(deadline - monotonic(), 0.0)
+            )
+        finally:
+            if not waiter.done:
+                with process.lock:
+                    process.forget_waiter(entry, waiter)
+        return done or entry.value is not None
+
+    def _timeout(self, entries: Sequence[Entry], timeout_s: float | None) -> GetTimeoutError:
+        process = self._process
+        with process.lock:
+            missing = [entry for entry in entries if entry.value is None]
+            first = process.explain(missing[0]) if missing else ""
+        count = f"{len(missing)} of {len(entries)} objects were" if len(entries) > 1 else "the object was"
+        return GetTimeoutError(f"get() waited {timeout_s} s, but {count} not ready: {first}")
+
+    # --- wait ----------------------------------------------------------------------------------------------------
+
+    def wait(
+        self, refs: list[Any], num_returns: int, timeout_s: float | None
+    ) -> tuple[list[Any], list[Any]]:
+        """See `shoal.wait`; the arguments have been checked."""
+        ready = self._ready(refs, num_returns)
+        if len(ready) < num_returns:
+            ready = self._wait_ready(refs, num_returns, timeout_s)
+        if len(ready) == 1:
+            index = ready[0]
+            return [refs[index]], refs[:index] + refs[index + 1 :]
+        chosen = set(ready)
+        return [refs[i] for i in ready], [ref for i, ref in enumerate(refs) if i not in chosen]
+
+    @staticmethod
+    def _ready(refs: list[Any], most: int) -> list[int]:
+        found: list[int] = []
+        for index, ref in enumerate(refs):
+            if ref._entry.value is not None:
+                found.append(index)
+                if len(found) == most:
+                    break
+        return found
+
+    def _wait_ready(self, refs: list[Any], num_returns: int, timeout_s: float | None) -> list[int]:
+        process = self._process
+        with process.lock:
+            for ref in refs:
+                entry = ref._entry
+                if entry.value is None and entry.owner:
+                    process.borrowing.fetch(entry)
+            process.settle()
+            process.reactor.flush_locked()
+        deadline = None if timeout_s is None else monotonic() + timeout_s
+        blocking = self.blocking
+        lent = False
+        try:
+            while True:
+                waiter = Waiter()
+                with process.lock:
+                    process.tick_waiters.append(waiter)
+                try:
+                    ready = self._ready(refs, num_returns)
+                    if len(ready) >= num_returns:
+                        return ready
+                    limit = deadline
+                    if blocking is not None and not lent:
+                        if any(blocking.run_in_place(ref._entry) for ref in refs):
+                            continue
+                        limit = self._soon(deadline)
+                    done = process.reactor.wait(
+                        waiter, None if limit is None else max(limit - monotonic(), 0.0)
+                    )
+                finally:
+                    with process.lock:
+                        if waiter in process.tick_waiters:
+                            process.tick_waiters.remove(waiter)
+                if done:
+                    continue
+                if deadline is not None and monotonic() >= deadline:
+                    return self._ready(refs, num_returns)
+                if blocking is not None and not lent:
+                    lent = True
+                    if not blocking.lend():
+                        blocking = None
+        finally:
+            if lent and blocking is not None:
+                blocking.take_back()
+
+    # --- futures -------------------------------------------------------------------------------------------------
+
+    def _when_ready(self, entry: Entry, callback: Callable[[], None]) -> None:
+        """Call `callback` (by the reactor's leader, without the lock) once the entry is known."""
+        process = self._process
+        with process.lock:
+            if entry.value is None:
+                if entry.task is None:
+                    process.borrowing.fetch(entry)
+                process.when_known(entry, lambda _entry: process.callbacks.append(callback))
+                process.settle()
+                process.reactor.flush_locked()
+                known = False
+            else:
+                known = True
+        if known:
+            callback()
+        else:
+            process.reactor.want_service()
+
+    def future(self, ref: ObjectRef[Any]) -> Future[Any]:
+        """A concurrent future of the value. Cancelling it does not cancel the task."""
+        future: Future[Any] = Future()
+        # The reference must live until the value is there.
+        self._when_ready(ref._entry, functools.partial(self._resolve, future, ref))
+        return future
+
+    def _resolve(self, future: Future[Any], ref: ObjectRef[Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            value = self.load(ref._entry)
+        except BaseException as error:  # noqa: BLE001 - whatever the user's code raised goes to whoever waits
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+
+    def wait_for(self, entry: Entry, timeout_s: float | None) -> bool:
+        """Wait until an entry is known; False if the time is up first."""
+        try:
+            self._await_entries((entry,), timeout_s)
+        except GetTimeoutError:
+            return False
+        return True
+
+    async def known_on_loop(self, entry: Entry) -> None:
+        """Wait on the running loop until an entry is known."""
+        loop = asyncio.get_running_loop()
+        happened: asyncio.Future[None] = loop.create_future()
+        self._when_ready(entry, functools.partial(_tell_loop, loop, happened))
+        await happened
+
+    async def on_loop(self, ref: ObjectRef[Any]) -> Any:
+        """`await ref`."""
+        entry = ref._entry
+        if entry.value is None:
+            await self.known_on_loop(entry)
+        return self.load(entry)
+
+
+def _tell_loop(loop: asyncio.AbstractEventLoop, happened: asyncio.Future[None]) -> None:
+    def tell() -> None:
+        if not happened.done():
+            happened.set_result(None)
+
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(tell)

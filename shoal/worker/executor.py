@@ -1,0 +1,514 @@
+"""Takes work off the inbox, runs it, replies.
+
+Threads: the worker's main thread runs `run` and, in it, all normal tasks. The handlers are called by the reactor's leader with the
+runtime's lock held; that is the main thread itself while it waits, and the service thread while user code runs. So
+`inbox` is filled by one of them and emptied by the main thread.
+
+What must never happen, and how it is avoided
+---------------------------------------------
+- *A task waits for one that is queued behind it.* Before the main thread blocks, it hands its queue back to the owner and
+  tells it to push no more (`lend`); pushes that cross this message are handed back as they come.
+- *Short tasks wait behind a long one.* When a task has run for `handback_us`, the service thread hands back what is queued
+  behind it and pauses the owner; the pause ends with the task.
+- *Recursion needs a process for every level.* A task that waits for a task of its own that has not begun, of the same
+  shape, runs it in place.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import deque
+from time import perf_counter_ns, time_ns
+from typing import TYPE_CHECKING, Any, Final
+
+from shoal.core.tasks import State, Task
+from shoal.errors import TaskCancelledError
+from shoal.messages.node import (
+    Blocked,
+    Events,
+    EventsQuery,
+    Exit,
+    Shape,
+    StartActor,
+    TaskEvent,
+    Unblocked,
+)
+from shoal.messages.peer import (
+    Bind,
+    Call,
+    CallFull,
+    Cancel,
+    Define,
+    Done,
+    Failure,
+    HandBack,
+    Pause,
+    Push,
+    PushFull,
+    Results,
+    Resume,
+    StreamConsumed,
+)
+from shoal.messages.values import Inline
+from shoal.runtime.context import TaskContext
+from shoal.serial.exceptions import dump_exception
+from shoal.wire.reactor import Waiter
+from shoal.worker.functions import Definition, Functions
+from shoal.worker.invocation import Job, Outcome, failure, perform
+from shoal.worker.streaming import Streams
+
+if TYPE_CHECKING:
+    from shoal.core.references import Entry
+    from shoal.messages.node import Job as DriverJob
+    from shoal.runtime.process import Process
+    from shoal.wire.connection import Connection
+    from shoal.worker.host import ActorHost
+    from shoal.worker.output import Source
+
+_MAX_IN_PLACE: Final = 64
+"""How deeply tasks run inside one another before a worker prefers to wait for others."""
+
+
+class Executor:
+    """See the module's docstring."""
+
+    def __init__(self, process: Process, source: Source, job: DriverJob) -> None:
+        config = process.config
+        self.process = process
+        self.source = source
+        self.inbox: deque[tuple[Connection | None, Any]] = deque()
+        self.functions = Functions(process)
+        self.streams = Streams(self)
+        self.host: ActorHost | None = None
+        self.exiting = ""
+        self.events: deque[TaskEvent] | None = (
+            deque(maxlen=config.task_events) if config.task_events else None
+        )
+        self._clock_offset = time_ns() - perf_counter_ns()
+        self._idle = Waiter()
+        self._main = threading.get_ident()
+        self._flush_ns = config.flush_us * 1000
+        self._flush_bytes = config.flush_bytes
+        self._handback_ns = config.handback_us * 1000
+        self._pending_bytes = 0
+        self._last_flush = 0
+        self._running: dict[bytes, TaskContext] = {}
+        self._busy_since = 0
+        self._lender: Connection | None = None
+        self._shape: Shape | None = None
+        self._env = job.env
+        self._lent = 0
+        self._paused_for_long = False
+        self._in_place = 0
+        self._watch_due = False
+        process.handlers.update(
+            {
+                Define: self._on_define,
+                Bind: self._on_bind,
+                Push: self._on_work,
+                PushFull: self._on_work,
+                Call: self._on_call,
+                CallFull: self._on_call,
+                Cancel: self._on_cancel,
+                StreamConsumed: self.streams.on_consumed,
+            }
+        )
+        process.node_handlers.update(
+            {StartActor: self._on_start_actor, Exit: self._on_exit, EventsQuery: self._on_events_query}
+        )
+        process.waiting.blocking = self
+        process.reactor.watch = self.watch
+
+    # --- handlers (with the lock held) ---------------------------------------------------------------------------
+
+    def _on_define(self, connection: Connection, message: Define) -> None:
+        connection.peer.functions[message.index] = Definition(message)
+
+    def _on_bind(self, connection: Connection, message: Bind) -> None:
+        self._lender = connection
+        self._shape = message.shape
+        self.inbox.append((None, message))
+        self._idle.finish()
+
+    def _on_work(self, connection: Connection, message: Push | PushFull) -> None:
+        if self._lent or self._paused_for_long:
+            connection.send(HandBack([message.task_id]))
+            return
+        self.inbox.append((connection, message))
+        if not self._idle.done:
+            self._idle.finish()
+        elif not self._watch_due and self.process.reactor.service_leads:
+            # The main thread is in user code and nobody looks in regularly: see to it in time.
+            self._watch_later(self._handback_ns)
+
+    def _on_call(self, connection: Connection, message: Call | CallFull) -> None:
+        host = self.host
+        if host is not None and host.takes(connection, message):
+            return
+        self.inbox.append((connection, message))
+        if not self._idle.done:
+            self._idle.finish()
+
+    def _on_start_actor(self, message: StartActor) -> None:
+        self.inbox.appendleft((None, message))
+        self._idle.finish()
+
+    def _on_exit(self, message: Exit) -> None:
+        self.exiting = message.reason or "it was asked to end"
+        if message.now:
+            self.inbox.clear()
+        if self.host is not None:
+            self.host.on_exit()
+        self._idle.finish()
+
+    def _on_events_query(self, message: EventsQuery) -> None:
+        self.process.node.send_locked(Events(message.req, list(self.events or ())))
+
+    def _on_cancel(self, connection: Connection, message: Cancel) -> None:
+        for position, (origin, work) in enumerate(self.inbox):
+            if getattr(work, "task_id", None) == message.task_id and origin is connection:
+                del self.inbox[position]
+                error = TaskCancelledError("the task was cancelled before it began", message.task_id.hex())
+                connection.send(Failure(message.task_id, dump_exception(error), 0, application=False))
+                return
+        if self.host is not None and self.host.cancel(message.task_id):
+            return
+        context = self._running.get(message.task_id)
+        if context is None:
+            return
+        context.cancelled = True
+        if message.recursive:
+            for child in list((context.children or {}).values()):
+                self.process.owner.cancel(child, force=False, recursive=True)
+        if self.host is None:
+            signal.pthread_kill(self._main, signal.SIGINT)
+
+    def interrupt_wanted(self) -> bool:
+        """Whether a signal to the main thread means that what it runs is cancelled."""
+        return any(context.cancelled for context in self._running.values())
+
+    # --- the main loop -------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until told to end."""
+        inbox = self.inbox
+        while True:
+            try:
+                connection, message = inbox.popleft()
+            except IndexError:
+                if self.exiting:
+                    return
+                self.wait_for_work()
+                continue
+            kind = type(message)
+            if kind is Push:
+                self._run_push(connection, message)
+            elif kind is PushFull:
+                self._run_push_full(connection, message)
+            elif kind is Bind:
+                self.functions.bind(message)
+            elif kind is StartActor:
+                self._become_actor(message)
+                return
+            # Calls before the actor exists cannot be: the node announces the address after StartActor.
+
+    def wait_for_work(self) -> None:
+        """Send what is pending and wait until there is something in the inbox, or the worker is to end."""
+        process = self.process
+        with process.lock:
+            process.settle()
+            process.reactor.flush_locked()
+            self._pending_bytes = 0
+            if self.inbox or self.exiting:
+                return
+            self._idle.done = False
+        process.reactor.wait(self._idle)
+        self._last_flush = perf_counter_ns()
+
+    def _become_actor(self, message: StartActor) -> None:
+        # Imported here: most workers never host an actor.
+        from shoal.worker.host import ActorHost
+
+        host = ActorHost(self, message)
+        host.run()
+
+    # --- tasks ---------------------------------------------------------------------------------------------------
+
+    def _run_push(self, connection: Connection | None, message: Push) -> None:
+        assert connection is not None
+        definition = connection.peer.functions[message.function]
+        job = Job(message.task_id, definition.name, message.args, [], 1, 0)
+        self._execute(connection, definition, job)
+
+    def _run_push_full(self, connection: Connection | None, message: PushFull) -> None:
+        assert connection is not None
+        definition = connection.peer.functions[message.function]
+        name = message.name or definition.name
+        args = message.args
+        if type(args) is Inline and not args.buffers and not args.refs:
+            packed: Any = args.data
+        else:
+            packed = args
+        job = Job(message.task_id, name, packed, message.deps, message.returns, message.attempt)
+        if message.returns < 0:
+            self._execute_stream(connection, definition, job, message.window)
+        else:
+            self._execute(connection, definition, job)
+
+    def _context(self, job: Job, function_name: str) -> TaskContext:
+        context = TaskContext(
+            "task", job.task_id, self.process.ids, job.name, function_name, None, job.attempt
+        )
+        context.children = {}
+        return context
+
+    def _execute(self, connection: Connection, definition: Definition, job: Job) -> None:
+        process = self.process
+        context = self._context(job, definition.name)
+        task_id = job.task_id
+        self.source.name = job.name
+        self._running[task_id] = context
+        self._busy_since = perf_counter_ns()
+        try:
+            call = self.functions.load(definition)
+        except BaseException as error:  # noqa: BLE001 - importing the user's code can raise anything
+            outcome = Outcome(failure(process, context, job, error, 0), [], 0, 0)
+        else:
+            outcome = perform(process, context, job, call)
+        self._busy_since = 0
+        del self._running[task_id]
+        self.record(job, "task", outcome)
+        if definition.max_calls:
+            self._count_call(connection, definition)
+        self.reply(connection, outcome)
+        if self._paused_for_long:
+            self._end_long_pause()
+        self.flush_if_due()
+
+    def flush_if_due(self) -> None:
+        """Send replies that have waited for `flush_us`, or are many."""
+        now = perf_counter_ns()
+        if self._pending_bytes > self._flush_bytes or now - self._last_flush > self._flush_ns:
+            self._last_flush = now
+            self._pending_bytes = 0
+            self.process.reactor.flush()
+
+    def stir(self) -> None:
+        """Make the main thread look at the inbox and at `exiting`."""
+        with self.process.lock:
+            self._idle.finish()
+
+    def _execute_stream(self, connection: Connection, definition: Definition, job: Job, window: int) -> None:
+        context = self._context(job, definition.name)
+        self.source.name = job.name
+        self._running[job.task_id] = context
+        self._busy_since = perf_counter_ns()
+        try:
+            call = self.functions.load(definition)
+        except BaseException as error:  # noqa: BLE001 - as above
+            outcome = Outcome(failure(self.process, context, job, error, 0), [], 0, 0)
+        else:
+            outcome = self.streams.run(connection, context, job, call, window)
+        self._busy_since = 0
+        del self._running[job.task_id]
+        self.record(job, "task", outcome)
+        self.reply(connection, outcome)
+        if self._paused_for_long:
+            self._end_long_pause()
+        self.process.reactor.flush()
+
+    def reply(self, connection: Connection, outcome: Outcome) -> None:
+        """Answer a call, once the owners of what it lends or keeps know of it."""
+        message = outcome.message
+        process = self.process
+        objects = process.objects
+        with process.lock:
+            if outcome.lent or objects.unregistered:
+                process.settle()
+                countdown = objects.register_before(outcome.lent, connection.peer_address)
+                if countdown is not None:
+                    process.borrowing.carry_out()
+
+                    def leave() -> None:
+                        if not connection.closed:
+                            connection.send(message)
+
+                    process.borrowing.defer(countdown, leave)
+                    process.reactor.flush_locked()
+                    return
+            if connection.closed:
+                return
+            connection.out.append(message)
+            if not connection.dirty:
+                connection.touch()
+        self._pending_bytes += len(message.data) + 64 if type(message) is Done else 256
+
+    def record(self, job: Job, kind: str, outcome: Outcome) -> None:
+        """Remember a finished run for the timeline."""
+        if self.events is not None:
+            offset = self._clock_offset
+            self.events.append(
+                TaskEvent(
+                    job.task_id,
+                    job.name,
+                    kind,
+                    self.process.pid,
+                    outcome.start_ns + offset,
+                    outcome.end_ns + offset,
+                    type(outcome.message) is not Failure,
+                )
+            )
+
+    def _count_call(self, connection: Connection, definition: Definition) -> None:
+        definition.calls += 1
+        if definition.calls < definition.max_calls:
+            return
+        with self.process.lock:
+            self._hand_back()
+            connection.send(Pause(retiring=True))
+            self._lent += 1  # never taken back: whatever still comes is handed back
+
+    # --- waiting inside a task (see runtime.waiting.Blocking) ----------------------------------------------------
+
+    def run_in_place(self, entry: Entry) -> bool:
+        """Run the task that makes `entry` in this thread, if it is ours, has not begun, and is of our shape."""
+        task = entry.task
+        if (
+            type(task) is not Task
+            or task.state is not State.QUEUED
+            or task.function is None
+            or task.return_count < 0
+            or self._shape is None
+            or self._in_place >= _MAX_IN_PLACE
+            or threading.get_ident() != self._main
+            or self.host is not None
+        ):
+            return False
+        process = self.process
+        with process.lock:
+            if not process.owner.tasks.take(task, self._shape):
+                return False
+        self._run_here(task)
+        return True
+
+    def _run_here(self, task: Task) -> None:
+        process = self.process
+        function = task.function
+        assert function is not None
+        job = Job(
+            task.task_id,
+            task.name or function.name,
+            task.args,
+            process.owner.resolve_deps(task),
+            task.return_count,
+            task.attempt,
+        )
+        context = self._context(job, function.name)
+        before = self.source.name
+        self.source.name = job.name
+        self._running[task.task_id] = context
+        self._in_place += 1
+        try:
+            call = self.functions.load_own(function)
+            outcome = perform(process, context, job, call)
+        finally:
+            self._in_place -= 1
+            self.source.name = before
+            del self._running[task.task_id]
+        self.record(job, "task", outcome)
+        message = outcome.message
+        with process.lock:
+            task.state = State.FINISHED
+            if type(message) is Failure:
+                process.owner.fail_or_retry(task, message)
+            elif type(message) is Done:
+                process.owner.succeed(
+                    task, Results(message.task_id, [Inline(message.data)], 0), registered=None
+                )
+            else:
+                process.owner.succeed(task, message, registered=None)
+            process.settle()
+            if process.tick_waiters:
+                process.tick()
+        if context.cancelled and self.interrupt_wanted():
+            raise KeyboardInterrupt
+
+    def lend(self) -> bool:
+        """The main thread is about to wait: give its CPU and its queue away."""
+        if threading.get_ident() != self._main or (self._lender is None and self.host is None):
+            return False
+        process = self.process
+        with process.lock:
+            self._lent += 1
+            if self._lent == 1:
+                if self._lender is not None and self.host is None:
+                    self._hand_back()
+                    if not self._lender.closed:
+                        self._lender.send(Pause())
+                process.node.send_locked(Blocked())
+            process.settle()
+            process.reactor.flush_locked()
+        return True
+
+    def take_back(self) -> None:
+        """The main thread runs again."""
+        process = self.process
+        with process.lock:
+            self._lent -= 1
+            if self._lent == 0:
+                process.node.send_locked(Unblocked())
+                if self._lender is not None and self.host is None and not self._lender.closed:
+                    self._lender.send(Resume())
+            process.reactor.flush_locked()
+
+    def _hand_back(self) -> None:
+        """Give every task that has not begun back to its owner (with the lock held)."""
+        kept = []
+        returned: dict[Connection, list[bytes]] = {}
+        for connection, message in self.inbox:
+            if connection is not None and type(message) in {Push, PushFull}:
+                returned.setdefault(connection, []).append(message.task_id)
+            else:
+                kept.append((connection, message))
+        if not returned:
+            return
+        self.inbox.clear()
+        self.inbox.extend(kept)
+        for connection, task_ids in returned.items():
+            if not connection.closed:
+                connection.send(HandBack(task_ids))
+
+    # --- long tasks ----------------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Hand back what is queued behind a task that has run for long. Any thread, without the lock."""
+        self._watch_due = False
+        since = self._busy_since
+        if not since or not self.inbox or self.host is not None or self._paused_for_long:
+            return
+        ran = perf_counter_ns() - since
+        process = self.process
+        with process.lock:
+            if self._busy_since != since or self._lent:
+                return
+            if ran < self._handback_ns:
+                if process.reactor.service_leads:
+                    self._watch_later(self._handback_ns - ran)
+                return
+            lender = self._lender
+            self._hand_back()
+            if lender is not None and not lender.closed:
+                self._paused_for_long = True
+                lender.send(Pause())
+            process.reactor.flush_locked()
+
+    def _watch_later(self, delay_ns: int) -> None:
+        self._watch_due = True
+        self.process.reactor.call_later(delay_ns / 1e9, self.watch)
+
+    def _end_long_pause(self) -> None:
+        with self.process.lock:
+            self._paused_for_long = False
+            if self._lender is not None and not self._lender.closed:
+                self._lender.send(Resume())

@@ -1,0 +1,550 @@
+"""An actor in its process: `__init__`, then its calls, one after the other, in threads, or on an asyncio loop.
+
+| kind | which thread runs a method | order |
+|---|---|---|
+| plain | the main thread | as the calls of each caller come |
+| threads (`max_concurrency` > 1, or concurrency groups) | the threads of the method's group | begins in that order |
+| async (any `async def` method) | the main thread, which runs a loop that also serves the sockets | begins in that order |
+
+The handlers (`takes`, `cancel`, `on_exit`) are called by the reactor's leader with the runtime's lock held. Until `__init__` has
+returned, calls stay in the executor's inbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, Final
+
+from shoal.messages.node import ActorExiting, ActorSpec, ActorStarted, StartActor
+from shoal.messages.peer import Call, CallFull, Failure
+from shoal.messages.values import Inline
+from shoal.runtime.context import TaskContext, current
+from shoal.serial.exceptions import dump_exception
+from shoal.worker.functions import set_resources
+from shoal.worker.invocation import (
+    ActorExit,
+    Job,
+    Outcome,
+    arguments,
+    failure,
+    pack_result,
+    perform,
+    task_error,
+)
+
+if TYPE_CHECKING:
+    from shoal.wire.connection import Connection
+    from shoal.worker.executor import Executor
+
+_STOP: Final = None
+
+Work = tuple["Connection", Call | CallFull]
+
+
+class ActorHost:
+    """See the module's docstring."""
+
+    def __init__(self, executor: Executor, message: StartActor) -> None:
+        self.executor = executor
+        self.process = executor.process
+        self.spec: ActorSpec = message.spec
+        self.incarnation = message.incarnation
+        self._gpu_ids = message.gpu_ids
+        self.instance: Any = None
+        self._methods: dict[str, Callable[..., Any]] = {}
+        self._cancelled: set[bytes] = set()
+        self._contexts: dict[bytes, TaskContext] = {}
+        self._serving: _Threads | _Loop | None = None
+        executor.host = self
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Make the actor and serve it until it ends."""
+        self.executor.source.name = self.spec.class_name
+        if not self._start():
+            return
+        if self.spec.is_async:
+            loop = _Loop(self)
+            asyncio.run(loop.serve())
+        elif self._limit() > 1 or self.spec.concurrency_groups:
+            self._run_threads()
+        else:
+            self._run_plain()
+
+    def _start(self) -> bool:
+        """Call `__init__` and report; False if it raised."""
+        spec = self.spec
+        process = self.process
+        set_resources(dict(spec.shape.resources), self._gpu_ids)
+        args: Any = spec.args
+        if type(args) is Inline and not args.buffers and not args.refs:
+            args = args.data
+        job = Job(
+            spec.actor_id, f"{spec.class_name}.__init__", args, spec.deps, 1, 0, None, spec.actor_id
+        )
+        context = self._context(job)
+        token = current.set(context)
+        try:
+            cls = self.executor.functions.load_code(spec.code_id, spec.code, spec.class_name)
+            positional, named = arguments(process, job)
+            self.instance = cls(*positional, **named)
+            del positional, named
+        except BaseException as error:  # noqa: BLE001 - user code; whatever it raises is reported
+            failed = task_error(process, job, error)
+            cause = f"its __init__ raised {type(error).__name__}: {error}"
+            if isinstance(error, ActorExit):
+                cause = "exit_actor() was called in its __init__"
+            process.node.send_now(
+                ActorStarted(spec.actor_id, self.incarnation, dump_exception(failed), cause)
+            )
+            return False
+        finally:
+            current.reset(token)
+        self._register_kept()
+        process.node.send_now(ActorStarted(spec.actor_id, self.incarnation))
+        return True
+
+    def _register_kept(self) -> None:
+        """References that `__init__` kept are borrowed from now on."""
+        process = self.process
+        with process.lock:
+            process.settle()
+            process.objects.register_before((), "")
+            process.borrowing.carry_out()
+
+    def _limit(self) -> int:
+        spec = self.spec
+        if spec.max_concurrency:
+            return spec.max_concurrency
+        return self.process.config.async_concurrency if spec.is_async else 1
+
+    def groups(self) -> dict[str, int]:
+        """Concurrency groups and their limits; "" is the default one."""
+        return {"": self._limit(), **self.spec.concurrency_groups}
+
+    def group_of(self, message: Call | CallFull) -> str:
+        """The group in which a call runs."""
+        if type(message) is CallFull and message.group:
+            return message.group
+        return self.spec.method_groups.get(message.method, "")
+
+    def end(self, cause: str) -> None:
+        """The actor ends by its own wish: tell the node, and take no more calls."""
+        self.process.node.send_now(ActorExiting(self.spec.actor_id, cause))
+        self.executor.exiting = cause
+        self.executor.inbox.clear()
+
+    def on_exit(self) -> None:
+        """The node wants the actor to end when its calls have run."""
+        if self._serving is not None:
+            self._serving.stop_soon()
+
+    # --- calls ---------------------------------------------------------------------------------------------------
+
+    def job_of(self, message: Call | CallFull) -> Job:
+        """What a call message asks for."""
+        spec = self.spec
+        if type(message) is Call:
+            return Job(
+                message.task_id, message.method, message.args, [], 1, 0, spec.class_name, spec.actor_id
+            )
+        args: Any = message.args
+        if type(args) is Inline and not args.buffers and not args.refs:
+            args = args.data
+        return Job(
+            message.task_id,
+            message.method,
+            args,
+            message.deps,
+            message.returns,
+            message.attempt,
+            spec.class_name,
+            spec.actor_id,
+        )
+
+    def method(self, name: str) -> Callable[..., Any]:
+        """A method of the actor.
+
+        Raises:
+            AttributeError: it has none of that name.
+        """
+        method = self._methods.get(name)
+        if method is None:
+            if name == "__ray_ready__":
+                method = _ready
+            elif name == "__ray_call__":
+                method = self._call_function
+            elif name == "__ray_terminate__":
+                method = _terminate
+            else:
+                method = getattr(self.instance, name)
+            self._methods[name] = method
+        return method
+
+    def _call_function(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return function(self.instance, *args, **kwargs)
+
+    def _context(self, job: Job, name: str = "") -> TaskContext:
+        context = TaskContext(
+            "actor",
+            job.task_id,
+            self.process.ids,
+            name or f"{self.spec.class_name}.{job.name}",
+            job.name,
+            self.spec.actor_id,
+            job.attempt,
+        )
+        context.children = {}
+        return context
+
+    def begin(self, connection: Connection, job: Job, name: str) -> TaskContext | None:
+        """A call begins; None if it was cancelled while it waited (that has been answered)."""
+        if job.task_id in self._cancelled:
+            self._cancelled.discard(job.task_id)
+            context = self._context(job)
+            context.cancelled = True
+            answer = failure(self.process, context, job, KeyboardInterrupt(), 0)
+            self.executor.reply(connection, Outcome(answer, [], 0, 0))
+            return None
+        context = self._context(job, name)
+        self._contexts[job.task_id] = context
+        return context
+
+    def finish(self, connection: Connection, job: Job, outcome: Outcome) -> None:
+        """A call has ended: answer it."""
+        self._contexts.pop(job.task_id, None)
+        self.executor.record(job, "actor", outcome)
+        self.executor.reply(connection, outcome)
+
+    def execute(self, connection: Connection, message: Call | CallFull) -> None:
+        """Run a call in this thread.
+
+        Raises:
+            ActorExit: the actor ends with it.
+        """
+        job = self.job_of(message)
+        name = message.name if type(message) is CallFull else ""
+        context = self.begin(connection, job, name)
+        if context is None:
+            return
+        try:
+            method = self.method(job.name)
+        except Exception as error:  # noqa: BLE001 - a property of the user's class may raise anything
+            answer = failure(self.process, context, job, error, 0)
+            outcome = Outcome(answer, [], 0, 0)
+        else:
+            try:
+                if job.returns < 0:
+                    assert type(message) is CallFull
+                    outcome = self.executor.streams.run(
+                        connection, context, job, method, message.window
+                    )
+                else:
+                    outcome = perform(self.process, context, job, method)
+                if type(outcome.message) is Failure and "builtins.SystemExit" in outcome.message.cause_types:
+                    raise ActorExit
+            except ActorExit:
+                self._contexts.pop(job.task_id, None)
+                raise
+        self.finish(connection, job, outcome)
+
+    def takes(self, connection: Connection, message: Call | CallFull) -> bool:
+        """Take a call, if it need not go through the inbox."""
+        serving = self._serving
+        if serving is None:
+            return False
+        serving.take((connection, message))
+        return True
+
+    def cancel(self, task_id: bytes) -> bool:
+        """Cancel a call that runs or waits for a thread; a plain or threaded method only sees a flag."""
+        context = self._contexts.get(task_id)
+        if context is not None:
+            context.cancelled = True
+            for child in list((context.children or {}).values()):
+                self.process.owner.cancel(child, force=False, recursive=True)
+        elif self._serving is not None:
+            self._cancelled.add(task_id)
+        if self._serving is not None:
+            self._serving.cancel(task_id)
+        return True
+
+    # --- one at a time -------------------------------------------------------------------------------------------
+
+    def _run_plain(self) -> None:
+        executor = self.executor
+        inbox = executor.inbox
+        while True:
+            try:
+                connection, message = inbox.popleft()
+            except IndexError:
+                if executor.exiting:
+                    return
+                executor.wait_for_work()
+                continue
+            if connection is None:
+                continue
+            try:
+                self.execute(connection, message)
+            except ActorExit:
+                self.end("exit_actor() was called in it")
+                return
+            executor.flush_if_due()
+
+    # --- threads -------------------------------------------------------------------------------------------------
+
+    def _run_threads(self) -> None:
+        executor = self.executor
+        serving = _Threads(self, self.groups())
+        self._switch_to(serving)
+        while not executor.exiting:
+            executor.wait_for_work()
+        serving.stop()
+
+    def _switch_to(self, serving: _Threads | _Loop) -> None:
+        """From now on calls go to `serving`; those that came before go first."""
+        with self.process.lock:
+            inbox = self.executor.inbox
+            while inbox:
+                connection, message = inbox.popleft()
+                if connection is not None:
+                    serving.take((connection, message))
+            self._serving = serving
+
+    def serve_with(self, serving: _Loop) -> None:
+        """The loop is running and takes calls."""
+        self._switch_to(serving)
+
+
+def _ready() -> bool:
+    return True
+
+
+def _terminate() -> None:
+    raise ActorExit
+
+
+class _Threads:
+    """The threads of an actor, by concurrency group. Threads are started as they are needed."""
+
+    def __init__(self, host: ActorHost, groups: dict[str, int]) -> None:
+        self._host = host
+        self._groups = {name: _ThreadGroup(host, name, limit) for name, limit in groups.items()}
+
+    def take(self, work: Work) -> None:
+        name = self._host.group_of(work[1])
+        group = self._groups.get(name)
+        (self._groups[""] if group is None else group).take(work)
+
+    def cancel(self, task_id: bytes) -> None:
+        """Threads cannot be interrupted: the method sees `is_canceled()`."""
+
+    def stop_soon(self) -> None:
+        """The main thread sees `exiting` and stops the groups."""
+
+    def stop(self) -> None:
+        """Let the threads finish what was taken, and end them."""
+        for group in self._groups.values():
+            group.stop()
+
+
+class _ThreadGroup:
+    """Up to `limit` threads and their queue."""
+
+    def __init__(self, host: ActorHost, name: str, limit: int) -> None:
+        self._host = host
+        self._name = name or "default"
+        self._limit = limit
+        self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._idle = 0
+        self._lock = threading.Lock()
+
+    def take(self, work: Work) -> None:
+        self._queue.put(work)
+        with self._lock:
+            if self._idle == 0 and len(self._threads) < self._limit:
+                thread = threading.Thread(
+                    target=self._run, name=f"{self._name}-{len(self._threads)}", daemon=True
+                )
+                self._threads.append(thread)
+                thread.start()
+
+    def _run(self) -> None:
+        host = self._host
+        executor = host.executor
+        while True:
+            with self._lock:
+                self._idle += 1
+            work = self._queue.get()
+            with self._lock:
+                self._idle -= 1
+            if work is _STOP:
+                return
+            connection, message = work
+            try:
+                host.execute(connection, message)
+            except ActorExit:
+                host.end("exit_actor() was called in it")
+                executor.stir()
+                return
+            if self._queue.empty():
+                host.process.reactor.flush()
+            else:
+                executor.flush_if_due()
+
+    def stop(self) -> None:
+        for _ in self._threads:
+            self._queue.put(_STOP)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+
+class _Loop:
+    """An actor's asyncio loop, in the main thread. It polls the reactor itself: a call needs no hop between threads."""
+
+    def __init__(self, host: ActorHost) -> None:
+        self._host = host
+        self._reactor = host.process.reactor
+        self._limits = host.groups()
+        self._running = dict.fromkeys(self._limits, 0)
+        self._waiting: dict[str, deque[Work]] = {name: deque() for name in self._limits}
+        self._tasks: dict[bytes, asyncio.Task[None]] = {}
+        self._flush_scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._thread = threading.get_ident()
+        self._loop: asyncio.AbstractEventLoop
+        self._ending: asyncio.Event
+
+    async def serve(self) -> None:
+        """Serve until the actor ends."""
+        self._loop = asyncio.get_running_loop()
+        self._ending = asyncio.Event()
+        self._reactor.hosted = True
+        self._loop.add_reader(self._reactor.fileno(), self._on_readable)
+        self._host.serve_with(self)
+        if self._host.executor.exiting:
+            self._ending.set()
+        self._on_readable()
+        await self._ending.wait()
+        while self._tasks and self._host.executor.exiting:
+            await asyncio.wait(list(self._tasks.values()))
+            await asyncio.sleep(0)
+        self._loop.remove_reader(self._reactor.fileno())
+        self._reactor.hosted = False
+
+    def _on_readable(self) -> None:
+        self._reactor.pump()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = self._reactor.until_next_timer()
+        if due is not None:
+            self._timer = self._loop.call_later(due, self._on_readable)
+
+    # --- calls (with the lock held) ------------------------------------------------------------------------------
+
+    def take(self, work: Work) -> None:
+        """A call has come."""
+        if threading.get_ident() == self._thread:
+            self._admit(work)
+        else:
+            self._loop.call_soon_threadsafe(self._admit, work)
+
+    def _admit(self, work: Work) -> None:
+        group = self._host.group_of(work[1])
+        if group not in self._limits:
+            group = ""
+        if self._running[group] >= self._limits[group]:
+            self._waiting[group].append(work)
+            return
+        self._running[group] += 1
+        task = self._loop.create_task(self._call(group, work))
+        self._tasks[work[1].task_id] = task
+
+    def cancel(self, task_id: bytes) -> None:
+        """Cancel a coroutine."""
+
+        def cancel() -> None:
+            task = self._tasks.get(task_id)
+            if task is not None:
+                task.cancel()
+
+        self._loop.call_soon_threadsafe(cancel)
+
+    def stop_soon(self) -> None:
+        """The node wants the actor to end."""
+        self._loop.call_soon_threadsafe(self._ending.set)
+
+    # --- on the loop ---------------------------------------------------------------------------------------------
+
+    async def _call(self, group: str, work: Work) -> None:
+        connection, message = work
+        host = self._host
+        try:
+            await self._execute(connection, message)
+        except ActorExit:
+            host.end("exit_actor() was called in it")
+            self._ending.set()
+        finally:
+            self._tasks.pop(message.task_id, None)
+            waiting = self._waiting[group]
+            self._running[group] -= 1
+            if waiting:
+                self._admit(waiting.popleft())
+
+    async def _execute(self, connection: Connection, message: Call | CallFull) -> None:
+        host = self._host
+        process = host.process
+        job = host.job_of(message)
+        context = host.begin(connection, job, message.name if type(message) is CallFull else "")
+        if context is None:
+            self._flush_soon()
+            return
+        current.set(context)
+        start = perf_counter_ns()
+        try:
+            method = host.method(job.name)
+            if job.returns < 0:
+                assert type(message) is CallFull
+                outcome = await host.executor.streams.run_async(
+                    connection, context, job, method, message.window
+                )
+            else:
+                args, kwargs = arguments(process, job)
+                result = method(*args, **kwargs)
+                if inspect.isawaitable(result):
+                    result = await result
+                del args, kwargs
+                end = perf_counter_ns()
+                answer, lent = pack_result(process, job, result, (end - start) // 1000)
+                outcome = Outcome(answer, lent, start, end)
+                del result
+        except ActorExit:
+            raise
+        except BaseException as error:  # noqa: BLE001 - user code; everything it raises becomes the answer
+            if isinstance(error, SystemExit):
+                raise ActorExit from error
+            end = perf_counter_ns()
+            if isinstance(error, asyncio.CancelledError) and context.cancelled:
+                error = KeyboardInterrupt()
+            outcome = Outcome(failure(process, context, job, error, (end - start) // 1000), [], start, end)
+        host.finish(connection, job, outcome)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        self._reactor.flush()
