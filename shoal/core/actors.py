@@ -1,0 +1,404 @@
+"""The actor directory: which actors there are, in which state, under which name, and when one lives again.
+
+::
+
+    (create) ─► PENDING ─► ALIVE ─► RESTARTING ─► ALIVE …
+                   │         │           │
+                   └─────────┴───────────┴──────► DEAD
+
+Each life of an actor is an *incarnation*, numbered from 0. Whatever a node reports carries the number, and reports about
+an earlier life are dropped in one guard (`_current`).
+
+Guarantees:
+- a name is held by at most one actor that is not dead, within its namespace;
+- an actor that is DEAD stays dead, with a cause that is a sentence; the causes of the last `REMEMBERED` are kept;
+- an actor starts at most `max_restarts` times again (-1: always), and never after its `__init__` raised, after it ended
+  by its own wish, or after its owner or its last handle went (a detached actor has neither);
+- whoever watches an actor gets its present state at once, and then every change.
+
+The shell turns the effects in `outbox` into orders to nodes and messages to watchers, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from shoal.errors import InternalError
+from shoal.messages.node import ActorChange, ActorInfo, ActorSpec
+
+REMEMBERED: Final = 10_000
+"""Dead actors whose cause is kept. More: later askers get the true cause, at some 300 bytes each."""
+
+Watcher = Hashable
+
+
+class ActorState(Enum):
+    """The values are those of `ActorChange.state`."""
+
+    PENDING = "PENDING"
+    ALIVE = "ALIVE"
+    RESTARTING = "RESTARTING"
+    DEAD = "DEAD"
+
+
+MOVES: Final[dict[ActorState, frozenset[ActorState]]] = {
+    ActorState.PENDING: frozenset({ActorState.ALIVE, ActorState.RESTARTING, ActorState.DEAD}),
+    ActorState.ALIVE: frozenset({ActorState.RESTARTING, ActorState.DEAD}),
+    ActorState.RESTARTING: frozenset({ActorState.ALIVE, ActorState.RESTARTING, ActorState.DEAD}),
+    ActorState.DEAD: frozenset(),
+}
+
+
+# --- effects --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Find a process for this life of an actor; report `on_placed`, `on_started`, `on_process_gone`."""
+
+    spec: ActorSpec
+    incarnation: int
+    job_id: bytes
+
+
+class StopHow(Enum):
+    """How a life is ended."""
+
+    DRAIN = "drain"
+    """When what was called has run."""
+    EXIT = "exit"
+    """In good order, but now."""
+    KILL = "kill"
+    """By SIGKILL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End this life: forget its placement, or end its process. `reason` is a clause."""
+
+    actor_id: bytes
+    incarnation: int
+    reason: str
+    how: StopHow
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Send a change to these watchers."""
+
+    watchers: tuple[Watcher, ...]
+    change: ActorChange
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """The record of this actor has changed; write it down before the effects that follow are carried out."""
+
+    actor_id: bytes
+
+
+Effect = Place | Stop | Tell | Save
+
+
+class NameTaken(Exception):  # noqa: N818 - the name is taken already when it is raised
+    """Another living actor has the name."""
+
+
+class Actor:
+    """One actor, over all its lives."""
+
+    __slots__ = (
+        "address",
+        "cause",
+        "draining",
+        "ending",
+        "error",
+        "incarnation",
+        "job_id",
+        "pid",
+        "restarts_used",
+        "spec",
+        "state",
+        "watchers",
+    )
+
+    def __init__(self, spec: ActorSpec, job_id: bytes) -> None:
+        self.spec = spec
+        self.job_id = job_id
+        self.state = ActorState.PENDING
+        self.incarnation = 0
+        self.restarts_used = 0
+        self.address = ""
+        self.pid = 0
+        self.cause = ""
+        self.error = b""
+        # Its handles are gone: it ends when what was called has run. (It may not even run yet.)
+        self.draining = ""
+        # It said itself why it ends.
+        self.ending = ""
+        self.watchers: dict[Watcher, None] = {}
+
+    def change(self) -> ActorChange:
+        """Its present state, as watchers get it."""
+        return ActorChange(
+            self.spec.actor_id,
+            self.state.value,
+            self.incarnation,
+            self.address,
+            self.pid,
+            self.cause,
+            self.error,
+        )
+
+    def info(self, *, existed: bool) -> ActorInfo:
+        """What a handle to it needs."""
+        spec = self.spec
+        return ActorInfo(
+            spec.actor_id,
+            spec.class_name,
+            spec.owner,
+            spec.methods,
+            spec.max_task_retries,
+            spec.max_pending_calls,
+            spec.is_async,
+            existed,
+        )
+
+
+class ActorDirectory:
+    """See the module's docstring."""
+
+    def __init__(self) -> None:
+        self.outbox: list[Effect] = []
+        self._actors: dict[bytes, Actor] = {}
+        self._names: dict[tuple[str, str], bytes] = {}
+        self._dead: dict[bytes, ActorChange] = {}
+
+    # --- questions -----------------------------------------------------------------------------------------------
+
+    def get(self, actor_id: bytes) -> Actor | None:
+        """An actor that is not dead."""
+        return self._actors.get(actor_id)
+
+    def __iter__(self) -> Iterator[Actor]:
+        return iter(self._actors.values())
+
+    def lookup(self, namespace: str, name: str) -> ActorInfo | None:
+        """The actor that holds a name."""
+        actor_id = self._names.get((namespace, name))
+        return None if actor_id is None else self._actors[actor_id].info(existed=True)
+
+    def names(self, namespace: str | None) -> list[tuple[str, str]]:
+        """(namespace, name) of every named actor that is not dead; of all namespaces for None."""
+        return [pair for pair in self._names if namespace is None or pair[0] == namespace]
+
+    # --- events from clients -------------------------------------------------------------------------------------
+
+    def on_create(self, spec: ActorSpec, job_id: bytes, *, get_if_exists: bool) -> ActorInfo:
+        """A new actor; or, with `get_if_exists`, the one that has the name.
+
+        Raises:
+            NameTaken: another actor has it.
+        """
+        known = self._actors.get(spec.actor_id)
+        if known is not None:
+            # The same request once more: a resent message.
+            return known.info(existed=False)
+        key = (spec.namespace, spec.name)
+        if spec.name:
+            holder = self._names.get(key)
+            if holder is not None:
+                if get_if_exists:
+                    return self._actors[holder].info(existed=True)
+                raise NameTaken(
+                    f"the name {spec.name!r} is taken in namespace {spec.namespace!r} by a living actor of class "
+                    f"{self._actors[holder].spec.class_name}: use get_actor({spec.name!r}), pass get_if_exists=True, "
+                    "or choose another name"
+                )
+            self._names[key] = spec.actor_id
+        actor = self._actors[spec.actor_id] = Actor(spec, job_id)
+        self.outbox.append(Save(spec.actor_id))
+        self.outbox.append(Place(spec, 0, job_id))
+        return actor.info(existed=False)
+
+    def on_watch(self, actor_id: bytes, watcher: Watcher) -> None:
+        """`watcher` wants the state, now and on every change."""
+        actor = self._actors.get(actor_id)
+        if actor is not None:
+            actor.watchers[watcher] = None
+            self.outbox.append(Tell((watcher,), actor.change()))
+            return
+        change = self._dead.get(actor_id)
+        if change is None:
+            cause = "The actor is not known to this session: it ended long ago, or belongs to another session."
+            change = ActorChange(actor_id, ActorState.DEAD.value, 0, cause=cause)
+        self.outbox.append(Tell((watcher,), change))
+
+    def on_watcher_gone(self, watcher: Watcher) -> None:
+        """A watcher has ended."""
+        for actor in self._actors.values():
+            actor.watchers.pop(watcher, None)
+
+    def on_kill(self, actor_id: bytes, *, no_restart: bool) -> None:
+        """`shoal.kill`."""
+        actor = self._actors.get(actor_id)
+        if actor is None:
+            return
+        reason = "it was killed by shoal.kill()"
+        if no_restart:
+            self._end(actor, reason, StopHow.KILL)
+        else:
+            self._restart_or_end(actor, reason, StopHow.KILL)
+
+    def on_unreferenced(self, actor_id: bytes) -> None:
+        """The last handle is gone."""
+        actor = self._actors.get(actor_id)
+        if actor is None or actor.spec.detached or actor.draining:
+            return
+        actor.draining = "its last handle went out of scope"
+        if actor.state is ActorState.ALIVE:
+            self.outbox.append(Stop(actor_id, actor.incarnation, actor.draining, StopHow.DRAIN))
+
+    def on_owner_gone(self, owner: str, who: str, how: str) -> None:
+        """The process that created actors has ended: `who` as in "the driver, pid 12", `how` as in "exited"."""
+        for actor in [a for a in self._actors.values() if a.spec.owner == owner]:
+            if not actor.spec.detached:
+                self._end(actor, f"its owner ({who}) {how}", StopHow.KILL)
+
+    def on_job_gone(self, job_id: bytes, reason: str) -> None:
+        """A job has ended, with all its actors that are not detached. `reason` is a clause."""
+        for actor in [a for a in self._actors.values() if a.job_id == job_id]:
+            if not actor.spec.detached:
+                self._end(actor, reason, StopHow.EXIT)
+
+    # --- events from nodes ---------------------------------------------------------------------------------------
+
+    def on_placed(self, actor_id: bytes, incarnation: int, address: str, pid: int) -> None:
+        """This life has a process."""
+        actor = self._current(actor_id, incarnation)
+        if actor is not None and not actor.address:
+            actor.address = address
+            actor.pid = pid
+            self._tell(actor)
+
+    def on_started(self, actor_id: bytes, incarnation: int, error: bytes, cause: str) -> None:
+        """`__init__` returned, or raised: `error` is the pickled exception, `cause` one line of it."""
+        actor = self._current(actor_id, incarnation)
+        if actor is None or actor.state is ActorState.ALIVE:
+            return
+        if error or cause:
+            actor.error = error
+            self._end(actor, f"its __init__ raised {cause}", StopHow.EXIT)
+            return
+        self._move(actor, ActorState.ALIVE)
+        self._tell(actor)
+        if actor.draining:
+            self.outbox.append(Stop(actor_id, incarnation, actor.draining, StopHow.DRAIN))
+
+    def on_exiting(self, actor_id: bytes, incarnation: int, cause: str) -> None:
+        """The actor's process says that it ends, and why; the end itself follows."""
+        actor = self._current(actor_id, incarnation)
+        if actor is not None:
+            actor.ending = cause
+
+    def on_process_gone(
+        self, actor_id: bytes, incarnation: int, cause: str, *, expected: bool
+    ) -> None:
+        """The process of this life has ended; `cause` is a clause such as "was killed by SIGKILL"."""
+        actor = self._current(actor_id, incarnation)
+        if actor is None:
+            return
+        if actor.ending or actor.draining:
+            self._end(actor, actor.ending or actor.draining, None)
+        elif expected:
+            self._end(actor, f"the actor's process {cause}", None)
+        else:
+            self._restart_or_end(actor, f"the actor's process {cause}", None)
+
+    def on_refused(self, actor_id: bytes, incarnation: int, reason: str) -> None:
+        """No process can be had for it, ever."""
+        actor = self._current(actor_id, incarnation)
+        if actor is not None:
+            self._end(actor, f"it could not be started: {reason}", None)
+
+    # --- states --------------------------------------------------------------------------------------------------
+
+    def _current(self, actor_id: bytes, incarnation: int) -> Actor | None:
+        """The guard: the actor, if it lives this very life."""
+        actor = self._actors.get(actor_id)
+        return actor if actor is not None and actor.incarnation == incarnation else None
+
+    def _move(self, actor: Actor, state: ActorState) -> None:
+        """The only writer of an actor's state."""
+        if state not in MOVES[actor.state]:
+            raise InternalError(
+                f"actor {actor.spec.actor_id.hex()} ({actor.spec.class_name}, incarnation {actor.incarnation}) cannot go "
+                f"from {actor.state.value} to {state.value}"
+            )
+        actor.state = state
+        self.outbox.append(Save(actor.spec.actor_id))
+
+    def _restart_or_end(self, actor: Actor, cause: str, how: StopHow | None) -> None:
+        limit = actor.spec.max_restarts
+        if actor.draining or actor.ending or not (limit < 0 or actor.restarts_used < limit):
+            if limit > 0 and actor.restarts_used >= limit:
+                cause += (
+                    f", and it had been restarted {limit} times, as often as max_restarts allows"
+                )
+            self._end(actor, cause, how)
+            return
+        if how is not None:
+            self.outbox.append(Stop(actor.spec.actor_id, actor.incarnation, cause, how))
+        actor.restarts_used += 1
+        actor.incarnation += 1
+        actor.address = ""
+        actor.pid = 0
+        actor.cause = _sentence(cause)
+        self._move(actor, ActorState.RESTARTING)
+        self._tell(actor)
+        self.outbox.append(Place(actor.spec, actor.incarnation, actor.job_id))
+
+    def _end(self, actor: Actor, cause: str, how: StopHow | None) -> None:
+        """The actor is dead: `cause` is a clause; `how` says how to end its process, if it still has one."""
+        spec = actor.spec
+        if how is not None:
+            self.outbox.append(Stop(spec.actor_id, actor.incarnation, cause, how))
+        actor.cause = _sentence(cause)
+        actor.address = ""
+        self._move(actor, ActorState.DEAD)
+        self._tell(actor)
+        del self._actors[spec.actor_id]
+        if spec.name:
+            del self._names[spec.namespace, spec.name]
+        self._dead[spec.actor_id] = actor.change()
+        if len(self._dead) > REMEMBERED:
+            del self._dead[next(iter(self._dead))]
+
+    def _tell(self, actor: Actor) -> None:
+        if actor.watchers:
+            self.outbox.append(Tell(tuple(actor.watchers), actor.change()))
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        for (namespace, name), actor_id in self._names.items():
+            spec = self._actors[actor_id].spec
+            assert (spec.namespace, spec.name) == (namespace, name)
+        named = [a for a in self._actors.values() if a.spec.name]
+        assert len(named) == len(self._names)
+        for actor_id, actor in self._actors.items():
+            assert actor.spec.actor_id == actor_id
+            assert actor.state is not ActorState.DEAD
+            assert actor_id not in self._dead
+            assert actor.incarnation == actor.restarts_used
+            assert actor.spec.max_restarts < 0 or actor.restarts_used <= actor.spec.max_restarts
+            assert actor.state is not ActorState.ALIVE or actor.address
+            assert (actor.state is ActorState.PENDING) <= (actor.incarnation == 0)
+        assert len(self._dead) <= REMEMBERED
+
+
+def _sentence(clause: str) -> str:
+    text = clause.rstrip(".")
+    return f"{text[0].upper()}{text[1:]}."

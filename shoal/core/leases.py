@@ -1,0 +1,733 @@
+"""The lease queue of a node: who gets a worker, when a worker is forked, and who is asked to give one back.
+
+A *claimant* is an owner together with what it asks for (job, shape). The queue keeps each claimant's requests in order
+and is fair between claimants:
+
+Rule 1. When resources are free, the claimant that holds the fewest leases comes first, then the older request.
+Rule 2. A request whose resources are free but that has no worker yet keeps them while a worker is forked for it, so that
+        nobody younger slips in between; forks in flight are therefore bounded by free resources.
+Rule 3. A lease older than `fair_share_ns` is asked back, once, when a claimant that holds none (or at least two fewer)
+        waits for what it holds. Leases of workers that wait themselves are left alone: they have lent their CPUs.
+Rule 4. A request too big to be served from what small ones leave over reserves what it needs, in bursts that double: a
+        quarter of the time in the long run. Never reserving would starve it; reserving always would let one request idle
+        the node behind a holder that never ends, or deadlock with it.
+Rule 5. What no idle node could give is not refused: it waits, and its owner is told why and what would help.
+
+Every lease is settled by its return, by the end of its owner, or by the end of its worker, whichever comes first; the
+others then find nothing to do. A worker whose owner ends may still run that owner's task, so it is ended, not reused.
+
+The shell turns the effects in `outbox` into messages, forks and signals, in order, and reports what comes of them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from shoal.core.explanations import why_infeasible, why_waiting
+from shoal.core.pool import Worker, WorkerKey, WorkerPool, WorkerState
+from shoal.core.resources import CPU, NOTHING, Allocation, Amounts, NodeResources
+from shoal.messages.node import Shape
+
+Owner = Hashable
+"""Whoever asks for leases. Opaque, and never reused for another."""
+
+_SECOND: Final = 1_000_000_000
+_FIRST_BURST_NS: Final = _SECOND
+_MAX_START_FAILURES: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds that the queue keeps. Times are nanoseconds."""
+
+    fair_share_ns: int
+    idle_limit: int
+    """Idle workers that are kept. More: quicker next lease, more memory."""
+    idle_ns: int
+    start_timeout_ns: int
+    max_starting: int
+    """Forks in flight. More: a burst of actors without CPUs starts faster, and presses harder on the machine."""
+    max_workers: int
+    """Processes in all: each costs descriptors of the node daemon."""
+
+
+# --- effects --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ForkWorker:
+    """Fork a worker; report `on_registered`, `on_worker_gone`."""
+
+    worker_id: bytes
+    key: WorkerKey
+
+
+@dataclass(frozen=True, slots=True)
+class EndWorker:
+    """End a worker: in good order, or at once if `kill`. Report `on_worker_gone`."""
+
+    worker_id: bytes
+    reason: str
+    kill: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A request is served."""
+
+    owner: Owner
+    req: int
+    lease_id: int
+    worker_id: bytes
+    gpu_ids: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """A request will never be served: its workers do not start."""
+
+    owner: Owner
+    req: int
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskBack:
+    """Ask the owner of a lease to return it when it has drained."""
+
+    owner: Owner
+    lease_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A request cannot be served as the node stands; its owner is told once."""
+
+    owner: Owner
+    req: int
+    reason: str
+
+
+Effect = ForkWorker | EndWorker | Grant | Refuse | AskBack | Pending
+
+
+# --- records --------------------------------------------------------------------------------------------------------
+
+
+class Request:
+    """A wish for a worker. An actor's has `keeps`: what it still holds once it is settled."""
+
+    __slots__ = ("claim", "keeps", "name", "outlives_job", "owner", "req", "seq", "since")
+
+    def __init__(
+        self,
+        owner: Owner,
+        req: int,
+        claim: Claim,
+        seq: int,
+        since: int,
+        name: str,
+        keeps: Amounts | None,
+        outlives_job: bool,
+    ) -> None:
+        self.owner = owner
+        self.req = req
+        self.claim = claim
+        self.seq = seq
+        self.since = since
+        self.name = name
+        self.keeps = keeps
+        self.outlives_job = outlives_job
+
+
+class Claim:
+    """What one claimant asks for: its waiting requests, and how many leases it holds and works with."""
+
+    __slots__ = ("amounts", "held", "key", "owner", "refs", "waiting")
+
+    def __init__(self, owner: Owner, key: WorkerKey, amounts: Amounts) -> None:
+        self.owner = owner
+        self.key = key
+        self.amounts = amounts
+        self.waiting: deque[Request] = deque()
+        # Leases that count by rule 1, and all requests and leases that refer to this record.
+        self.held = 0
+        self.refs = 0
+
+
+class Lease:
+    """A worker in somebody's hands."""
+
+    __slots__ = (
+        "allocation",
+        "asked_back",
+        "blocked",
+        "granted_at",
+        "lease_id",
+        "orphaned",
+        "request",
+        "settled",
+        "worker",
+    )
+
+    def __init__(
+        self, lease_id: int, request: Request, worker: Worker, allocation: Allocation, now: int
+    ) -> None:
+        self.lease_id = lease_id
+        self.request = request
+        self.worker = worker
+        self.allocation = allocation
+        self.granted_at = now
+        self.asked_back = False
+        self.blocked = False
+        self.settled = False
+        self.orphaned = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts among what its claimant holds: an actor's does only while it is being placed, and one
+        whose worker waits has lent what others want."""
+        return not (self.blocked or self.settled or self.orphaned)
+
+
+class LeaseQueue:
+    """See the module's docstring. `new_worker_id` makes ids that were never used before."""
+
+    def __init__(
+        self,
+        resources: NodeResources,
+        limits: Limits,
+        new_worker_id: Callable[[], bytes],
+    ) -> None:
+        self.outbox: list[Effect] = []
+        self.resources = resources
+        self.pool = WorkerPool(limits.idle_limit, limits.idle_ns, limits.start_timeout_ns)
+        self._limits = limits
+        self._new_worker_id = new_worker_id
+        self._claims: dict[tuple[Owner, WorkerKey, Amounts], Claim] = {}
+        self._requests: dict[tuple[Owner, int], Request] = {}
+        self._infeasible: dict[tuple[Owner, int], Request] = {}
+        self._leases: dict[int, Lease] = {}
+        self._start_failures: dict[WorkerKey, int] = {}
+        self._last_lease_id = 0
+        self._last_seq = 0
+        self._deadline: int | None = None
+        self._changed = False
+
+    # --- events from owners --------------------------------------------------------------------------------------
+
+    def on_request(
+        self,
+        owner: Owner,
+        req: int,
+        job_id: bytes,
+        shape: Shape,
+        now: int,
+        *,
+        name: str = "",
+        keeps: Amounts | None = None,
+        outlives_job: bool = False,
+    ) -> None:
+        """`owner` asks for a worker. For an actor, `keeps` is what it holds once it runs, and `outlives_job` says
+        that the end of its job does not end it."""
+        if (owner, req) in self._requests:
+            # The same request once more: a resent message.
+            return
+        key = WorkerKey(job_id, shape.env)
+        claim_key = (owner, key, shape.resources)
+        claim = self._claims.get(claim_key)
+        if claim is None:
+            claim = self._claims[claim_key] = Claim(owner, key, shape.resources)
+        claim.refs += 1
+        self._last_seq += 1
+        request = Request(owner, req, claim, self._last_seq, now, name, keeps, outlives_job)
+        self._requests[owner, req] = request
+        if self.resources.feasible(shape.resources):
+            claim.waiting.append(request)
+            self._changed = True
+        else:
+            self._infeasible[owner, req] = request
+            self.outbox.append(Pending(owner, req, why_infeasible(self.resources, shape.resources)))
+
+    def on_cancel(self, owner: Owner, req: int) -> None:
+        """The request is not needed any more. If it was served meanwhile, its owner returns the lease."""
+        request = self._requests.pop((owner, req), None)
+        if request is not None:
+            self._withdraw(request)
+
+    def on_return(self, owner: Owner, lease_id: int, discard: bool, now: int) -> None:
+        """A lease comes back. Worth nothing if it was settled already, or is not the owner's."""
+        lease = self._leases.get(lease_id)
+        if lease is None or lease.request.owner != owner or lease.orphaned:
+            return
+        worker = lease.worker
+        if worker.state is not WorkerState.LEASED:
+            return
+        if discard or lease.allocation.gpus:
+            # What the task left on the GPU goes with the process; the GPU is free only then.
+            reason = "its lease was returned and the worker is not used again"
+            self._end(worker, reason, kill=False, now=now)
+            self._orphan(lease)
+        else:
+            self._settle(lease)
+            self.pool.make_idle(worker, now)
+        self._changed = True
+
+    def on_owner_gone(self, owner: Owner, now: int, reason: str) -> None:
+        """An owner has ended: what it asked for is dropped, and the workers it held end with it."""
+        for request in [r for r in self._requests.values() if r.owner == owner]:
+            del self._requests[owner, request.req]
+            self._withdraw(request)
+        for lease in [held for held in self._leases.values() if held.request.owner == owner]:
+            self._end(lease.worker, reason, kill=True, now=now)
+            self._orphan(lease)
+        self._changed = True
+
+    def on_job_gone(self, job_id: bytes, now: int, reason: str, *, kill: bool) -> None:
+        """A job has ended, and all workers of it with it, but for actors that outlive it."""
+        for request in list(self._requests.values()):
+            if request.claim.key.job_id == job_id and not request.outlives_job:
+                del self._requests[request.owner, request.req]
+                self._withdraw(request)
+        for worker in list(self.pool):
+            if worker.key.job_id != job_id:
+                continue
+            lease = self._leases.get(worker.lease_id)
+            if lease is not None and lease.request.outlives_job:
+                continue
+            self._end(worker, reason, kill=kill, now=now)
+            if lease is not None:
+                self._orphan(lease)
+        self._changed = True
+
+    # --- events from workers -------------------------------------------------------------------------------------
+
+    def prestart(self, key: WorkerKey, count: int, now: int) -> None:
+        """Fork workers before anybody asks, as many as may idle."""
+        ready = self.pool.idle_of(key) + self.pool.starting_of(key)
+        for _ in range(min(count, self._limits.idle_limit) - ready):
+            self._fork(key, now)
+
+    def on_registered(self, worker_id: bytes, now: int) -> bool:
+        """A worker is there; False if it is not one that was waited for."""
+        worker = self.pool.get(worker_id)
+        if worker is None or worker.state is not WorkerState.STARTING:
+            return False
+        self._start_failures.pop(worker.key, None)
+        self.pool.make_idle(worker, now)
+        self._changed = True
+        return True
+
+    def on_worker_gone(self, worker_id: bytes, now: int, cause: str) -> Lease | None:
+        """A worker's process has ended, or could not be forked; the lease that ends with it, if any."""
+        worker = self.pool.get(worker_id)
+        if worker is None:
+            return None
+        # A late starter that was killed for it counts as well: it never registered.
+        never_registered = all(state is not WorkerState.IDLE for _, state in worker.story)
+        started = worker.state is WorkerState.STARTING or (
+            worker.state is WorkerState.ENDING and never_registered
+        )
+        lease = self._leases.get(worker.lease_id)
+        if lease is not None:
+            self._settle(lease)
+        self.pool.remove(worker)
+        if started:
+            self._count_start_failure(worker.key, cause)
+        self._changed = True
+        return lease
+
+    def on_blocked(self, worker_id: bytes) -> None:
+        """A worker waits inside a task: its CPUs are lent."""
+        lease = self._lease_of(worker_id)
+        if lease is not None and not lease.blocked:
+            self._uncount(lease)
+            lease.blocked = True
+            self.resources.lend_cpus(lease.allocation)
+            self._changed = True
+
+    def on_unblocked(self, worker_id: bytes) -> None:
+        """It goes on, and its CPUs are counted again."""
+        lease = self._lease_of(worker_id)
+        if lease is not None and lease.blocked:
+            self.resources.reclaim_cpus(lease.allocation)
+            lease.blocked = False
+            self._count(lease)
+            self._changed = True
+
+    def on_settled(self, lease_id: int) -> None:
+        """An actor runs: it keeps only what it holds for life."""
+        lease = self._leases.get(lease_id)
+        if lease is None or lease.settled or lease.request.keeps is None:
+            return
+        self._uncount(lease)
+        lease.settled = True
+        if lease.blocked:
+            # Lent CPUs that are given back for good need not be reclaimed first, but the books are simpler this way.
+            self.resources.reclaim_cpus(lease.allocation)
+        lease.allocation = self.resources.shrink(lease.allocation, lease.request.keeps)
+        if lease.blocked:
+            self.resources.lend_cpus(lease.allocation)
+        self._changed = True
+
+    def end_worker(self, worker_id: bytes, reason: str, now: int, *, kill: bool) -> None:
+        """End a worker for a reason of the caller's; its lease holds until its process is gone."""
+        worker = self.pool.get(worker_id)
+        if worker is not None:
+            self._end(worker, reason, kill=kill, now=now)
+            self._changed = True
+
+    def on_env_failed(self, key: WorkerKey, reason: str) -> None:
+        """The environment of these workers cannot be made: refuse what waits for them."""
+        self._refuse_all(key, "env", reason)
+
+    # --- time ----------------------------------------------------------------------------------------------------
+
+    def advance(self, now: int) -> None:
+        """Grant, fork, ask back and end what is due. The shell calls this after every batch of events and at
+        `next_deadline`."""
+        if not self._changed and (self._deadline is None or now < self._deadline):
+            return
+        self._changed = False
+        self._deadline = None
+        for worker in self.pool.late_starters(now):
+            self._end(worker, "it did not register in time after its start", kill=True, now=now)
+        left = self._grant(now)
+        if left:
+            self._ask_back(left, now)
+        for worker in self.pool.surplus(now):
+            self._end(worker, "it idled longer than idle workers are kept", kill=False, now=now)
+        self._due(self.pool.next_deadline())
+
+    def next_deadline(self) -> int | None:
+        """When to call `advance` though nothing happened."""
+        return self._deadline
+
+    def _due(self, at: int | None) -> None:
+        if at is not None and (self._deadline is None or at < self._deadline):
+            self._deadline = at
+
+    # --- granting ------------------------------------------------------------------------------------------------
+
+    def _grant(self, now: int) -> list[Claim]:
+        """Serve what can be served, by rules 1, 2 and 4; the claims that still wait, in the order of their turns."""
+        resources, pool = self.resources, self.pool
+        reserved = self._reserve(now)
+        kept_for_forks: list[Allocation] = []
+        needed: dict[WorkerKey, int] = {}
+        # How many of a claim's requests have their turn in this pass but wait for a fork.
+        ahead: dict[int, int] = {}
+        stuck: set[Amounts] = set()
+        waiting = [claim for claim in self._claims.values() if claim.waiting]
+        while waiting:
+            best = None
+            for claim in waiting:
+                if claim.amounts in stuck:
+                    continue
+                skip = ahead.get(id(claim), 0)
+                turn = (claim.held + skip, claim.waiting[skip].seq)
+                if best is None or turn < best[0]:
+                    best = (turn, claim, skip)
+            if best is None:
+                break
+            _, claim, skip = best
+            request = claim.waiting[skip]
+            own_reserve = reserved is not None and reserved.claim is claim
+            if not resources.fits(
+                claim.amounts,
+                None if reserved is None or own_reserve else dict(reserved.claim.amounts),
+            ):
+                stuck.add(claim.amounts)
+                continue
+            if pool.idle_of(claim.key):
+                self._serve(request, now)
+                if not claim.waiting:
+                    waiting.remove(claim)
+                continue
+            kept_for_forks.append(resources.take(claim.amounts))
+            needed[claim.key] = needed.get(claim.key, 0) + 1
+            ahead[id(claim)] = skip + 1
+            if skip + 1 == len(claim.waiting) or skip + 1 >= self._limits.max_starting:
+                waiting.remove(claim)
+        for allocation in kept_for_forks:
+            resources.give_back(allocation)
+        for key, count in needed.items():
+            for _ in range(count - pool.starting_of(key)):
+                if not self._may_fork(key, now):
+                    break
+                self._fork(key, now)
+        left = [
+            claim for claim in self._claims.values() if len(claim.waiting) > ahead.get(id(claim), 0)
+        ]
+        left.sort(key=_turn)
+        return left
+
+    def _serve(self, request: Request, now: int) -> None:
+        claim = request.claim
+        claim.waiting.popleft()
+        del self._requests[request.owner, request.req]
+        self._last_lease_id += 1
+        worker = self.pool.lease(claim.key, self._last_lease_id, now)
+        assert worker is not None
+        allocation = self.resources.take(claim.amounts)
+        lease = Lease(self._last_lease_id, request, worker, allocation, now)
+        self._leases[lease.lease_id] = lease
+        self._count(lease)
+        self.outbox.append(
+            Grant(
+                request.owner,
+                request.req,
+                lease.lease_id,
+                worker.worker_id,
+                self.resources.ids_of(allocation),
+            )
+        )
+
+    def _reserve(self, now: int) -> Request | None:
+        """The request that reserves what it needs at this moment, by rule 4: the oldest that does not fit, if what it
+        misses is in the hands of tasks, which end, not of actors, which may not."""
+        oldest: Request | None = None
+        for claim in self._claims.values():
+            if claim.waiting:
+                request = claim.waiting[0]
+                if (oldest is None or request.seq < oldest.seq) and not self.resources.fits(
+                    claim.amounts
+                ):
+                    oldest = request
+        if oldest is None:
+            return None
+        age = now - oldest.since - self._limits.fair_share_ns
+        if age < 0:
+            self._due(now - age)
+            return None
+        length = 4 * _FIRST_BURST_NS
+        while age >= length:
+            age -= length
+            length *= 2
+        in_burst = age < length // 4
+        self._due(now - age + (length // 4 if in_burst else length))
+        return oldest if in_burst and self._returns_may_serve(oldest) else None
+
+    def _returns_may_serve(self, request: Request) -> bool:
+        returning = dict(self.resources.available)
+        for lease in self._leases.values():
+            if lease.request.keeps is None:
+                for name, amount in lease.allocation.amounts:
+                    if name != CPU or not lease.blocked:
+                        returning[name] = returning.get(name, 0) + amount
+        return all(returning.get(name, 0) >= amount for name, amount in request.claim.amounts)
+
+    # --- asking back ---------------------------------------------------------------------------------------------
+
+    def _ask_back(self, waiting: list[Claim], now: int) -> None:
+        """Ask for leases by rule 3, as few as would serve the first request of each waiting claim."""
+        ripe: list[Lease] = []
+        coming = {name: max(0, amount) for name, amount in self.resources.available.items()}
+        for lease in self._leases.values():
+            if lease.asked_back or lease.worker.state is WorkerState.ENDING:
+                _add(coming, lease.allocation.amounts)
+            elif lease.request.keeps is None and not lease.blocked:
+                ripe_at = lease.granted_at + self._limits.fair_share_ns
+                if ripe_at <= now:
+                    ripe.append(lease)
+                else:
+                    self._due(ripe_at)
+        for claim in waiting:
+            if not ripe:
+                return
+            short = {
+                name: amount - coming.get(name, 0)
+                for name, amount in claim.amounts
+                if amount > coming.get(name, 0)
+            }
+            # Those with the most leases give first; among them the lease that is the oldest.
+            ripe.sort(key=_richest_first)
+            for lease in list(ripe):
+                if not short:
+                    break
+                holder = lease.request.claim
+                if holder is claim or not (claim.held == 0 or holder.held > claim.held + 1):
+                    continue
+                gives = dict(lease.allocation.amounts)
+                if not short.keys() & gives.keys():
+                    continue
+                lease.asked_back = True
+                ripe.remove(lease)
+                self.outbox.append(AskBack(lease.request.owner, lease.lease_id))
+                _add(coming, lease.allocation.amounts)
+                short = {
+                    name: amount - gives.get(name, 0)
+                    for name, amount in short.items()
+                    if amount > gives.get(name, 0)
+                }
+            for name, amount in claim.amounts:
+                coming[name] = max(0, coming.get(name, 0) - amount)
+
+    # --- workers -------------------------------------------------------------------------------------------------
+
+    def _may_fork(self, key: WorkerKey, now: int) -> bool:
+        if self.pool.starting_count >= self._limits.max_starting:
+            return False
+        if len(self.pool) < self._limits.max_workers:
+            return True
+        idle = self.pool.longest_idle(but=key)
+        if idle is not None:
+            self._end(idle, "the node has as many processes as it may", kill=False, now=now)
+        return False
+
+    def _fork(self, key: WorkerKey, now: int) -> None:
+        worker_id = self._new_worker_id()
+        self.pool.add(worker_id, key, now)
+        self.outbox.append(ForkWorker(worker_id, key))
+
+    def _end(self, worker: Worker, reason: str, *, kill: bool, now: int) -> None:
+        if self.pool.end(worker, now) or kill:
+            # A worker that was asked politely may still be killed; the shell forgets orders for the dead.
+            self.outbox.append(EndWorker(worker.worker_id, reason, kill))
+
+    def _count_start_failure(self, key: WorkerKey, cause: str) -> None:
+        failures = self._start_failures.get(key, 0) + 1
+        self._start_failures[key] = failures
+        if failures >= _MAX_START_FAILURES:
+            del self._start_failures[key]
+            self._refuse_all(
+                key,
+                "start",
+                f"{failures} workers in a row ended before they were ready; the last one {cause}",
+            )
+
+    def _refuse_all(self, key: WorkerKey, kind: str, reason: str) -> None:
+        for request in [r for r in self._requests.values() if r.claim.key == key]:
+            del self._requests[request.owner, request.req]
+            self._withdraw(request)
+            self.outbox.append(Refuse(request.owner, request.req, kind, reason))
+
+    # --- books ---------------------------------------------------------------------------------------------------
+
+    def _withdraw(self, request: Request) -> None:
+        """Take a request, already out of `_requests`, out of its queue."""
+        if self._infeasible.pop((request.owner, request.req), None) is None:
+            request.claim.waiting.remove(request)
+            self._changed = True
+        self._drop_ref(request.claim)
+
+    def _settle(self, lease: Lease) -> None:
+        """End a lease and free what it holds."""
+        del self._leases[lease.lease_id]
+        if lease.blocked:
+            self.resources.reclaim_cpus(lease.allocation)
+            lease.blocked = False
+        else:
+            self._uncount(lease)
+        self.resources.give_back(lease.allocation)
+        lease.allocation = NOTHING
+        self._drop_ref(lease.request.claim)
+
+    def _orphan(self, lease: Lease) -> None:
+        """The owner has no part in it any more; its resources are free when the worker's process is gone."""
+        self._uncount(lease)
+        lease.orphaned = True
+
+    def _count(self, lease: Lease) -> None:
+        if lease.counts:
+            lease.request.claim.held += 1
+
+    def _uncount(self, lease: Lease) -> None:
+        if lease.counts:
+            lease.request.claim.held -= 1
+
+    def _drop_ref(self, claim: Claim) -> None:
+        claim.refs -= 1
+        if not claim.refs:
+            del self._claims[claim.owner, claim.key, claim.amounts]
+
+    def _lease_of(self, worker_id: bytes) -> Lease | None:
+        worker = self.pool.get(worker_id)
+        if worker is None or worker.state is not WorkerState.LEASED:
+            return None
+        return self._leases.get(worker.lease_id)
+
+    # --- questions -----------------------------------------------------------------------------------------------
+
+    def lease(self, lease_id: int) -> Lease | None:
+        """A lease that is not settled."""
+        return self._leases.get(lease_id)
+
+    def leases(self) -> Iterator[Lease]:
+        """All leases that are not settled."""
+        return iter(self._leases.values())
+
+    def waiting_requests(self) -> Iterator[Request]:
+        """All requests that wait."""
+        return iter(self._requests.values())
+
+    def explain(self, owner: Owner, req: int) -> str:
+        """Why a request still waits, in a sentence; "" if it does not."""
+        request = self._requests.get((owner, req))
+        if request is None:
+            return ""
+        amounts = request.claim.amounts
+        if (owner, req) in self._infeasible:
+            return why_infeasible(self.resources, amounts)
+        before = sum(
+            other.seq < request.seq and other is not request
+            for other in self._requests.values()
+            if (other.owner, other.req) not in self._infeasible
+        )
+        full = len(self.pool) >= self._limits.max_workers
+        return why_waiting(
+            self.resources,
+            amounts,
+            requests_before=before,
+            leases=len(self._leases),
+            starting=self.pool.starting_of(request.claim.key),
+            most_workers=self._limits.max_workers if full else 0,
+        )
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        self.resources.check()
+        self.pool.check()
+        free = dict(self.resources.total)
+        held: dict[int, int] = {}
+        for lease in self._leases.values():
+            assert lease.worker.lease_id == lease.lease_id
+            assert lease.worker.state in {WorkerState.LEASED, WorkerState.ENDING}
+            assert self.pool.get(lease.worker.worker_id) is lease.worker
+            for name, amount in lease.allocation.amounts:
+                if name != CPU or not lease.blocked:
+                    free[name] -= amount
+            if lease.counts:
+                held[id(lease.request.claim)] = held.get(id(lease.request.claim), 0) + 1
+        assert free == self.resources.available, (
+            "what is free and what is leased is not all there is"
+        )
+        leased = [w for w in self.pool if w.lease_id]
+        assert len(leased) == len(self._leases)
+        queued = refs = 0
+        for claim in self._claims.values():
+            refs += claim.refs
+            assert claim.held == held.get(id(claim), 0)
+            seqs = [request.seq for request in claim.waiting]
+            assert seqs == sorted(seqs)
+            queued += len(seqs)
+        assert queued + len(self._infeasible) == len(self._requests)
+        assert refs == len(self._requests) + len(self._leases)
+        assert self.pool.starting_count <= max(self._limits.max_starting, self._limits.idle_limit)
+
+
+def _turn(claim: Claim) -> tuple[int, int]:
+    return claim.held, claim.waiting[0].seq
+
+
+def _richest_first(lease: Lease) -> tuple[int, int]:
+    return -lease.request.claim.held, lease.lease_id
+
+
+def _add(amounts: dict[str, int], more: Amounts) -> None:
+    for name, amount in more:
+        amounts[name] = amounts.get(name, 0) + amount

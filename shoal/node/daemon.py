@@ -1,0 +1,471 @@
+"""The node daemon: receives what clients and zygote say, and passes each message to whoever is concerned.
+
+::
+
+    connections ─► Daemon ─► Workers (lease queue, processes)      ─► zygote
+                          ─► ActorSeats ─► control store
+                          ─► StoreKeeper (quotas)   Queries   Clients (who watches whom)
+
+Guarantees: a client that breaks the protocol loses its connection and harms nobody else; whatever ends (a worker, a
+driver, a job) is told to all who are concerned, once, in the order of `_on_process_gone` and `_on_driver_gone`.
+
+Everything runs in one event loop; nothing here blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from shoal.clock import monotonic_ns
+from shoal.control.link import ControlLink
+from shoal.control.storage.memory import MemoryStorage
+from shoal.control.store import ControlStore
+from shoal.core.leases import AskBack, Grant, Lease, Pending, Refuse
+from shoal.errors import ProtocolError
+from shoal.messages.boot import Boot
+from shoal.messages.control import (
+    ActorChanged,
+    ClientGone,
+    CreateActor,
+    DropActor,
+    JobEnded,
+    JobStarted,
+    KillActor,
+    NodeState,
+    Order,
+    PlaceActor,
+    StopActor,
+    WatchActor,
+)
+from shoal.messages.node import (
+    ActorCreate,
+    ActorExiting,
+    ActorKill,
+    ActorLookup,
+    ActorNames,
+    ActorStarted,
+    ActorUnreferenced,
+    ActorWatch,
+    Blocked,
+    Events,
+    EventsQuery,
+    Exit,
+    FreeOrphans,
+    Goodbye,
+    Job,
+    KillProcess,
+    KvDelete,
+    KvGet,
+    KvKeys,
+    KvPut,
+    LeaseCancel,
+    LeaseGranted,
+    LeasePending,
+    LeaseRefused,
+    LeaseRequest,
+    LeaseReturn,
+    LeaseWanted,
+    Log,
+    NodeRow,
+    NodesQuery,
+    QuotaRequest,
+    QuotaReturn,
+    Registered,
+    RegisterDriver,
+    RegisterWorker,
+    Reply,
+    ToNode,
+    Unblocked,
+    Watch,
+)
+from shoal.node.actors import DIRECTORY, ActorSeats
+from shoal.node.clients import Client, Clients
+from shoal.node.forwarding import LogForwarder
+from shoal.node.queries import Queries
+from shoal.node.store import StoreKeeper
+from shoal.node.workers import Process, Workers
+from shoal.node.zygote_link import ZygoteLink
+from shoal.wire.aio import ServerConnection
+from shoal.wire.session import node_address
+
+_log = logging.getLogger("shoal.node")
+_EVENTS_OF_PAST_PROCESSES: Final = 10
+
+
+class Daemon:
+    """See the module's docstring. `stopped` is done, with a reason and an exit code, when the session is over."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        boot: Boot,
+        zygote: socket.socket,
+        max_descriptors: int,
+    ) -> None:
+        self.stopped: asyncio.Future[tuple[str, int]] = loop.create_future()
+        self._loop = loop
+        self._boot = boot
+        self._node_id = os.urandom(16)
+        self._decoder = msgspec.msgpack.Decoder(list[ToNode])
+        self._connections: dict[ServerConnection, None] = {}
+        self._jobs: dict[bytes, Job] = {}
+        self._goodbyes: dict[bytes, tuple[Client, int]] = {}
+        self._clients = Clients()
+        self._logs = LogForwarder(self._clients)
+        self._zygote = ZygoteLink(loop, zygote, self)
+        self._workers = Workers(loop, boot, self._zygote, self, self._jobs, max_descriptors)
+        self._control: ControlLink = ControlStore(
+            loop, MemoryStorage(), self._on_storage_failure
+        ).connect(self._row(), self._on_order)
+        self._actors = ActorSeats(self._workers, self._clients, self._control)
+        self._store = StoreKeeper(loop, boot)
+        self._queries = Queries(
+            loop,
+            self._clients,
+            self._control,
+            boot.config.task_events * _EVENTS_OF_PAST_PROCESSES,
+        )
+        self._handlers = self._make_handlers()
+        self._server: asyncio.AbstractServer | None = None
+
+    async def start(self, listening: socket.socket) -> None:
+        """Serve the connections that arrive at a socket."""
+        self._server = await self._loop.create_unix_server(self._connect, sock=listening)
+        job = self._boot.job
+        if job is not None:
+            self._jobs[job.job_id] = job
+            self._workers.prestart(job.job_id, self._boot.prestart)
+
+    def _connect(self) -> ServerConnection:
+        connection = ServerConnection(
+            self._loop, self._boot.token, self._decoder, self, self._boot.config.max_frame_bytes
+        )
+        self._connections[connection] = None
+        return connection
+
+    def stop(self, reason: str, code: int) -> None:
+        """The session is over."""
+        if not self.stopped.done():
+            self.stopped.set_result((reason, code))
+
+    async def close(self, reason: str, *, tell: bool) -> None:
+        """Stop serving. `tell` lets the clients know why, when it is not they who ended the session."""
+        if self._server is not None:
+            self._server.close()
+        if tell:
+            for client in self._clients:
+                client.send(Exit(reason, now=True))
+        self._queries.close()
+        self._store.close()
+        self._workers.close()
+        self._control.close()
+        for connection in list(self._connections):
+            connection.close()
+        self._zygote.close()
+        # One turn, so that what was written leaves.
+        await asyncio.sleep(0)
+
+    def worker_pids(self) -> list[int]:
+        """The pids of all workers."""
+        return self._workers.pids()
+
+    def _on_storage_failure(self, error: Exception) -> None:
+        self.stop(f"the control store's storage failed: {error}", 1)
+
+    # --- connections ---------------------------------------------------------------------------------------------
+
+    def on_trusted(self, connection: ServerConnection) -> None:
+        """A peer has proved the token; it must register before anything else."""
+
+    def on_messages(self, connection: ServerConnection, messages: list[Any]) -> None:
+        """A batch of a client."""
+        handlers = self._handlers
+        for message in messages:
+            client = connection.user
+            if client is None:
+                self._register(connection, message)
+                continue
+            handler = handlers.get(type(message))
+            if handler is None:
+                raise ProtocolError(
+                    f"{type(message).__name__} from a client that has registered already"
+                )
+            handler(client, message)
+        self._workers.advance()
+
+    def on_closed(self, connection: ServerConnection, error: Exception | None) -> None:
+        """A connection has ended."""
+        self._connections.pop(connection, None)
+        client: Client | None = connection.user
+        if error is not None:
+            who = (
+                client
+                or f"a peer that had not registered ({connection.peer_address or 'no address'})"
+            )
+            _log.warning("closed the connection of %s: %s: %s", who, type(error).__name__, error)
+        if client is None:
+            return
+        self._clients.remove(client)
+        self._queries.on_client_gone(client)
+        process = self._workers.process(client.worker_id) if client.worker_id else None
+        if process is not None:
+            self._workers.on_disconnected(process)
+        elif not client.worker_id:
+            self._on_driver_gone(client)
+        self._workers.advance()
+
+    def _register(self, connection: ServerConnection, message: Any) -> None:
+        if isinstance(message, RegisterDriver):
+            self._register_driver(connection, message)
+        elif isinstance(message, RegisterWorker):
+            self._register_worker(connection, message)
+        else:
+            raise ProtocolError(f"{type(message).__name__} from a client that has not registered")
+
+    def _register_driver(self, connection: ServerConnection, message: RegisterDriver) -> None:
+        job = message.job
+        if self._clients.driver_of(job.job_id) is not None:
+            raise ProtocolError(f"job {job.job_id.hex()} has a driver already")
+        self._jobs[job.job_id] = job
+        connection.user = self._clients.add(
+            connection, message.address, message.pid, job, log_to_driver=message.log_to_driver
+        )
+        self._welcome(connection, job)
+        self._control.post(JobStarted(job))
+        if message.preload:
+            self._zygote.preload(message.preload, job.sys_path)
+
+    def _register_worker(self, connection: ServerConnection, message: RegisterWorker) -> None:
+        process = self._workers.process(message.worker_id)
+        if process is None or process.client is not None or process.pid != message.pid:
+            raise ProtocolError(
+                f"pid {message.pid} is not the worker {message.worker_id.hex()[:8]} that this node started"
+            )
+        connection.user = client = self._clients.add(
+            connection, process.address, process.pid, process.job, process.worker_id
+        )
+        self._welcome(connection, process.job)
+        self._workers.on_registered(process, client)
+
+    def _welcome(self, connection: ServerConnection, job: Job) -> None:
+        boot = self._boot
+        connection.send(
+            Registered(
+                self._node_id,
+                job.job_id,
+                boot.session,
+                boot.session_dir,
+                boot.shm_dir,
+                boot.config,
+                boot.node_ip,
+            )
+        )
+
+    # --- messages of clients -------------------------------------------------------------------------------------
+
+    def _make_handlers(self) -> dict[type, Callable[[Client, Any], None]]:
+        queue, store, queries = self._workers.queue, self._store, self._queries
+        post = self._control.post
+        return {
+            LeaseRequest: self._on_lease_request,
+            LeaseCancel: lambda client, m: queue.on_cancel(client.number, m.req),
+            LeaseReturn: lambda client, m: queue.on_return(
+                client.number, m.lease_id, m.discard, monotonic_ns()
+            ),
+            Blocked: lambda client, _: queue.on_blocked(client.worker_id),
+            Unblocked: lambda client, _: queue.on_unblocked(client.worker_id),
+            Watch: self._on_watch,
+            KillProcess: self._on_kill_process,
+            Goodbye: self._on_goodbye,
+            ActorCreate: self._on_actor_create,
+            ActorWatch: lambda client, m: post(WatchActor(m.actor_id, client.number)),
+            ActorKill: lambda _, m: post(KillActor(m.actor_id, m.no_restart)),
+            ActorUnreferenced: lambda _, m: post(DropActor(m.actor_id)),
+            ActorStarted: self._actors.on_started,
+            ActorExiting: self._actors.on_exiting,
+            ActorLookup: queries.on_lookup,
+            ActorNames: queries.on_names,
+            KvPut: queries.on_kv_put,
+            KvGet: queries.on_kv_get,
+            KvDelete: queries.on_kv_delete,
+            KvKeys: queries.on_kv_keys,
+            NodesQuery: self._on_nodes_query,
+            EventsQuery: queries.on_events_query,
+            Events: queries.on_events,
+            QuotaRequest: store.on_request,
+            QuotaReturn: lambda client, m: store.on_return(client, m.returned),
+            FreeOrphans: lambda _, m: store.free(m.locations),
+        }
+
+    def _is_leaving(self, client: Client) -> bool:
+        """Whether a client has been told to end, or has said goodbye: it starts nothing new."""
+        if not client.worker_id:
+            return client.job.job_id in self._goodbyes
+        process = self._workers.process(client.worker_id)
+        return process is None or bool(process.ordered)
+
+    def _on_lease_request(self, client: Client, message: LeaseRequest) -> None:
+        if not self._is_leaving(client):
+            self._workers.queue.on_request(
+                client.number,
+                message.req,
+                client.job.job_id,
+                message.shape,
+                monotonic_ns(),
+                name=message.name,
+            )
+
+    def _on_watch(self, client: Client, message: Watch) -> None:
+        address = message.address
+        alive = self._workers.at(address) is not None or any(
+            driver.address == address for driver in self._clients.drivers()
+        )
+        self._clients.watch(client, address, alive=alive)
+
+    def _on_kill_process(self, client: Client, message: KillProcess) -> None:
+        process = self._workers.at(message.address)
+        if process is not None:
+            self._workers.kill(process, message.reason)
+
+    def _on_actor_create(self, client: Client, message: ActorCreate) -> None:
+        if self._is_leaving(client):
+            client.send(Reply(message.req, error="ActorDiedError: its creator is ending"))
+            return
+        call = CreateActor(message.spec, client.job.job_id, message.get_if_exists)
+        self._queries.ask(client, message.req, call)
+
+    def _on_nodes_query(self, client: Client, message: NodesQuery) -> None:
+        self._control.post(NodeState(self._row()))
+        self._queries.on_nodes(client, message)
+
+    # --- what the lease queue decides ----------------------------------------------------------------------------
+
+    def on_granted(self, grant: Grant, process: Process) -> None:
+        if grant.owner == DIRECTORY:
+            self._actors.on_granted(grant, process)
+            return
+        client = self._clients.get(grant.owner)
+        if client is not None:
+            client.send(
+                LeaseGranted(grant.req, grant.lease_id, process.address, process.pid, grant.gpu_ids)
+            )
+
+    def on_refused(self, refusal: Refuse) -> None:
+        if refusal.owner == DIRECTORY:
+            self._actors.on_refused(refusal)
+        elif (client := self._clients.get(refusal.owner)) is not None:
+            client.send(LeaseRefused(refusal.req, refusal.kind, refusal.reason))
+
+    def on_asked_back(self, ask: AskBack) -> None:
+        client = self._clients.get(ask.owner)
+        if client is not None:
+            client.send(LeaseWanted(ask.lease_id))
+
+    def on_pending(self, pending: Pending) -> None:
+        if pending.owner == DIRECTORY:
+            self._actors.on_pending(pending)
+        elif (client := self._clients.get(pending.owner)) is not None:
+            client.send(LeasePending(pending.req, pending.reason))
+
+    def on_lines(self, job_id: bytes, pid: int, source: str, stream: int, lines: list[str]) -> None:
+        self._logs.forward(job_id, Log(pid, source, stream, lines))
+
+    # --- orders of the control store -----------------------------------------------------------------------------
+
+    def _on_order(self, order: Order) -> None:
+        match order:
+            case PlaceActor():
+                self._actors.place(order)
+            case StopActor():
+                self._actors.stop(order)
+            case ActorChanged(clients, change):
+                for number in clients:
+                    client = self._clients.get(number)
+                    if client is not None:
+                        client.send(change)
+
+    # --- the zygote ----------------------------------------------------------------------------------------------
+
+    def on_forked(self, worker_id: bytes, pid: int, error: str) -> None:
+        self._workers.on_forked(worker_id, pid, error)
+
+    def on_exited(self, pid: int, status: int) -> None:
+        self._workers.on_exited(pid, status)
+
+    def on_zygote_lost(self) -> None:
+        self.stop(
+            "the process that forks workers (the zygote) has died, and all workers with it; "
+            "the session cannot go on. Call shoal.init() for a new one",
+            1,
+        )
+
+    # --- ends ----------------------------------------------------------------------------------------------------
+
+    def on_process_gone(self, process: Process, cause: str, lease: Lease | None) -> None:
+        """A worker has ended."""
+        number = process.number
+        if number:
+            self._workers.queue.on_owner_gone(number, monotonic_ns(), "its owner has ended")
+        self._actors.on_process_gone(process, cause)
+        self._control.post(
+            ClientGone(number, process.address, f"the worker, pid {process.pid}", cause)
+        )
+        self._store.on_process_gone(process.address, process.job.job_id)
+        self._clients.gone(process.address, cause, expected=process.expected)
+        self._finish_goodbye(process.job.job_id)
+
+    def _on_goodbye(self, client: Client, message: Goodbye) -> None:
+        """A driver leaves in good order: it hears when all that was its own has ended."""
+        if client.worker_id:
+            raise ProtocolError("a worker says goodbye as drivers do")
+        job_id = client.job.job_id
+        self._goodbyes[job_id] = (client, message.req)
+        reason = f"its driver (pid {client.pid}) has shut down"
+        self._control.post(JobEnded(job_id, reason))
+        self._workers.end_job(job_id, reason, kill=False)
+        self._finish_goodbye(job_id)
+
+    def _finish_goodbye(self, job_id: bytes) -> None:
+        farewell = self._goodbyes.get(job_id)
+        if farewell is not None and not self._workers.ending_of(job_id):
+            client, req = farewell
+            client.send(Reply(req))
+
+    def _on_driver_gone(self, client: Client) -> None:
+        """A driver's connection has ended, and its job with it."""
+        job_id = client.job.job_id
+        orderly = self._goodbyes.pop(job_id, None) is not None
+        how = "exited" if orderly else "ended without a goodbye: it crashed, or was killed"
+        who = f"the driver, pid {client.pid}"
+        reason = f"its driver (pid {client.pid}) {how}"
+        self._control.post(ClientGone(client.number, client.address, who, how))
+        self._control.post(JobEnded(job_id, reason))
+        self._workers.end_job(job_id, reason, kill=True)
+        self._workers.queue.on_owner_gone(client.number, monotonic_ns(), reason)
+        self._store.on_process_gone(client.address, job_id)
+        self._store.on_job_gone(job_id)
+        self._clients.gone(client.address, how, expected=orderly)
+
+    # --- the node itself -----------------------------------------------------------------------------------------
+
+    def _row(self) -> NodeRow:
+        boot, resources = self._boot, self._workers.queue.resources
+        return NodeRow(
+            self._node_id,
+            True,
+            boot.node_ip,
+            socket.gethostname(),
+            boot.node_name,
+            dict(resources.total),
+            {name: max(0, amount) for name, amount in resources.available.items()},
+            boot.labels,
+            node_address(boot.session_dir),
+            os.getpid(),
+        )

@@ -1,0 +1,243 @@
+"""The head process, from its first to its last moment.
+
+::
+
+    driver ──stdin: Boot──► head ──fork──► zygote ─► workers
+           ◄─stdout: Ready─┘  │
+                              └─ event loop: control store + node daemon
+
+In order: read the boot record; listen (so that workers can connect even before the loop runs); fork the zygote while this
+process is still small and has no threads; import the event loop while the zygote imports what workers need; serve.
+
+The head ends when its driver does: at the end of its standard input, or when the driver's process is gone (somebody
+whom the driver forked may hold the pipe). It then hangs up on the zygote, which kills the workers and removes the session's
+files; the head waits for that, and sees to it itself if the zygote is dead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from shoal.messages.boot import Boot, BootAnswer, BootFailed, Ready
+from shoal.node.zygote import (
+    SOCKET_BUFFER_BYTES,
+    Run,
+    Session,
+    load_worker,
+    name_process,
+    serve_and_exit,
+)
+from shoal.wire.framing import HEADER_BYTES, encode_frame
+from shoal.wire.session import node_address, remove_session
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from shoal.node.daemon import Daemon
+
+_MAX_BOOT_BYTES: Final = 64 * 1024 * 1024
+_BACKLOG: Final = 4096
+_ZYGOTE_GRACE_S: Final = 4.0
+
+
+def main(load: Callable[[], Run] = load_worker) -> None:
+    """Be the head. `load` imports and gives what workers run."""
+    boot = _read_boot(0)
+    name_process("shoal:head")
+    _settle_signals()
+    try:
+        listening = _listen(node_address(boot.session_dir))
+        zygote_pid, zygote = _fork_zygote(boot, listening, load)
+    except OSError as error:
+        _answer(BootFailed(f"{error.strerror}: {error.filename or boot.session_dir}"))
+        remove_session(boot.session_dir, boot.shm_dir)
+        sys.exit(1)
+    code = 1
+    pids: list[int] = []
+    try:
+        code = _serve(boot, listening, zygote, pids)
+    finally:
+        # Hang up, if the daemon did not come to it: the zygote waits for nothing else.
+        zygote.close()
+        _finish(boot, zygote_pid, pids)
+    # Not sys.exit: there is nothing left to finish, and destroying every module takes longer than the session's end.
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _read_boot(fd: int) -> Boot:
+    size = int.from_bytes(_read_exactly(fd, HEADER_BYTES), "little")
+    if size > _MAX_BOOT_BYTES:
+        sys.exit(
+            f"the boot record announces {size:,} bytes: this program is started by shoal.init(), not by hand"
+        )
+    return msgspec.msgpack.decode(_read_exactly(fd, size), type=Boot)
+
+
+def _read_exactly(fd: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = os.read(fd, size - len(data))
+        if not piece:
+            sys.exit("the driver ended before it had sent the boot record")
+        data += piece
+    return data
+
+
+def _answer(answer: BootAnswer) -> None:
+    # The driver may be gone; the lifeline tells soon enough.
+    with contextlib.suppress(OSError):
+        os.write(1, encode_frame(msgspec.msgpack.encode(answer)))
+
+
+def _settle_signals() -> None:
+    # The driver's terminal is not ours, and what the driver ignores is not our choice.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _listen(address: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # fchmod first: bind gives the file this mode, so that it is never open to others, not even for a moment.
+    os.fchmod(sock.fileno(), 0o600)
+    sock.bind(address)
+    os.chmod(address, 0o600)
+    sock.listen(_BACKLOG)
+    sock.setblocking(False)
+    return sock
+
+
+def _fork_zygote(
+    boot: Boot, listening: socket.socket, load: Callable[[], Run]
+) -> tuple[int, socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for sock in (ours, theirs):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+    gc.freeze()
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return pid, ours
+    ours.close()
+    listening.close()
+    # The lifeline and the answer are between driver and head.
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.close(null)
+    name_process("shoal:zygote")
+    session = Session(boot.session_dir, boot.shm_dir, boot.token, boot.lock_fd)
+    serve_and_exit(theirs, session, load)
+
+
+def _raise_descriptor_limit() -> int:
+    """As many descriptors as the system lets us have: each worker costs the daemon three."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return soft if soft != resource.RLIM_INFINITY else 1 << 20
+
+
+def _serve(boot: Boot, listening: socket.socket, zygote: socket.socket, pids: list[int]) -> int:
+    """Run the daemon until the session is over; the exit code. `pids` gets the workers that may still live."""
+    asyncio = _import_asyncio()
+    import logging
+
+    from shoal.node.daemon import Daemon
+
+    logging.basicConfig(
+        stream=sys.stderr,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+        level=logging.INFO,
+    )
+    max_descriptors = _raise_descriptor_limit()
+    loop = asyncio.new_event_loop()
+    try:
+        daemon = Daemon(loop, boot, zygote, max_descriptors)
+        loop.run_until_complete(daemon.start(listening))
+        _watch_driver(loop, daemon, boot.driver_pid)
+        loop.add_signal_handler(
+            signal.SIGTERM, daemon.stop, "the head was told to end (SIGTERM)", 0
+        )
+        gc.collect()
+        gc.freeze()
+        _answer(Ready(node_address(boot.session_dir), os.getpid()))
+        reason, code = loop.run_until_complete(daemon.stopped)
+        logging.getLogger("shoal.node").info("the session ends: %s", reason)
+        pids += daemon.worker_pids()
+        loop.run_until_complete(daemon.close(reason, tell=code != 0))
+        return code
+    finally:
+        loop.close()
+
+
+def _import_asyncio() -> Any:
+    """asyncio without ssl, which costs 15 ms and 5 MB and is of no use on Unix sockets. Only in this process: the zygote,
+    and with it every worker, was forked before."""
+    hidden = "ssl" not in sys.modules
+    if hidden:
+        sys.modules["ssl"] = None  # type: ignore[assignment]  # makes its import fail, which asyncio allows for
+    import asyncio
+
+    if hidden:
+        del sys.modules["ssl"]
+    return asyncio
+
+
+def _watch_driver(loop: asyncio.AbstractEventLoop, daemon: Daemon, driver_pid: int) -> None:
+    """End the session when the driver ends."""
+
+    def on_lifeline() -> None:
+        if not os.read(0, 4096):
+            loop.remove_reader(0)
+            daemon.stop("the driver has ended", 0)
+
+    def on_driver_gone() -> None:
+        daemon.stop("the driver's process is gone", 0)
+
+    loop.add_reader(0, on_lifeline)
+    if hasattr(os, "pidfd_open"):
+        try:
+            loop.add_reader(os.pidfd_open(driver_pid), on_driver_gone)
+        except OSError:
+            # Gone already, or a kernel without them, where the lifeline must do.
+            if os.getppid() != driver_pid:
+                daemon.stop("the driver's process is gone", 0)
+
+
+def _finish(boot: Boot, zygote_pid: int, pids: list[int]) -> None:
+    """See that nothing stays: the zygote cleans up and ends; what it cannot do any more is done here."""
+    deadline = time.monotonic() + _ZYGOTE_GRACE_S
+    while True:
+        try:
+            ended, _ = os.waitpid(zygote_pid, os.WNOHANG)
+        except ChildProcessError:
+            break
+        if ended:
+            break
+        if time.monotonic() > deadline:
+            os.kill(zygote_pid, signal.SIGKILL)
+            os.waitpid(zygote_pid, 0)
+            break
+        time.sleep(0.001)
+    if os.path.exists(boot.session_dir) or os.path.exists(boot.shm_dir):
+        # It died before its work was done. The workers died with it, but not what they had started.
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                os.killpg(pid, signal.SIGKILL)
+        remove_session(boot.session_dir, boot.shm_dir)

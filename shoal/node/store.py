@@ -1,0 +1,219 @@
+"""The node's share in the object store: quotas for processes, and what dead processes leave behind.
+
+A process manages its own segments; the node knows only how many bytes it may use. When it has ended, its segments still
+hold objects that others refer to: from then on the node frees them, block by block, as their owners say so, and
+the rest when the job ends. What a dead process holds is measured, not believed: the blocks that its files have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import mmap
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from shoal.clock import monotonic_ns
+from shoal.core.quotas import Granted, StoreQuotas, Wanted
+from shoal.messages.boot import Boot
+from shoal.messages.node import QuotaGranted, QuotaRequest, QuotaWanted
+from shoal.messages.values import Location
+from shoal.node.clients import Client
+from shoal.wire.session import creator_at
+
+if TYPE_CHECKING:
+    from shoal.store.extents import Extents
+
+_log = logging.getLogger("shoal.node")
+
+_BLOCK: Final = 512
+_HELD_RETRY_S: Final = 1.0
+
+
+class _Estate:
+    """What one dead process left: its segments with the bytes that each takes."""
+
+    __slots__ = ("freed", "job_id", "segments")
+
+    def __init__(self, job_id: bytes, segments: dict[str, int]) -> None:
+        self.job_id = job_id
+        self.segments = segments
+        self.freed: dict[str, Extents] = {}
+
+    def bytes(self) -> int:
+        return sum(self.segments.values())
+
+
+class StoreKeeper:
+    """See the module's docstring. Processes are known by the short name that their segments carry."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, boot: Boot) -> None:
+        self._loop = loop
+        self._directory = Path(boot.shm_dir)
+        config = boot.config
+        self.quotas = StoreQuotas(
+            boot.store_bytes, config.quota_chunk_bytes, int(config.store_full_timeout_s * 1e9)
+        )
+        self._clients: dict[str, Client] = {}
+        self._estates: dict[str, _Estate] = {}
+        self._held: list[Location] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
+
+    # --- quotas --------------------------------------------------------------------------------------------------
+
+    def on_request(self, client: Client, message: QuotaRequest) -> None:
+        """A process wants room."""
+        creator = creator_at(client.address)
+        self._clients[creator] = client
+        self.quotas.on_request(creator, str(client), message.req, message.needed, monotonic_ns())
+        self._drain()
+
+    def on_return(self, client: Client, returned: int) -> None:
+        """A process gives room back."""
+        self.quotas.on_return(creator_at(client.address), returned)
+        self._drain()
+
+    def _drain(self) -> None:
+        outbox = self.quotas.outbox
+        effects = outbox[:]
+        outbox.clear()
+        for effect in effects:
+            match effect:
+                case Granted(holder, req, granted, explanation):
+                    client = self._clients.get(str(holder))
+                    if client is not None:
+                        client.send(QuotaGranted(req, granted, explanation))
+                case Wanted(holder, wanted):
+                    client = self._clients.get(str(holder))
+                    if client is not None:
+                        client.send(QuotaWanted(wanted))
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self.quotas.next_deadline()
+        if deadline is not None:
+            delay_s = max(0, deadline - monotonic_ns()) / 1e9
+            self._timer = self._loop.call_later(delay_s, self._tick)
+
+    def _tick(self) -> None:
+        self.quotas.on_tick(monotonic_ns())
+        self._drain()
+
+    # --- the dead ------------------------------------------------------------------------------------------------
+
+    def on_process_gone(self, address: str, job_id: bytes) -> None:
+        """A process has ended: what it left is the node's now."""
+        creator = creator_at(address)
+        self._clients.pop(creator, None)
+        self.quotas.on_holder_gone(creator)
+        if not self.quotas.held(creator):
+            self._drain()
+            return
+        from shoal.store.layout import parse_segment
+
+        segments = {}
+        for entry in os.scandir(self._directory):
+            parts = parse_segment(entry.name)
+            if parts is not None and parts[0] == creator:
+                segments[entry.name] = entry.stat().st_blocks * _BLOCK
+        estate = self._estates[creator] = _Estate(job_id, segments)
+        self._account(creator, estate)
+        self._drain()
+
+    def on_job_gone(self, job_id: bytes) -> None:
+        """A job has ended: nobody refers to what its dead processes left."""
+        from shoal.store.session import sweep
+
+        for creator in [c for c, estate in self._estates.items() if estate.job_id == job_id]:
+            sweep(self._directory, creator)
+            del self._estates[creator]
+            self.quotas.on_swept(creator, 0)
+        self._drain()
+
+    def free(self, locations: list[Location]) -> None:
+        """Owners say that these objects are dead; their creators are too."""
+        from shoal.store.layout import parse_segment
+
+        touched: dict[str, _Estate] = {}
+        for location in locations:
+            parts = parse_segment(location.segment)
+            estate = None if parts is None else self._estates.get(parts[0])
+            # An unknown one has been swept already, or its creator lives and will hear of it from the owner.
+            if parts is None or estate is None or location.segment not in estate.segments:
+                continue
+            creator, number, slab = parts
+            try:
+                if not slab:
+                    # Unlinking is safe at any time: whoever has it mapped keeps it.
+                    (self._directory / location.segment).unlink(missing_ok=True)
+                    del estate.segments[location.segment]
+                elif self._is_held(creator, number, location):
+                    self._held.append(location)
+                    continue
+                else:
+                    self._free_block(estate, location)
+            except OSError as error:
+                _log.warning("cannot free %s: %s", location, error)
+            touched[creator] = estate
+        for creator, estate in touched.items():
+            self._account(creator, estate)
+        if self._held and self._retry is None:
+            self._retry = self._loop.call_later(_HELD_RETRY_S, self._retry_held)
+        self._drain()
+
+    def _retry_held(self) -> None:
+        self._retry = None
+        held, self._held = self._held, []
+        self.free(held)
+
+    def _is_held(self, creator: str, number: int, location: Location) -> bool:
+        """Whether somebody looks at a block of a slab: its memory must not be cleared under their eyes."""
+        from shoal.store import locks
+        from shoal.store.layout import lock_file, lock_range
+
+        try:
+            fd = locks.open_lock_file(self._directory / lock_file(creator), create=False)
+        except FileNotFoundError:
+            return False
+        try:
+            start, length = lock_range(number, location.offset, location.size, slab=True)
+            return locks.is_held(fd, start, length)
+        finally:
+            os.close(fd)
+
+    def _free_block(self, estate: _Estate, location: Location) -> None:
+        """Give a block's pages back to the system: those that no block shares which still lives."""
+        from shoal.store.extents import Extents
+        from shoal.store.layout import ALIGNMENT, PAGE, round_up
+
+        freed = estate.freed.setdefault(location.segment, Extents())
+        start, size = freed.give(location.offset, round_up(max(1, location.size), ALIGNMENT))
+        first, end = round_up(start, PAGE), (start + size) // PAGE * PAGE
+        path = self._directory / location.segment
+        if first < end:
+            with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+                memory.madvise(mmap.MADV_REMOVE, first, min(end, len(memory)) - first)
+        left = path.stat().st_blocks * _BLOCK
+        if left:
+            estate.segments[location.segment] = left
+        else:
+            path.unlink(missing_ok=True)
+            del estate.segments[location.segment]
+            del estate.freed[location.segment]
+
+    def _account(self, creator: str, estate: _Estate) -> None:
+        if not estate.segments:
+            from shoal.store.session import sweep
+
+            # Its lock file.
+            sweep(self._directory, creator)
+            del self._estates[creator]
+        self.quotas.on_swept(creator, estate.bytes())
+
+    def close(self) -> None:
+        """Stop the timers."""
+        for timer in (self._timer, self._retry):
+            if timer is not None:
+                timer.cancel()

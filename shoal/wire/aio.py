@@ -1,0 +1,207 @@
+"""The asyncio transport of the daemons: one connection, from the server's side.
+
+Owns the handshake, the framing and the pending output of a connection. Guarantees that nothing is decoded for a peer
+that has not proved the token; that batches are handed over whole and in order; that what is sent within one turn of the
+event loop leaves as one frame; and that a peer costs bounded memory: frames that announce too much are refused, and one
+that does not read what it is sent loses its connection.
+
+Every end of a connection is reported once, with its reason unless the peer simply closed it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from shoal.errors import AuthenticationError, ProtocolError, ShoalError
+from shoal.wire.framing import FrameDecoder, cut_frame, pack_header
+from shoal.wire.handshake import HANDSHAKE_BYTES, ServerHandshake
+
+HANDSHAKE_TIMEOUT_S: Final = 10.0
+MAX_OUTPUT_BYTES: Final = 256 * 1024 * 1024
+"""What may wait for a peer that does not read. Far beyond what a sound peer lets pile up, so only lost ones reach it."""
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class ConnectionHandler(Protocol):
+    """What a connection reports to."""
+
+    def on_trusted(self, connection: ServerConnection) -> None:
+        """The peer has proved the token."""
+
+    def on_messages(self, connection: ServerConnection, messages: list[Any]) -> None:
+        """A batch has arrived. A `ProtocolError` raised here ends the connection with that reason."""
+
+    def on_closed(self, connection: ServerConnection, error: Exception | None) -> None:
+        """The connection has ended; also for a peer that was never trusted."""
+
+
+class ServerConnection(asyncio.Protocol):
+    """One accepted connection.
+
+    Attributes:
+        peer_address: Where the peer listens itself, by its own word.
+        trusted: The peer has proved the token.
+        closed: It has ended, or is about to: nothing is handed over or sent any more.
+        user: For the handler's use.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        token: bytes,
+        decoder: msgspec.msgpack.Decoder[list[Any]],
+        handler: ConnectionHandler,
+        max_frame_bytes: int,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+    ) -> None:
+        self.peer_address = ""
+        self.trusted = False
+        self.closed = False
+        self.user: Any = None
+        self._loop = loop
+        self._decode = decoder.decode
+        self._handler = handler
+        self._max_output_bytes = max_output_bytes
+        self._handshake = ServerHandshake(token)
+        self._greeting = bytearray()
+        self._frames = FrameDecoder(max_frame_bytes)
+        self._out: list[Any] = []
+        self._flush_scheduled = False
+        self._error: Exception | None = None
+        self._transport: asyncio.Transport | None = None
+        self._patience: asyncio.TimerHandle | None = None
+
+    # --- receiving -----------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._patience = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._give_up)
+
+    def data_received(self, data: bytes) -> None:
+        if self.closed:
+            return
+        try:
+            if self.trusted:
+                self._receive(data)
+            else:
+                self._greet(data)
+        except ShoalError as error:
+            self.fail(error)
+
+    def _greet(self, data: bytes) -> None:
+        greeting = self._greeting
+        greeting += data
+        handshake = self._handshake
+        while not self.trusted:
+            payload = cut_frame(greeting, HANDSHAKE_BYTES)
+            if payload is None:
+                return
+            try:
+                self.trusted = handshake.receive(payload)
+            finally:
+                self._write(b"".join(handshake.outbox))
+                handshake.outbox.clear()
+        self._stop_waiting()
+        self.peer_address = handshake.peer_address
+        self._handler.on_trusted(self)
+        if greeting:
+            self._receive(bytes(greeting))
+            greeting.clear()
+
+    def _receive(self, data: bytes) -> None:
+        for payload in self._frames.feed(data):
+            try:
+                messages = self._decode(payload)
+            except msgspec.DecodeError as error:
+                raise ProtocolError(
+                    f"a message does not fit its schema: {error}; both sides must run the same version of shoal"
+                ) from None
+            self._handler.on_messages(self, messages)
+            if self.closed:
+                return
+
+    def _give_up(self) -> None:
+        self.fail(AuthenticationError(f"no proof of the token within {HANDSHAKE_TIMEOUT_S:g} s"))
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    # --- sending -------------------------------------------------------------------------------------------------
+
+    def send(self, message: Any) -> None:
+        """Send a message with the others of this turn of the loop. Nothing happens on a closed connection: its end is
+        reported anyway."""
+        if self.closed:
+            return
+        self._out.append(message)
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes that wait for the peer to read."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        if self.closed or not self._out:
+            return
+        payload = _encode(self._out)
+        self._out.clear()
+        self._write(pack_header(len(payload)) + payload)
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is None or not data:
+            return
+        self._transport.write(data)
+        if self._transport.get_write_buffer_size() > self._max_output_bytes:
+            self.fail(
+                ProtocolError(f"it does not read: {self.pending_bytes:,} bytes wait for it already")
+            )
+
+    # --- ending --------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Send what waits, then close."""
+        if not self.closed:
+            self._flush()
+            self.closed = True
+            if self._transport is not None:
+                self._transport.close()
+
+    def fail(self, error: Exception) -> None:
+        """End the connection because of what the peer did."""
+        if self.closed:
+            return
+        self.closed = True
+        self._error = error
+        if self._transport is not None:
+            # `close` still sends the refusal that a handshake left; who does not read has no use for it.
+            if self.pending_bytes > self._max_output_bytes:
+                self._transport.abort()
+            else:
+                self._transport.close()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._stop_waiting()
+        self.closed = True
+        self._transport = None
+        self._out.clear()
+        broken = self._frames.pending_bytes + len(self._greeting)
+        if self._error is None and broken and not isinstance(error, ConnectionError):
+            self._error = ProtocolError(
+                f"it closed the connection in the middle of a frame, after {broken} bytes"
+            )
+        reason = self._error or (None if isinstance(error, ConnectionError) else error)
+        self._handler.on_closed(self, reason)

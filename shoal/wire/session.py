@@ -1,0 +1,95 @@
+"""The folder of a session: what is where in it, whether it is alive, and how it is removed.
+
+::
+
+    <root>/                      0700, one per user: $SHOAL_TMPDIR or /tmp/shoal-<uid>
+      s-<8 hex>/                 0700, one per session
+        lock                     locked (flock) for as long as the head or the zygote lives
+        shm                      text: the path of the session's shared-memory directory
+        node.sock                the node daemon listens here                     0600
+        w-<8 hex>.sock           worker                                            0600
+        d-<8 hex>.sock           driver                                            0600
+        logs/                    output of the head and of every worker
+
+Guarantees: a session's shared memory is removed before its folder, so that whoever finds no folder has nothing to clean
+up; a folder whose lock can be taken belongs to nobody alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from typing import Final
+
+MAX_SOCKET_PATH: Final = 107
+"""Bytes that the kernel has for the path of a Unix socket."""
+
+LOCK: Final = "lock"
+SHM: Final = "shm"
+_LONGEST_NAME: Final = "/w-00000000.sock"
+
+
+def node_address(session_dir: str) -> str:
+    """Where the node daemon listens."""
+    return f"{session_dir}/node.sock"
+
+
+def worker_address(session_dir: str, worker_id: bytes) -> str:
+    """Where a worker listens."""
+    return f"{session_dir}/w-{creator_of(worker_id)}.sock"
+
+
+def creator_of(worker_id: bytes) -> str:
+    """The short name of a process, in its socket's name and in those of its shared-memory segments."""
+    return worker_id[:4].hex()
+
+
+def creator_at(address: str) -> str:
+    """The short name of the process that listens at an address of this session; "" if it is not such an address."""
+    name = address.rpartition("/")[2]
+    return name[2:10] if len(name) == 15 and name[:2] in {"w-", "d-"} else ""
+
+
+def log_dir(session_dir: str) -> str:
+    """Where the session's logs are."""
+    return f"{session_dir}/logs"
+
+
+def check_path_length(session_dir: str) -> None:
+    """Raise unless sockets can be made in this folder.
+
+    Raises:
+        ValueError: the paths would be longer than the kernel allows.
+    """
+    longest = len(os.fsencode(session_dir + _LONGEST_NAME))
+    if longest > MAX_SOCKET_PATH:
+        raise ValueError(
+            f"the session folder {session_dir} is too deep: the path of a Unix socket may have "
+            f"{MAX_SOCKET_PATH} bytes, and the longest here would have {longest}. Set SHOAL_TMPDIR (or _temp_dir) "
+            "to a shorter path."
+        )
+
+
+def try_lock(session_dir: str) -> int | None:
+    """Take the lock of a session that may be dead; its descriptor, or None if the session lives (or has no lock)."""
+    try:
+        fd = os.open(f"{session_dir}/{LOCK}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def remove_session(session_dir: str, shm_dir: str) -> None:
+    """Remove all that a session left in the file system. May be called by several processes at once."""
+    for folder in (shm_dir, session_dir):
+        # Twice, because somebody may have made a file in it while it was being emptied.
+        for _ in range(2):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(folder)

@@ -1,0 +1,172 @@
+"""Random histories of the lease queue: the books balance after every event, and nobody starves."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.core.leases import EndWorker, ForkWorker, Grant, LeaseQueue, Limits, Refuse
+from shoal.core.resources import UNIT, NodeResources
+from shoal.messages.node import Shape
+
+MS = 1_000_000
+JOBS = [b"job-a", b"job-b"]
+SHAPES = [
+    Shape((("CPU", UNIT),)),
+    Shape((("CPU", UNIT // 2),)),
+    Shape((("CPU", 2 * UNIT),)),
+    Shape(()),
+    Shape((("CPU", UNIT), ("GPU", UNIT // 2))),
+    Shape((("GPU", UNIT),)),
+    Shape((("CPU", UNIT), ("slot", UNIT))),
+    Shape((("CPU", 9 * UNIT),)),
+]
+
+
+def worker_ids() -> Callable[[], bytes]:
+    numbers = itertools.count(1)
+    return lambda: next(numbers).to_bytes(4, "big") + bytes(12)
+
+
+def new_queue(cpus: int = 2) -> LeaseQueue:
+    total = {"CPU": cpus * UNIT, "GPU": 2 * UNIT, "slot": UNIT}
+    limits = Limits(
+        fair_share_ns=100 * MS,
+        idle_limit=2,
+        idle_ns=1000 * MS,
+        start_timeout_ns=60_000 * MS,
+        max_starting=4,
+        max_workers=12,
+    )
+    return LeaseQueue(NodeResources(total), limits, worker_ids())
+
+
+class World:
+    """A shell without processes: it remembers what the queue asked for, and answers when the test says so."""
+
+    def __init__(self, queue: LeaseQueue) -> None:
+        self.queue = queue
+        self.now = 0
+        self.starting: list[bytes] = []
+        self.alive: dict[bytes, None] = {}
+        self.ending: list[bytes] = []
+        self.leases: dict[int, Grant] = {}
+        self.waiting: dict[tuple[object, int], None] = {}
+        self.reqs = itertools.count(1)
+
+    def settle(self) -> None:
+        self.queue.advance(self.now)
+        self.queue.check()
+        for effect in self.queue.outbox:
+            match effect:
+                case ForkWorker(worker_id):
+                    self.starting.append(worker_id)
+                case EndWorker(worker_id):
+                    if worker_id not in self.ending:
+                        self.ending.append(worker_id)
+                case Grant(owner, req, lease_id, worker_id):
+                    assert worker_id in self.alive
+                    assert worker_id not in {g.worker_id for g in self.leases.values()}
+                    del self.waiting[owner, req]
+                    self.leases[lease_id] = effect
+                case Refuse(owner, req):
+                    del self.waiting[owner, req]
+        self.queue.outbox.clear()
+        assert len(list(self.queue.pool)) <= 12
+
+    def gone(self, worker_id: bytes) -> None:
+        self.alive.pop(worker_id, None)
+        if worker_id in self.starting:
+            self.starting.remove(worker_id)
+        if worker_id in self.ending:
+            self.ending.remove(worker_id)
+        lease = self.queue.on_worker_gone(worker_id, self.now, "was killed by SIGKILL")
+        if lease is not None:
+            self.leases.pop(lease.lease_id, None)
+
+
+@given(st.data(), st.integers(0, 3))
+def test_random_histories_keep_the_books_balanced(data: st.DataObject, cpus: int) -> None:
+    world = World(new_queue(cpus))
+    queue = world.queue
+    for _ in range(data.draw(st.integers(1, 60))):
+        world.now += data.draw(st.sampled_from([0, MS, 60 * MS, 1500 * MS]))
+        match data.draw(st.integers(0, 11)):
+            case 0 | 1 | 2:
+                owner, req = data.draw(st.integers(1, 3)), next(world.reqs)
+                shape = data.draw(st.sampled_from(SHAPES))
+                keeps = data.draw(st.sampled_from([None, None, (), shape.resources]))
+                world.waiting[owner, req] = None
+                queue.on_request(owner, req, JOBS[owner % 2], shape, world.now, keeps=keeps)
+            case 3 | 4:
+                if world.starting:
+                    worker_id = world.starting.pop(0)
+                    if worker_id not in world.ending:
+                        world.alive[worker_id] = None
+                        assert queue.on_registered(worker_id, world.now)
+            case 5 | 6:
+                if world.leases:
+                    lease_id = data.draw(st.sampled_from(sorted(world.leases)))
+                    grant = world.leases.pop(lease_id)
+                    queue.on_return(grant.owner, lease_id, data.draw(st.booleans()), world.now)
+                    queue.on_return(grant.owner, lease_id, False, world.now)
+            case 7:
+                if world.waiting:
+                    owner_req = data.draw(st.sampled_from(list(world.waiting)))
+                    del world.waiting[owner_req]
+                    queue.on_cancel(*owner_req)
+            case 8:
+                if world.leases:
+                    lease_id = data.draw(st.sampled_from(sorted(world.leases)))
+                    worker_id = world.leases[lease_id].worker_id
+                    if data.draw(st.booleans()):
+                        queue.on_blocked(worker_id)
+                    else:
+                        queue.on_unblocked(worker_id)
+            case 9:
+                candidates = [*world.alive, *world.starting, *world.ending]
+                if candidates:
+                    world.gone(data.draw(st.sampled_from(candidates)))
+            case 10:
+                if world.leases:
+                    queue.on_settled(data.draw(st.sampled_from(sorted(world.leases))))
+            case 11:
+                owner = data.draw(st.integers(1, 3))
+                queue.on_owner_gone(owner, world.now, "its owner exited")
+                world.waiting = {k: None for k in world.waiting if k[0] != owner}
+                world.leases = {k: g for k, g in world.leases.items() if g.owner != owner}
+        world.settle()
+    drain(world)
+
+
+def drain(world: World) -> None:
+    """Let every worker live, everything that ends be gone, and every lease come back: all that is feasible is served."""
+    queue = world.queue
+    for worker in queue.pool:
+        queue.on_unblocked(worker.worker_id)
+    for _ in range(1000):
+        world.now += 200 * MS
+        for lease_id, grant in list(world.leases.items()):
+            queue.on_return(grant.owner, lease_id, False, world.now)
+            del world.leases[lease_id]
+        for worker_id in list(world.ending):
+            world.gone(worker_id)
+        for worker_id in list(world.starting):
+            world.starting.remove(worker_id)
+            world.alive[worker_id] = None
+            assert queue.on_registered(worker_id, world.now)
+        world.settle()
+        infeasible = [
+            r for r in queue.waiting_requests() if not queue.resources.feasible(r.claim.amounts)
+        ]
+        if len(world.waiting) == len(infeasible) and not world.leases and not world.ending:
+            if not world.starting:
+                break
+    else:
+        raise AssertionError([queue.explain(*key) for key in world.waiting])
+    assert queue.resources.available == queue.resources.total
+    for owner_req in world.waiting:
+        assert "It waits until a node has that much" in queue.explain(*owner_req)
