@@ -72,20 +72,16 @@ def _reduce_array(array: Any) -> Reduced:
         reduced: Reduced = array.__reduce_ex__(5)
         return reduced
     flags = array.flags
-    if flags.c_contiguous:
-        fortran = False
-    else:
-        fortran = flags.f_contiguous
     if array.nbytes < OUT_OF_BAND_MIN_BYTES:
-        if fortran:
+        if flags.fnc:  # Fortran order and not C order
             return rebuild_array, (array.tobytes("F"), code, array.shape, "F")
         return rebuild_array, (array.tobytes(), code, array.shape)
+    if not flags.forc:
+        array = array.copy("C")
     if dtype.kind in "mM":  # the buffer protocol does not know times
         array = array.view("i8")
-    if fortran:
+    if flags.fnc:
         return rebuild_array, (PickleBuffer(array), code, array.shape, "F")
-    if not flags.c_contiguous:
-        array = array.copy("C")
     return rebuild_array, (PickleBuffer(array), code, array.shape)
 
 

@@ -13,11 +13,9 @@ arrays and scalars, what cloudpickle knows, `copyreg`, and the object's own `__r
 from __future__ import annotations
 
 import copyreg
+from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from shoal.serial.pickler import ValuePickler
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -31,6 +29,14 @@ Reduced = str | tuple[Any, ...]
 
 Reducer = Callable[[Any], Reduced]
 
+IdlePickler = tuple[
+    Callable[[Any], None], Callable[[], None], list[Any], dict[Any, None], dict[int, dict[str, Any]]
+]
+"""A pickler ready for use, as its parts: `dump`, `clear_memo`, chunks, references, shared globals."""
+
+_MAX_IDLE = 32
+"""Picklers kept ready: as many as threads that serialize at the same moment, or reductions that do so in each other."""
+
 # Extension codes shorten a global to five bytes and spare the loader a lookup by name (0.9 of 1.4 µs for a small
 # array). The registry is shared with every library of the process; a base this odd is nobody else's. The number of
 # a function must be the same in every process and in every release that may share a cluster.
@@ -40,7 +46,15 @@ _EXTENSION_BASE = 0x5E0A1000
 class Hooks:
     """One set of reducers. Registration is rare and may happen in any thread; look-ups take no lock."""
 
-    __slots__ = ("bases", "by_type", "idle_picklers", "numpy_known", "refs_by_type", "serializers")
+    __slots__ = (
+        "bases",
+        "by_name",
+        "by_type",
+        "idle_picklers",
+        "numpy_known",
+        "refs_by_type",
+        "serializers",
+    )
 
     def __init__(self) -> None:
         self.refs_by_type: dict[type, Reducer] = {}
@@ -50,7 +64,9 @@ class Hooks:
         # `type` stands for classes with a metaclass; the reference types join it. One `issubclass` asks for all.
         self.bases: tuple[type, ...] = (type,)
         self.numpy_known = False
-        self.idle_picklers: list[ValuePickler] = []
+        self.idle_picklers: deque[IdlePickler] = deque(maxlen=_MAX_IDLE)
+        # Functions and classes that are known to go by name, by their id: cloudpickle looks each up again, every time.
+        self.by_name: dict[int, Any] = {}
 
     def register_ref_type(self, cls: type[T], reduce: Callable[[T], Reduced]) -> None:
         """Treat instances of `cls` and of its subclasses as references.
@@ -126,9 +142,6 @@ register_ref_type = HOOKS.register_ref_type
 register_serializer = HOOKS.register_serializer
 deregister_serializer = HOOKS.deregister_serializer
 
-REBUILDERS: set[Callable[..., Any]] = set()
-"""Functions that every process has under the same name: never asked whether they go by reference."""
-
 
 def register_rebuilder(function: Callable[..., Any], number: int) -> None:
     """Declare a module-level function of shoal that reducers name, under a number that is its own for ever.
@@ -139,4 +152,3 @@ def register_rebuilder(function: Callable[..., Any], number: int) -> None:
     if not 0 <= number <= 4095:
         raise ValueError(f"The number of a rebuilder is within 0..4095, not {number}.")
     copyreg.add_extension(function.__module__, function.__qualname__, _EXTENSION_BASE + number)
-    REBUILDERS.add(function)

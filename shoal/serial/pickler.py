@@ -1,7 +1,7 @@
 """The pickler: cloudpickle's, with references noted, large buffers kept out, and almost nothing to set up.
 
 Owns one serialization: from an object to chunks of a stream and the buffers between them. Guarantees that a pickler
-is used by one serialization at a time (they are taken from a pool and given back, so a user's `__reduce__` may
+is used by one serialization at a time (they are taken from a stock and given back, so a user's `__reduce__` may
 serialize something itself) and that a failed one is never used again.
 
 Why this is fast: making a pickler costs 0.6 µs and emptying a used one 0.1 µs; the C pickler hands its output to
@@ -20,7 +20,7 @@ from typing import Any
 import cloudpickle
 
 from shoal.serial.arrays import OUT_OF_BAND_MIN_BYTES, learn_numpy
-from shoal.serial.hooks import REBUILDERS, Hooks, Reduced
+from shoal.serial.hooks import Hooks, IdlePickler, Reduced
 from shoal.serial.record import Serialized
 
 PROTOCOL = 5
@@ -35,12 +35,16 @@ _TAKE_BYTEARRAY = b"cbuiltins\nbytearray\n" + pickle.NEXT_BUFFER + pickle.TUPLE1
 
 # A pickler that has seen many objects keeps a large memo table, which costs time to clear ever after.
 _REUSE_MAX_STREAM_BYTES = 4096
-_MAX_IDLE = 32
+
+# Functions and classes known to go by name. They are attributes of modules, which keep them alive anyway.
+_MAX_NAMES = 4096
 
 _reducers_of_cloudpickle: dict[type, Callable[[Any], Reduced]] = (
     cloudpickle.Pickler.dispatch_table.maps[0]
 )
 _reduce_function_or_class = cloudpickle.Pickler.reducer_override
+# What `cloudpickle.register_pickle_by_value` has collected; its public accessor makes a copy each time.
+_modules_by_value: set[str] = cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES
 
 
 class _Sink:
@@ -104,12 +108,8 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ha
         if reduce is not None:
             self.refs[obj] = None
             return reduce(obj)
-        if cls is FunctionType:
-            if obj in REBUILDERS:
-                return NotImplemented
-            return _reduce_function_or_class(self, obj)
-        if cls is type:
-            return _reduce_function_or_class(self, obj)
+        if cls is type or cls is FunctionType:
+            return self._reduce_code(obj)
         reduce = _reducers_of_cloudpickle.get(cls)
         if reduce is not None:
             return reduce(obj)
@@ -117,7 +117,7 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ha
         if issubclass(cls, hooks.bases):
             reduce = hooks.inherited_ref_reducer(cls)
             if reduce is None:  # a class of some metaclass
-                return _reduce_function_or_class(self, obj)
+                return self._reduce_code(obj)
             self.refs[obj] = None
             return reduce(obj)
         if not hooks.numpy_known:
@@ -126,40 +126,66 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ha
                 return self.reducer_override(obj)
         return NotImplemented
 
+    def _reduce_code(self, obj: Any) -> Any:
+        """A function or class: cloudpickle's reduction, or NotImplemented for one that goes by its name."""
+        by_name = self.hooks.by_name
+        if id(obj) in by_name and not _modules_by_value:
+            return NotImplemented
+        reduced = _reduce_function_or_class(self, obj)
+        if reduced is NotImplemented:
+            if len(by_name) >= _MAX_NAMES:
+                by_name.clear()
+            by_name[id(obj)] = obj
+        return reduced
+
     def abandon(self) -> None:
-        """Let go of everything after a failure: the memo would keep the user's objects alive until the next
-        collection of cycles."""
+        """Let go of everything: the memo would keep the user's objects alive until the next collection of cycles."""
         self.clear_memo()
         self.chunks.clear()
         self.refs.clear()
 
 
-def pickle_value(value: Any, hooks: Hooks) -> Serialized:
+def _prepared(hooks: Hooks) -> IdlePickler:
+    pickler = ValuePickler(hooks)
+    return pickler.dump, pickler.clear_memo, pickler.chunks, pickler.refs, pickler.globals_ref
+
+
+def pickle_value(value: Any, hooks: Hooks, *, retry: bool = True) -> Serialized:
     """Serialize `value`; whatever pickling raises comes through as it is."""
     idle = hooks.idle_picklers
     try:
-        pickler = idle.pop()
+        prepared = idle.pop()
     except IndexError:
-        pickler = ValuePickler(hooks)
+        prepared = _prepared(hooks)
+    dump, clear_memo, chunks, refs, shared_globals = prepared
     try:
-        pickler.dump(value)
-    except BaseException:
-        pickler.abandon()
-        raise
-    pickler.clear_memo()
-    chunks = pickler.chunks
-    if len(chunks) == 1 and not pickler.refs:
-        data = chunks.pop()
-        result = Serialized(data)
-    else:
-        data, buffers = _join(chunks)
-        result = Serialized(data, buffers, list(pickler.refs))
+        dump(value)
+    except BaseException as error:
+        clear_memo()
         chunks.clear()
-        pickler.refs.clear()
-    # A shared namespace must not outlive the functions of one value; see cloudpickle's `globals_ref`.
-    if len(data) <= _REUSE_MAX_STREAM_BYTES and not pickler.globals_ref and len(idle) < _MAX_IDLE:
-        idle.append(pickler)
-    return result
+        refs.clear()
+        if not (retry and isinstance(error, pickle.PicklingError) and hooks.by_name):
+            raise
+    else:
+        clear_memo()
+        data = chunks.pop()
+        if not chunks and not refs:
+            result = Serialized(data)
+        else:
+            chunks.append(data)
+            data, buffers = _join(chunks)
+            result = Serialized(data, buffers, list(refs))
+            chunks.clear()
+            refs.clear()
+        if len(data) <= _REUSE_MAX_STREAM_BYTES:
+            # A namespace is shared by the functions of one value only; see cloudpickle's `globals_ref`.
+            if shared_globals:
+                shared_globals.clear()
+            idle.append(prepared)
+        return result
+    # A module may hold something else now under a name that was good before: look all of them up again.
+    hooks.by_name.clear()
+    return pickle_value(value, hooks, retry=False)
 
 
 def pickle_in_band(value: Any, hooks: Hooks) -> bytes:

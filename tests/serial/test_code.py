@@ -6,10 +6,13 @@ import json
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 
 from shoal.serial import (
@@ -105,6 +108,43 @@ def test_importable_functions_go_by_name() -> None:
     data = pickle_function(json.dumps)
     assert len(data) < 40
     assert deserialize(data) is json.dumps
+
+
+@contextmanager
+def made_up_module(source: str) -> Iterator[Any]:
+    """A module that can be imported, as far as this process is concerned."""
+    module = types.ModuleType("made_up_module")
+    module.__file__ = "made_up_module.py"
+    exec(source, module.__dict__)
+    sys.modules[module.__name__] = module
+    try:
+        yield module
+    finally:
+        del sys.modules[module.__name__]
+
+
+def test_a_name_that_meant_it_once_is_not_trusted_for_ever(hooks: Hooks) -> None:
+    with made_up_module("class Thing:\n  x = 1\ndef function(): return 1") as module:
+        thing, function = module.Thing, module.function
+        by_name = serialize([thing, function], hooks=hooks)
+        assert deserialize(by_name.data) == [thing, function]
+        module.Thing = module.function = None
+        with_code = serialize([thing(), function], hooks=hooks)
+        assert len(with_code.data) > 3 * len(by_name.data)
+        instance, back = deserialize(with_code.data)
+        assert (instance.x, back()) == (1, 1)
+
+
+def test_modules_registered_by_value_are_sent_with_their_code_from_then_on(hooks: Hooks) -> None:
+    with made_up_module("class Thing: pass") as module:
+        by_name = serialize(module.Thing, hooks=hooks)
+        cloudpickle.register_pickle_by_value(module)
+        try:
+            with_code = serialize(module.Thing, hooks=hooks)
+        finally:
+            cloudpickle.unregister_pickle_by_value(module)
+        assert len(with_code.data) > 5 * len(by_name.data)
+        assert serialize(module.Thing, hooks=hooks).data == by_name.data
 
 
 def test_pickle_function_is_the_same_every_time() -> None:

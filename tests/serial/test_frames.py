@@ -10,7 +10,7 @@ from tests.serial.ways import WAYS, Way
 
 @pytest.mark.parametrize("way", WAYS)
 def test_pandas(way: Way) -> None:
-    pandas = pytest.importorskip("pandas")
+    pandas = pytest.importorskip("pandas", exc_type=ImportError)
     frame = pandas.DataFrame({"a": range(10_000), "b": [1.5] * 10_000, "c": ["text"] * 10_000})
     pandas.testing.assert_frame_equal(way(frame), frame)
     pandas.testing.assert_frame_equal(way([frame[::2]])[0], frame[::2])
@@ -19,7 +19,7 @@ def test_pandas(way: Way) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_arrow(way: Way) -> None:
-    arrow = pytest.importorskip("pyarrow")
+    arrow = pytest.importorskip("pyarrow", exc_type=ImportError)
     table = arrow.table({"a": list(range(10_000)), "b": ["text"] * 10_000})
     assert way(table).equals(table)
     assert way({"t": table.slice(10, 20)})["t"].equals(table.slice(10, 20))

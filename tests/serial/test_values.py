@@ -261,7 +261,7 @@ def test_picklers_are_reused_and_remember_nothing(hooks: Hooks) -> None:
     assert len(hooks.idle_picklers) == 1
     pickler = hooks.idle_picklers[0]
     assert serialize(value, hooks=hooks).data == first.data
-    assert hooks.idle_picklers == [pickler]
+    assert list(hooks.idle_picklers) == [pickler]
 
 
 def test_a_pickler_that_saw_much_is_not_kept(hooks: Hooks) -> None:
