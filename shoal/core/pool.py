@@ -141,7 +141,7 @@ class WorkerPool:
     def surplus(self, now: int) -> list[Worker]:
         """Idle workers beyond the limit that have idled long enough to end, the longest idle first."""
         extra = len(self._idle_by_age) - self._idle_limit
-        ripe = []
+        ripe: list[Worker] = []
         for worker in self._idle_by_age.values():
             if len(ripe) >= extra or worker.since + self._idle_ns > now:
                 break

@@ -27,6 +27,7 @@ from shoal.clock import monotonic_ns
 from shoal.control.link import ControlLink
 from shoal.control.storage.memory import MemoryStorage
 from shoal.control.store import ControlStore
+from shoal.core.endings import killed_clause
 from shoal.core.leases import AskBack, Grant, Lease, Pending, Refuse
 from shoal.errors import ProtocolError
 from shoal.messages.boot import Boot
@@ -77,8 +78,8 @@ from shoal.messages.node import (
     NodesQuery,
     QuotaRequest,
     QuotaReturn,
-    Registered,
     RegisterDriver,
+    Registered,
     RegisterWorker,
     Reply,
     ToNode,
@@ -332,7 +333,10 @@ class Daemon:
     def _on_kill_process(self, client: Client, message: KillProcess) -> None:
         process = self._workers.at(message.address)
         if process is not None:
-            self._workers.kill(process, message.reason)
+            clause = killed_clause(message.reason)
+            self._workers.order_end(
+                process, clause, reason=message.reason, kill=True, expected=False
+            )
 
     def _on_actor_create(self, client: Client, message: ActorCreate) -> None:
         if self._is_leaving(client):

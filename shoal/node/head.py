@@ -24,7 +24,7 @@ import signal
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 
@@ -38,10 +38,10 @@ from shoal.node.zygote import (
     serve_and_exit,
 )
 from shoal.wire.framing import HEADER_BYTES, encode_frame
-from shoal.wire.session import node_address, remove_session
+from shoal.wire.session import HEAD, node_address, remove_session
 
 if TYPE_CHECKING:
-    import asyncio
+    from asyncio import AbstractEventLoop
     from collections.abc import Callable
 
     from shoal.node.daemon import Daemon
@@ -57,6 +57,8 @@ def main(load: Callable[[], Run] = load_worker) -> None:
     name_process("shoal:head")
     _settle_signals()
     try:
+        with open(f"{boot.session_dir}/{HEAD}", "w", encoding="ascii") as file:
+            file.write(str(os.getpid()))
         listening = _listen(node_address(boot.session_dir))
         zygote_pid, zygote = _fork_zygote(boot, listening, load)
     except OSError as error:
@@ -128,11 +130,15 @@ def _fork_zygote(
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
     gc.freeze()
     pid = os.fork()
-    if pid:
-        theirs.close()
-        return pid, ours
-    ours.close()
-    listening.close()
+    if not pid:
+        ours.close()
+        listening.close()
+        _be_zygote(boot, theirs, load)
+    theirs.close()
+    return pid, ours
+
+
+def _be_zygote(boot: Boot, head: socket.socket, load: Callable[[], Run]) -> NoReturn:
     # The lifeline and the answer are between driver and head.
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -140,7 +146,7 @@ def _fork_zygote(
     os.close(null)
     name_process("shoal:zygote")
     session = Session(boot.session_dir, boot.shm_dir, boot.token, boot.lock_fd)
-    serve_and_exit(theirs, session, load)
+    serve_and_exit(head, session, load)
 
 
 def _raise_descriptor_limit() -> int:
@@ -166,7 +172,7 @@ def _serve(boot: Boot, listening: socket.socket, zygote: socket.socket, pids: li
         level=logging.INFO,
     )
     max_descriptors = _raise_descriptor_limit()
-    loop = asyncio.new_event_loop()
+    loop: AbstractEventLoop = asyncio.new_event_loop()
     try:
         daemon = Daemon(loop, boot, zygote, max_descriptors)
         loop.run_until_complete(daemon.start(listening))
@@ -187,7 +193,7 @@ def _serve(boot: Boot, listening: socket.socket, zygote: socket.socket, pids: li
 
 
 def _import_asyncio() -> Any:
-    """asyncio without ssl, which costs 15 ms and 5 MB and is of no use on Unix sockets. Only in this process: the zygote,
+    """Import asyncio without ssl, which costs 15 ms and 5 MB and is of no use on Unix sockets. Only in this process: the zygote,
     and with it every worker, was forked before."""
     hidden = "ssl" not in sys.modules
     if hidden:
@@ -199,7 +205,7 @@ def _import_asyncio() -> Any:
     return asyncio
 
 
-def _watch_driver(loop: asyncio.AbstractEventLoop, daemon: Daemon, driver_pid: int) -> None:
+def _watch_driver(loop: AbstractEventLoop, daemon: Daemon, driver_pid: int) -> None:
     """End the session when the driver ends."""
 
     def on_lifeline() -> None:

@@ -30,9 +30,9 @@ from shoal.core.leases import (
     Refuse,
 )
 from shoal.core.pool import WorkerKey
-from shoal.core.resources import CPU, UNIT, NodeResources
+from shoal.core.resources import CPU, NodeResources
 from shoal.messages.boot import Boot
-from shoal.messages.node import Exit, Job
+from shoal.messages.node import UNIT, Exit, Job
 from shoal.node.clients import Client
 from shoal.node.environments import EnvironmentFailed, prepare
 from shoal.node.logs import WorkerLogs

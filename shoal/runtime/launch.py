@@ -11,45 +11,33 @@ up (all of their processes were killed at once) are removed by the next start of
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import glob
-import math
 import os
-import secrets
 import select
-import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from typing import IO, Any, Final
+from pathlib import Path
+from typing import IO, Final
 
 import msgspec
 
 from shoal.config import Config
 from shoal.errors import InternalError
 from shoal.messages.boot import Boot, BootAnswer, BootFailed
-from shoal.messages.node import UNIT, Job
-from shoal.store import default_capacity_bytes, shm_directory
-from shoal.store.session import memory_limit_bytes
+from shoal.messages.node import Job
+from shoal.runtime.machine import gpu_ids, node_total
+from shoal.runtime.session_folder import SESSION_VARIABLE, Session, sweep_dead_sessions
+from shoal.store import default_capacity_bytes
 from shoal.wire.framing import HEADER_BYTES, encode_frame
-from shoal.wire.handshake import new_token
-from shoal.wire.session import (
-    LOCK,
-    SHM,
-    check_path_length,
-    log_dir,
-    node_address,
-    remove_session,
-    try_lock,
-)
+from shoal.wire.session import log_dir, node_address
+
+__all__ = ["HEAD_PROGRAM", "Head", "Session", "launch_head"]
 
 START_TIMEOUT_S: Final = 30.0
 _STOP_TIMEOUT_S: Final = 8.0
 _TAIL_BYTES: Final = 4096
-_HALF_MADE_S: Final = 60.0
 _PRESTART: Final = 2
 _MAX_ANSWER_BYTES: Final = 64 * 1024
 
@@ -59,50 +47,6 @@ HEAD_PROGRAM: Final = (
     "import sys; sys.path += [p for p in sys.argv[1:] if p not in sys.path]; "
     "from shoal.node.head import main; main()"
 )
-
-
-class Session:
-    """A session's folder, made and locked by this process.
-
-    Attributes:
-        name: `s-` and eight hexadecimal digits.
-        directory: Its folder.
-        shm_dir: Its shared-memory directory.
-        token: The secret that its processes prove to each other.
-    """
-
-    def __init__(self, root: str | None = None) -> None:
-        root = session_root(root)
-        self.name = f"s-{secrets.token_hex(4)}"
-        self.directory = f"{root}/{self.name}"
-        self.token = new_token()
-        check_path_length(self.directory)
-        # Made under another name and locked before it gets its own: whoever sweeps never sees it unlocked.
-        half_made = f"{root}/.new-{self.name}"
-        os.mkdir(half_made, 0o700)
-        self.lock_fd = os.open(f"{half_made}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self.shm_dir = ""
-        try:
-            fcntl.flock(self.lock_fd, fcntl.LOCK_EX)
-            os.mkdir(log_dir(half_made), 0o700)
-            os.rename(half_made, self.directory)
-            self.shm_dir = str(shm_directory(self.name))
-            with open(f"{self.directory}/{SHM}", "w", encoding="utf-8") as file:
-                file.write(self.shm_dir)
-        except BaseException:
-            self.remove()
-            raise
-
-    def unlock(self) -> None:
-        """Leave the lock to the head."""
-        if self.lock_fd >= 0:
-            os.close(self.lock_fd)
-            self.lock_fd = -1
-
-    def remove(self) -> None:
-        """Remove the session's files, if its processes have not done so."""
-        self.unlock()
-        remove_session(self.directory, self.shm_dir)
 
 
 class Head:
@@ -192,11 +136,11 @@ def launch_head(
     """
     try:
         store_bytes = (
-            default_capacity_bytes(_path(session.shm_dir), config.store_fraction)
+            default_capacity_bytes(Path(session.shm_dir), config.store_fraction)
             if object_store_memory is None
             else object_store_memory
         )
-        gpu_ids = _gpu_ids(num_gpus)
+        gpus = gpu_ids(num_gpus)
         boot = Boot(
             token=session.token,
             session=session.name,
@@ -204,15 +148,15 @@ def launch_head(
             shm_dir=session.shm_dir,
             lock_fd=session.lock_fd,
             driver_pid=os.getpid(),
-            total=_total(
+            total=node_total(
                 num_cpus,
-                len(gpu_ids) if num_gpus is None else num_gpus,
+                len(gpus) if num_gpus is None else num_gpus,
                 memory,
                 store_bytes,
                 node_ip,
                 resources,
             ),
-            gpu_ids=gpu_ids,
+            gpu_ids=gpus,
             labels=dict(labels or {}),
             store_bytes=store_bytes,
             config=config,
@@ -247,6 +191,7 @@ def _spawn(session: Session, boot: Boot, program: str) -> Head:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
+            env={**os.environ, SESSION_VARIABLE: session.name},
             pass_fds=(session.lock_fd,),
             # Ctrl-C in the terminal is for the driver, which then ends the session in good order.
             start_new_session=True,
@@ -316,67 +261,6 @@ def _end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
         process.wait()
 
 
-# --- folders --------------------------------------------------------------------------------------------------------
-
-
-def session_root(root: str | None = None) -> str:
-    """The folder of this user's sessions, made if need be: `root`, `$SHOAL_TMPDIR`, or `/tmp/shoal-<uid>`.
-
-    Raises:
-        PermissionError: it is not ours, or others may write to it.
-    """
-    root = root or os.environ.get("SHOAL_TMPDIR") or ""
-    path = os.path.abspath(root) if root else f"{tempfile.gettempdir()}/shoal-{os.getuid()}"
-    os.makedirs(path, mode=0o700, exist_ok=True)
-    found = os.lstat(path)
-    if (
-        not stat.S_ISDIR(found.st_mode)
-        or found.st_uid != os.getuid()
-        or stat.S_IMODE(found.st_mode) & 0o022
-    ):
-        raise PermissionError(
-            f"{path} is not a directory of this user that only this user can write to, so a session would not be safe in "
-            "it. Remove it, or set SHOAL_TMPDIR (or _temp_dir) to another path."
-        )
-    return path
-
-
-def sweep_dead_sessions(root: str) -> int:
-    """Remove the sessions in `root` that nobody lives in any more; how many there were."""
-    swept = 0
-    for name in os.listdir(root):
-        path = f"{root}/{name}"
-        if name.startswith(".new-"):
-            # Between its making and its locking a driver was killed.
-            with contextlib.suppress(OSError):
-                if time.time() - os.lstat(path).st_mtime > _HALF_MADE_S:
-                    remove_session(path, "")
-            continue
-        if not name.startswith("s-"):
-            continue
-        fd = try_lock(path)
-        if fd is None:
-            continue
-        try:
-            remove_session(path, _shm_of(path, name))
-            swept += 1
-        finally:
-            os.close(fd)
-    return swept
-
-
-def _shm_of(session_dir: str, name: str) -> str:
-    """The shared-memory directory that a session noted; "" if what it noted cannot be one of ours."""
-    try:
-        with open(f"{session_dir}/{SHM}", encoding="utf-8") as file:
-            path = file.read()
-        found = os.lstat(path)
-    except (OSError, ValueError):
-        return ""
-    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    return path if ours and os.path.basename(path) == f"shoal-{os.getuid()}-{name}" else ""
-
-
 def _tail(log: IO[bytes]) -> str:
     end = os.fstat(log.fileno()).st_size
     return (
@@ -391,71 +275,3 @@ def _root_of(package: str) -> str:
     file = sys.modules[package].__file__
     assert file is not None
     return os.path.dirname(os.path.dirname(os.path.abspath(file)))
-
-
-def _path(text: str) -> Any:
-    from pathlib import Path
-
-    return Path(text)
-
-
-# --- what the machine has -------------------------------------------------------------------------------------------
-
-
-def default_cpus() -> float:
-    """CPUs that this process may use: by its affinity, and by the quota of its control group."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-        if quota != "max":
-            cpus = min(cpus, max(1, math.ceil(int(quota) / int(period))))
-    return cpus
-
-
-def _gpu_ids(num_gpus: float | None) -> list[str]:
-    """The ids of the GPUs to hand out: those that are visible, or as many as were asked for."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        # "-1" and what follows it hide devices; so does "NoDevFiles".
-        ids = []
-        for entry in visible.split(","):
-            entry = entry.strip()
-            if not entry or entry in {"-1", "NoDevFiles"}:
-                break
-            ids.append(entry)
-    else:
-        devices = glob.glob("/dev/nvidia[0-9]*")
-        ids = [str(index) for index in range(len(devices))]
-    if num_gpus is None:
-        return ids
-    wanted = math.ceil(num_gpus)
-    if wanted > len(ids):
-        # More than there are, as tests on machines without GPUs ask for.
-        ids = [str(index) for index in range(wanted)]
-    return ids[:wanted]
-
-
-def _total(
-    num_cpus: float | None,
-    num_gpus: float,
-    memory: float | None,
-    store_bytes: int,
-    node_ip: str,
-    resources: Mapping[str, float] | None,
-) -> dict[str, int]:
-    amounts: dict[str, float] = {
-        "CPU": default_cpus() if num_cpus is None else num_cpus,
-        "GPU": num_gpus,
-        "memory": max(0, memory_limit_bytes() - store_bytes) if memory is None else memory,
-        "object_store_memory": store_bytes,
-        f"node:{node_ip}": 1,
-        "node:__internal_head__": 1,
-        **(resources or {}),
-    }
-    for name, amount in amounts.items():
-        if amount < 0:
-            raise ValueError(f"{name}={amount!r}: a node cannot have less than nothing")
-    return {
-        name: round(amount * UNIT) for name, amount in amounts.items() if amount or name == "CPU"
-    }

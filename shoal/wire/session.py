@@ -6,6 +6,7 @@
       s-<8 hex>/                 0700, one per session
         lock                     locked (flock) for as long as the head or the zygote lives
         shm                      text: the path of the session's shared-memory directory
+        head                     text: the pid of the head, which is also the number of its terminal session
         node.sock                the node daemon listens here                     0600
         w-<8 hex>.sock           worker                                            0600
         d-<8 hex>.sock           driver                                            0600
@@ -28,6 +29,7 @@ MAX_SOCKET_PATH: Final = 107
 
 LOCK: Final = "lock"
 SHM: Final = "shm"
+HEAD: Final = "head"
 _LONGEST_NAME: Final = "/w-00000000.sock"
 
 

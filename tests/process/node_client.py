@@ -13,8 +13,8 @@ import msgspec
 from shoal.messages.node import (
     FromNode,
     Job,
-    Registered,
     RegisterDriver,
+    Registered,
     RegisterWorker,
     Reply,
     ToNode,
@@ -35,11 +35,15 @@ class NodeClient:
         self.heard: list[Any] = []
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(WAIT_S)
-        self.sock.connect(node_address)
         self._frames = FrameDecoder(1 << 30)
         self._reqs = 0
         self.registered: Registered | None = None
-        self._shake_hands(token, address)
+        try:
+            self.sock.connect(node_address)
+            self._shake_hands(token, address)
+        except BaseException:
+            self.sock.close()
+            raise
 
     def _shake_hands(self, token: bytes, address: str) -> None:
         handshake = ClientHandshake(token, address)
