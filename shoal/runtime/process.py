@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 from shoal.config import Config
 from shoal.core.references import ObjectTable
 from shoal.errors import AuthenticationError, ShoalError
-from shoal.ids import IdSource
+from shoal.ids import IdSource, return_id
 from shoal.messages.node import (
     FromNode,
     PeerGone,
@@ -35,6 +35,7 @@ from shoal.messages.node import (
     RegisterDriver,
     RegisterWorker,
     Reply,
+    Shape,
 )
 from shoal.runtime.actors import Actors
 from shoal.runtime.borrowing import Borrowing
@@ -43,6 +44,7 @@ from shoal.runtime.node_link import NodeLink
 from shoal.runtime.owner import Owner
 from shoal.runtime.peers import Peers
 from shoal.runtime.storage import ObjectStore
+from shoal.runtime.streams import Stream
 from shoal.runtime.values import Values
 from shoal.runtime.waiting import Waiting
 from shoal.wire.connection import Connection, Listener
@@ -51,10 +53,9 @@ from shoal.wire.reactor import Reactor, Waiter, decoder_of
 
 if TYPE_CHECKING:
     from shoal.core.references import Entry
-    from shoal.core.tasks import Task
+    from shoal.core.tasks import Function, Task
     from shoal.messages.node import Job
     from shoal.messages.values import Ref
-    from shoal.runtime.streams import Stream
 
 logger = logging.getLogger("shoal")
 
@@ -164,8 +165,15 @@ class Process:
             PeerGone: self._on_peer_gone,
             QuotaWanted: self._on_quota_wanted,
         }
+        self.functions: dict[bytes, Function] = {}
+        self.namespace = ""
+        self.env = ""
+        # What the worker's executor knows and the runtime context answers.
+        self.host: Any = None
+        self.assigned_shape: Shape | None = None
+        self.gpu_ids: list[str] = []
         self.root = TaskContext(kind, self.ids.task_id(), self.ids)
-        self.reactor.after_poll = self._run_callbacks
+        self.reactor.after_poll = self.run_callbacks
         self._listener = Listener(self.reactor, address, self.peers.accept, backlog=4096)
         self._node_handler = handler
 
@@ -332,10 +340,25 @@ class Process:
         for waiter in waiters:
             waiter.finish()
 
+    def make_stream(self, task: Task) -> Stream:
+        """The record of a task's stream."""
+        return Stream(self, task)
+
+    def with_job_env(self, shape: Shape) -> Shape:
+        """A shape in the environment of the job, unless it has one of its own."""
+        return shape if shape.env or not self.env else Shape(shape.resources, self.env)
+
     def next_req(self) -> int:
         """A number for a request to the node whose answer nobody waits for."""
         self._req += 1
         return self._req
+
+    def borrow_actor(self, actor_id: bytes, owner: str) -> Entry:
+        """The entry that an actor's handles count on, with one more handle."""
+        with self.lock:
+            entry = self.objects.borrow((return_id(actor_id, 0), owner))
+            entry.local += 1
+        return entry
 
     def children(self) -> dict[bytes, Task] | None:
         """Where tasks submitted by the running code are noted, if it can be cancelled recursively."""
@@ -379,7 +402,8 @@ class Process:
             self._warned.add(text)
             self.callbacks.append(lambda: print(f"shoal: {text}", file=sys.stderr, flush=True))
 
-    def _run_callbacks(self) -> None:
+    def run_callbacks(self) -> None:
+        """Call what must be called without the lock."""
         callbacks = self.callbacks
         while callbacks:
             callbacks.popleft()()

@@ -136,7 +136,11 @@ class Reactor:
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
         """Call `callback` (by the leader, without the lock) after a delay. There is no cancelling: callbacks look at the
         state that they find."""
-        heapq.heappush(self._timers, (monotonic() + delay_s, next(self._timer_numbers), callback))
+        self.call_at(monotonic() + delay_s, callback)
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> None:
+        """The same, at a moment of `time.monotonic`."""
+        heapq.heappush(self._timers, (when, next(self._timer_numbers), callback))
         leader = self._leader
         if self.hosted or (leader and leader != get_ident()):
             self.wake()

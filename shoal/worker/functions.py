@@ -16,6 +16,7 @@ from shoal.messages.values import Inline, Stored
 
 if TYPE_CHECKING:
     from shoal.core.tasks import Function
+    from shoal.messages.node import Shape
     from shoal.runtime.process import Process
 
 _MAX_LOADED: Final = 10_000
@@ -70,11 +71,14 @@ class Functions:
 
     def bind(self, message: Bind) -> None:
         """Set the environment that a lease's resources imply."""
-        set_resources(dict(message.shape.resources), message.gpu_ids)
+        set_resources(self._process, message.shape, message.gpu_ids)
 
 
-def set_resources(resources: dict[str, int], gpu_ids: list[str]) -> None:
+def set_resources(process: Process, shape: Shape, gpu_ids: list[str]) -> None:
     """Tell libraries, through the environment, which GPUs and how many threads they may use."""
+    process.assigned_shape = shape
+    process.gpu_ids = gpu_ids
+    resources = dict(shape.resources)
     if gpu_ids or resources.get("GPU"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_ids)
     if "SHOAL_USER_OMP_NUM_THREADS" not in os.environ:

@@ -62,6 +62,7 @@ class ActorHost:
         self._contexts: dict[bytes, TaskContext] = {}
         self._serving: _Threads | _Loop | None = None
         executor.host = self
+        executor.process.host = self
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -82,7 +83,7 @@ class ActorHost:
         """Call `__init__` and report; False if it raised."""
         spec = self.spec
         process = self.process
-        set_resources(dict(spec.shape.resources), self._gpu_ids)
+        set_resources(process, spec.shape, self._gpu_ids)
         args: Any = spec.args
         if type(args) is Inline and not args.buffers and not args.refs:
             args = args.data

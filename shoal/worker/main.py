@@ -44,6 +44,8 @@ def _work(boot: WorkerBoot) -> int:
     register = RegisterWorker(boot.worker_id, os.getpid(), boot.address)
     process = Process("worker", boot.node_address, boot.token, boot.address, register, load_config())
     process.job = boot.job
+    process.namespace = boot.job.namespace
+    process.env = boot.job.env
     process.worker_id = boot.worker_id
     executor = Executor(process, source, boot.job)
     interrupts = Interrupts(process.reactor.interrupt, executor.interrupt_wanted)

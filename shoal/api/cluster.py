@@ -1,0 +1,103 @@
+"""Questions about the cluster: nodes, resources, the timeline."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from shoal.messages.node import UNIT, EventsQuery, NodeRow, NodesQuery, TaskEvent
+from shoal.runtime import current_process
+
+if TYPE_CHECKING:
+    from shoal.runtime.process import Process
+
+
+def node_rows(process: Process) -> list[NodeRow]:
+    """The nodes as the control store knows them."""
+    rows: list[NodeRow] = process.node.query(NodesQuery, list[NodeRow])
+    return rows
+
+
+def nodes() -> list[dict[str, Any]]:
+    """The nodes, a dictionary each, with the keys that Ray programs read."""
+    return [
+        {
+            "NodeID": row.node_id.hex(),
+            "Alive": row.alive,
+            "NodeManagerAddress": row.address,
+            "NodeManagerHostname": row.hostname,
+            "NodeManagerPort": 0,
+            "ObjectManagerPort": 0,
+            "ObjectStoreSocketName": "",
+            "RayletSocketName": row.socket,
+            "MetricsExportPort": 0,
+            "NodeName": row.name,
+            "RuntimeEnvAgentPort": 0,
+            "DeathReason": 0,
+            "DeathReasonMessage": "",
+            "alive": row.alive,
+            "Resources": _amounts(row.total),
+            "Labels": dict(row.labels),
+        }
+        for row in node_rows(current_process.require())
+    ]
+
+
+def cluster_resources() -> dict[str, float]:
+    """What the living nodes have in total, by resource."""
+    return _sum([row.total for row in node_rows(current_process.require()) if row.alive])
+
+
+def available_resources() -> dict[str, float]:
+    """What of it is free now, by resource; what is used up is left out."""
+    free = _sum([row.available for row in node_rows(current_process.require()) if row.alive])
+    return {name: amount for name, amount in free.items() if amount > 0}
+
+
+def _amounts(units: dict[str, int]) -> dict[str, float]:
+    return {name: amount / UNIT for name, amount in units.items()}
+
+
+def _sum(all_units: list[dict[str, int]]) -> dict[str, float]:
+    total: dict[str, int] = {}
+    for units in all_units:
+        for name, amount in units.items():
+            total[name] = total.get(name, 0) + amount
+    return _amounts(total)
+
+
+def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
+    """What ran where and when, in the format of Chrome's tracing (chrome://tracing, Perfetto).
+
+    Args:
+        filename: Where to write it as JSON; without it, the events are returned.
+    """
+    process = current_process.require()
+    events: list[TaskEvent] = process.node.query(EventsQuery, list[TaskEvent])
+    trace: list[dict[str, Any]] = [
+        {
+            "name": "process_name",
+            "ph": "M",
+            "pid": pid,
+            "args": {"name": f"worker {pid}"},
+        }
+        for pid in sorted({event.pid for event in events})
+    ]
+    trace += [
+        {
+            "name": event.name,
+            "cat": event.kind,
+            "ph": "X",
+            "pid": event.pid,
+            "tid": event.pid,
+            "ts": event.start_ns / 1000,
+            "dur": (event.end_ns - event.start_ns) / 1000,
+            "args": {"task_id": event.task_id.hex(), "ok": event.ok},
+        }
+        for event in sorted(events, key=lambda event: event.start_ns)
+    ]
+    if filename is None:
+        return trace
+    with open(filename, "w", encoding="utf-8") as file:
+        json.dump(trace, file)
+    return None

@@ -1,0 +1,221 @@
+"""`init` and `shutdown`: a program's session with shoal.
+
+One driver per process. `init` starts a head of its own on this machine and joins it; `shutdown`, the end of the program, and any
+death of the driver end everything that belongs to it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Mapping
+from typing import Any, Final, Self
+
+from shoal.api.options import canonical_env
+from shoal.config import load_config
+from shoal.messages.node import Job
+from shoal.runtime import current_process
+from shoal.runtime.driver import Driver
+
+logger = logging.getLogger("shoal")
+
+_lock = threading.RLock()
+_driver: Driver | None = None
+
+_PRELOADABLE: Final = ("numpy",)
+"""Imported by the zygote when the driver has them loaded: workers then share their pages and need no import."""
+
+
+class RayContext:
+    """What `init` returns: where the session is. A context manager that ends it."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = weakref.ref(driver)
+        self.dashboard_url = ""
+        self.python_version = ".".join(map(str, sys.version_info[:3]))
+        registered = driver.process.registered
+        self.address_info: dict[str, Any] = {
+            "node_ip_address": registered.node_ip,
+            "address": driver.head.address,
+            "gcs_address": driver.head.address,
+            "node_id": registered.node_id.hex(),
+            "session_dir": registered.session_dir,
+            "object_store_address": registered.shm_dir,
+            "raylet_socket_name": driver.head.address,
+            "webui_url": "",
+        }
+
+    def disconnect(self) -> None:
+        """End the session, if it is still this one."""
+        driver = self._driver()
+        if driver is not None and driver is _driver:
+            shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.disconnect()
+
+    def __getitem__(self, key: str) -> Any:
+        return self.address_info[key]
+
+    def __repr__(self) -> str:
+        return f"RayContext(address={self.address_info['address']!r}, python_version={self.python_version!r})"
+
+
+def init(
+    address: str | None = None,
+    *,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+    resources: Mapping[str, float] | None = None,
+    labels: Mapping[str, str] | None = None,
+    object_store_memory: int | None = None,
+    ignore_reinit_error: bool = False,
+    include_dashboard: bool | None = None,
+    configure_logging: bool = True,
+    logging_level: int | str = logging.INFO,
+    logging_format: str | None = None,
+    log_to_driver: bool | None = None,
+    namespace: str | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
+    _memory: float | None = None,
+    _node_name: str | None = None,
+    _temp_dir: str | None = None,
+    _system_config: Mapping[str, Any] | None = None,
+    **unknown: Any,
+) -> RayContext:
+    """Start shoal on this machine, for this program.
+
+    Args:
+        address: None or "local" starts a session of one's own.
+        num_cpus: CPUs to hand out; by default those that this process may use.
+        num_gpus: GPUs to hand out; by default those in `CUDA_VISIBLE_DEVICES`, or on the machine.
+        resources: Custom resources, by name.
+        labels: Labels of the node.
+        object_store_memory: Capacity of the object store in bytes; by default 30 % of the memory.
+        ignore_reinit_error: If shoal runs already, return instead of raising.
+        include_dashboard: There is none yet; True is refused.
+        configure_logging: Whether to set the level (and format) of the logger "shoal".
+        logging_level: Its level.
+        logging_format: Its format.
+        log_to_driver: Whether to show here what workers print.
+        namespace: Where the names of this job's actors live; by default one of its own.
+        runtime_env: Environment of this job's tasks and actors.
+        _memory: Bytes that tasks may reserve with `memory=`.
+        _node_name: Name of the node, for people.
+        _temp_dir: Where session folders are made instead of `/tmp/shoal-<uid>`.
+        _system_config: Settings of `shoal.config`, by name.
+        **unknown: Refused.
+
+    Raises:
+        RuntimeError: shoal runs already, or an option does not exist.
+        ValueError: an option has a value that it cannot have.
+        ConnectionError: nobody answers at `address`.
+    """
+    global _driver  # noqa: PLW0603 - the session of this process
+    if unknown:
+        raise RuntimeError(f"init() has no option {', '.join(map(repr, sorted(unknown)))}; see help(shoal.init)")
+    with _lock:
+        if current_process.process is not None:
+            if _driver is None or not ignore_reinit_error:
+                raise RuntimeError(
+                    "shoal runs in this process already; call shoal.shutdown() first, or pass ignore_reinit_error=True"
+                )
+            return RayContext(_driver)
+        if address not in {None, "", "local"}:
+            raise ConnectionError(
+                f"cannot join a cluster at {address!r}: this release of shoal runs on one machine; leave the address out"
+            )
+        if include_dashboard:
+            raise ValueError("include_dashboard=True: this release of shoal has no dashboard")
+        _check_numbers(object_store_memory=object_store_memory, _memory=_memory)
+        config = load_config(_system_config)
+        env = canonical_env(runtime_env) if runtime_env else ""
+        if configure_logging:
+            _configure_logging(logging_level, logging_format)
+        job = Job(
+            job_id=os.urandom(16),
+            namespace=namespace or f"job-{os.urandom(6).hex()}",
+            sys_path=[os.path.abspath(path) if path else os.getcwd() for path in sys.path],
+            cwd=os.getcwd(),
+            env=env,
+            entrypoint=" ".join(sys.argv),
+        )
+        if log_to_driver is None:
+            log_to_driver = config.log_to_driver
+        _driver = Driver(
+            config,
+            job,
+            log_to_driver=log_to_driver,
+            preload=[name for name in _PRELOADABLE if name in sys.modules],
+            temp_dir=_temp_dir,
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            memory=_memory,
+            resources=resources,
+            labels=labels,
+            object_store_memory=object_store_memory,
+            node_name=_node_name or "",
+        )
+        if env:
+            variables = json.loads(env).get("env_vars", {})
+            logger.debug("the job's environment sets %s", ", ".join(variables))
+        return RayContext(_driver)
+
+
+def _check_numbers(**values: Any) -> None:
+    for name, value in values.items():
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name} must be a number of bytes, not {value!r}")
+        if value <= 0:
+            raise ValueError(f"{name} must be more than 0 bytes, not {value!r}")
+
+
+def _configure_logging(level: int | str, format_: str | None) -> None:
+    if isinstance(level, str):
+        number = logging.getLevelNamesMapping().get(level.upper())
+        if number is None:
+            raise ValueError(f"logging_level={level!r} is not a level; use 'info', 'warning' …")
+        level = number
+    logger.setLevel(level)
+    if format_ is not None:
+        for handler in logger.handlers or logging.getLogger().handlers:
+            handler.setFormatter(logging.Formatter(format_))
+
+
+def shutdown(*, wait_for_processes: bool = False) -> None:
+    """End the session: its tasks and actors, its processes and its shared memory. Does nothing if there is none.
+
+    Views of shared memory that the program still holds stay valid.
+
+    Args:
+        wait_for_processes: Accepted for compatibility; shutdown always waits.
+    """
+    global _driver  # noqa: PLW0603 - as above
+    with _lock:
+        driver, _driver = _driver, None
+        if driver is not None:
+            driver.close()
+
+
+def is_initialized() -> bool:
+    """Whether shoal runs in this process."""
+    return current_process.process is not None
+
+
+def _auto_init() -> None:
+    if os.environ.get("SHOAL_ENABLE_AUTO_CONNECT", "1") != "0":
+        init(ignore_reinit_error=True)
+
+
+current_process.auto_init = _auto_init
+atexit.register(shutdown)

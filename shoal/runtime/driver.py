@@ -1,0 +1,113 @@
+"""A driver's session from beginning to end: head, runtime, output of the workers, Ctrl-C.
+
+Started in this order and ended in the reverse: session folder, head process, runtime, console, signal handler.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from shoal.config import Config
+from shoal.errors import ShoalError
+from shoal.messages.node import Goodbye, Job, Log, RegisterDriver, Reply
+from shoal.runtime import current_process, reducers
+from shoal.runtime.console import Console
+from shoal.runtime.interrupts import Interrupts
+from shoal.runtime.launch import Session, launch_head
+from shoal.runtime.process import Process
+
+logger = logging.getLogger("shoal")
+
+_GOODBYE_TIMEOUT_S = 5.0
+
+
+class Driver:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        config: Config,
+        job: Job,
+        *,
+        log_to_driver: bool,
+        preload: list[str],
+        temp_dir: str | None,
+        **resources: Any,
+    ) -> None:
+        reducers.install()
+        self._pid = os.getpid()
+        session = Session(temp_dir)
+        job.owner = f"{session.directory}/d-{os.urandom(4).hex()}.sock"
+        self.head = launch_head(session, config, job=job, preload=preload, **resources)
+        try:
+            register = RegisterDriver(self._pid, job.owner, job, preload, log_to_driver)
+            self.process = Process(
+                "driver", self.head.address, session.token, job.owner, register, config
+            )
+        except BaseException:
+            self.head.stop()
+            raise
+        process = self.process
+        process.job = job
+        process.namespace = job.namespace
+        process.env = job.env
+        self._console = Console(repeat_window_s=config.log_repeat_window_s)
+        process.node_handlers[Log] = self._on_log
+        process.on_node_lost = self._on_node_lost
+        self._interrupts = Interrupts(process.reactor.interrupt)
+        if self._interrupts.install():
+            process.reactor.interrupted = self._interrupts.check
+        current_process.set_process(process)
+        process.begin()
+        # A child that the program forks has no session: it would write on the parent's sockets.
+        os.register_at_fork(after_in_child=_forget_in_child)
+
+    def _on_log(self, message: Log) -> None:
+        # Printing may block: not under the lock.
+        self.process.callbacks.append(lambda: self._show(message))
+
+    def _show(self, message: Log) -> None:
+        self._console.show(message)
+        self._arm_console()
+
+    def _arm_console(self) -> None:
+        deadline = self._console.next_deadline()
+        if deadline is not None and not self.process.closed:
+            with self.process.lock:
+                self.process.reactor.call_at(deadline, self._tick_console)
+
+    def _tick_console(self) -> None:
+        self._console.tick()
+        self._arm_console()
+
+    def _on_node_lost(self, why: str) -> None:
+        tail = self.head.log_tail()
+        said = f"; its last words:\n{tail}" if tail else ""
+        logger.error("%s%s", why, said)
+
+    def close(self) -> None:
+        """End the session. Leaves no process, file or shared memory behind."""
+        if os.getpid() != self._pid:
+            return
+        process = self.process
+        try:
+            process.node.request(Goodbye, Reply, _GOODBYE_TIMEOUT_S)
+        except (ShoalError, TimeoutError) as error:
+            # The node is gone or stuck: ending the head below takes care of everything.
+            logger.debug("the node did not say goodbye: %s", error)
+        if current_process.process is process:
+            current_process.set_process(None)
+        self._interrupts.uninstall()
+        process.run_callbacks()
+        process.close(unlink=True)
+        self._console.close()
+        self.head.stop()
+
+
+def _forget_in_child() -> None:
+    current_process.set_process(None)
+
+
+
