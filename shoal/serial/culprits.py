@@ -83,7 +83,8 @@ class Search:
         try:
             pickler.dump(obj)
         except Exception as error:  # noqa: BLE001 - user code; the error is the result
-            return error
+            # Its frames would keep this search, and with it the user's objects, in a cycle.
+            return error.with_traceback(None)
         finally:
             pickler.abandon()
         return None

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from shoal.errors import DeserializationError
 
 if TYPE_CHECKING:
-    from shoal.serial.record import Bytes, Serialized
+    from shoal.serial.record import Serialized
 
 MAGIC = b"shoalob1"
 ALIGNMENT = 64
@@ -41,7 +41,7 @@ class CorruptBlockError(DeserializationError):
     """A block of the object store does not hold what it should: foreign, cut short, or damaged."""
 
 
-def copy_into(dst: memoryview, src: Bytes) -> None:
+def copy_into(dst: memoryview, src: memoryview) -> None:
     """Copy all of `src` into `dst`, which is as long."""
     dst[:] = src
 
@@ -62,7 +62,7 @@ def layout_size(serialized: Serialized) -> int:
 def write_layout(
     serialized: Serialized,
     dst: memoryview,
-    copy: Callable[[memoryview, Bytes], None] = copy_into,
+    copy: Callable[[memoryview, memoryview], None] = copy_into,
 ) -> int:
     """Write `serialized` to the start of `dst` and return how many bytes it took, `layout_size(serialized)`.
 
@@ -73,7 +73,7 @@ def write_layout(
     stream_start = _HEADER_BYTES + _ENTRY_BYTES * len(buffers)
     end = stream_start + len(data)
     _HEADER.pack_into(dst, 0, MAGIC, len(buffers), 0, len(data))
-    copy(dst[stream_start:end], data)
+    copy(dst[stream_start:end], memoryview(data))
     entry = _HEADER_BYTES
     for buffer in buffers:
         size = buffer.nbytes

@@ -132,10 +132,18 @@ def deserialize_args(
     data: Bytes,
     buffers: Sequence[Bytes] = (),
     *,
-    subject: str = "the arguments of a call",
+    target: str = "",
     side: str = "",
+    subject: str = "",
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments, from what `serialize_args` made.
+
+    Args:
+        data: The stream.
+        buffers: Its out-of-band buffers, in order.
+        target: Name of what is called, for the error; cheaper to pass on every call than a text made from it.
+        side: Which side of the wire this is ("the worker"), for the error.
+        subject: What the arguments are to the user, for the error; made from `target` if empty.
 
     Raises:
         DeserializationError: An argument cannot be rebuilt in this process; the message says what is missing.
@@ -147,6 +155,8 @@ def deserialize_args(
     except Exception as error:
         if _passes(error):
             raise
+        if not subject:
+            subject = f"the arguments of {target}()" if target else "the arguments of a call"
         raise _undeserializable(subject, side, error) from error
     if type(arguments) is tuple:
         return arguments, {}

@@ -62,7 +62,7 @@ def test_the_views_read_are_of_the_block_and_read_only() -> None:
 def test_the_copy_function_is_the_callers() -> None:
     copies: list[int] = []
 
-    def copy(dst: memoryview, src: bytes | bytearray | memoryview) -> None:
+    def copy(dst: memoryview, src: memoryview) -> None:
         assert len(dst) == len(src)
         copies.append(len(src))
         dst[:] = src

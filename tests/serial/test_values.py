@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 import pickle
 import threading
+import weakref
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -255,6 +258,23 @@ def test_a_failure_midway_leaves_nothing_behind(hooks: Hooks) -> None:
         assert not serialized.refs
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_values_are_let_go_at_once(hooks: Hooks, fails: bool) -> None:
+    class Value:
+        pass
+
+    value = Value()
+    gone = weakref.ref(value)
+    gc.disable()  # no cycle may have to be found before the value goes
+    try:
+        with contextlib.suppress(UnserializableError):
+            serialize([value, Fails()] if fails else [value], hooks=hooks)
+        del value
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 def test_picklers_are_reused_and_remember_nothing(hooks: Hooks) -> None:
     value = ["abc", {"k": "abc"}]
     first = serialize(value, hooks=hooks)
@@ -308,8 +328,14 @@ def test_a_stream_that_ends_early() -> None:
     data = serialize(["a", "b"]).data
     with pytest.raises(DeserializationError, match="A value arrived, but could not be rebuilt"):
         deserialize(data[:-3])
-    with pytest.raises(DeserializationError):
+    with pytest.raises(
+        DeserializationError, match="The arguments of a call arrived, but could not"
+    ):
         deserialize_args(data[:-3])
+    with pytest.raises(
+        DeserializationError, match=r"The arguments of f\(\) arrived, but could not"
+    ):
+        deserialize_args(data[:-3], target="f")
 
 
 def test_the_record_is_cheap_and_immutable() -> None:
