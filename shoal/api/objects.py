@@ -8,6 +8,7 @@ from typing import Any, TypeVar, overload
 
 from shoal.api.actors import ActorHandle, handle_of
 from shoal.core.tasks import Task
+from shoal.errors import ShoalError
 from shoal.messages.node import ActorInfo, ActorKill, ActorLookup
 from shoal.runtime import current_process
 from shoal.runtime.refs import ObjectRef
@@ -52,21 +53,30 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
     if process is None:
         process = current_process.require()
     seconds = None if timeout is None else _timeout(timeout, "get()")
-    if isinstance(refs, ObjectRef):
-        return process.waiting.get_one(refs, seconds)
-    if isinstance(refs, list | tuple):
-        for position, ref in enumerate(refs):
-            if not isinstance(ref, ObjectRef):
-                raise TypeError(
-                    f"get() takes a reference or a list of them; item {position} of the list is a "
-                    f"{type(ref).__name__}: {_short(ref)}"
-                )
-        return process.waiting.get_many(refs, seconds)
+    try:
+        if isinstance(refs, ObjectRef):
+            return process.waiting.get_one(refs, seconds)
+        if isinstance(refs, list | tuple):
+            if set(map(type, refs)) - _ONLY_REFS:
+                _refuse_others(refs)
+            return process.waiting.get_many(refs, seconds)
+    except ShoalError as error:
+        # How shoal came to raise it is of no use to the reader.
+        raise error.with_traceback(None)
     if isinstance(refs, ObjectRefGenerator):
         raise TypeError(
             "get() takes references; iterate over the generator to get them, one for each value that was yielded"
         )
     raise TypeError(f"get() takes a reference or a list of them, not a {type(refs).__name__}: {_short(refs)}")
+
+
+def _refuse_others(refs: Any) -> None:
+    for position, ref in enumerate(refs):
+        if not isinstance(ref, ObjectRef):
+            raise TypeError(
+                f"get() takes a reference or a list of them; item {position} of the list is a "
+                f"{type(ref).__name__}: {_short(ref)}"
+            )
 
 
 def put(value: T) -> ObjectRef[T]:

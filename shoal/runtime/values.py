@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shoal.errors import InternalError
+from shoal.errors import InternalError, TaskError
 from shoal.messages.values import Failed, Inline, Ref, Stored
 from shoal.serial.layout import read_layout
 from shoal.serial.values import deserialize
@@ -67,7 +67,7 @@ def error_of(value: Failed) -> BaseException:
     error = deserialize(value.error, subject="an exception")
     if not isinstance(error, BaseException):
         return InternalError(f"a failed value holds {error!r} instead of an exception")
-    return error
+    return error.as_instanceof_cause() if isinstance(error, TaskError) else error
 
 
 def wire_value(value: Any) -> Inline | Stored | Failed:
