@@ -4,9 +4,11 @@ Tasks, actors and objects on one dynamic task graph, with the names and meanings
 
     import shoal
 
+
     @shoal.remote
     def square(x):
         return x * x
+
 
     print(shoal.get([square.remote(i) for i in range(4)]))
 """

@@ -162,7 +162,9 @@ def _combined_task_error(
         return TaskError(*fields)
     try:
         # Groups insist on their message and members at creation.
-        arguments = (cause.message, cause.exceptions) if isinstance(cause, BaseExceptionGroup) else ()
+        arguments = (
+            (cause.message, cause.exceptions) if isinstance(cause, BaseExceptionGroup) else ()
+        )
         error = cls.__new__(cls, *arguments)
         TaskError.__init__(error, *fields)
     except Exception:  # noqa: BLE001 - the user's type may refuse in any way; the plain error still tells all
@@ -173,7 +175,9 @@ def _combined_task_error(
 class TaskCancelledError(ShoalError):
     """The task was cancelled before it produced a value."""
 
-    def __init__(self, message: str = "The task was cancelled.", task_id: str | None = None) -> None:
+    def __init__(
+        self, message: str = "The task was cancelled.", task_id: str | None = None
+    ) -> None:
         super().__init__(message)
         self.task_id = task_id
 

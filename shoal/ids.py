@@ -106,7 +106,7 @@ class BaseID:
         return self._bytes == NIL
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other._bytes == self._bytes  # type: ignore[attr-defined]  # same type
+        return type(other) is type(self) and other._bytes == self._bytes
 
     def __hash__(self) -> int:
         return hash(self._bytes)

@@ -15,7 +15,7 @@ from shoal.errors import ActorHandleNotFoundError, NotInitializedError
 from shoal.ids import ActorID, return_id
 from shoal.messages.node import ActorInfo, ActorSpec
 from shoal.runtime import current_process
-from shoal.runtime.values import wire_value
+from shoal.runtime.values import wire_args
 from shoal.serial.hooks import register_rebuilder
 from shoal.worker.invocation import ActorExit
 
@@ -82,7 +82,7 @@ class ActorClass:
         self._checked: ActorOptions = actor_options(options, self._name)
         self._description, self._is_async, self._groups = _describe(cls, self._checked)
         self._encoded = msgspec.msgpack.encode(self._description)
-        self._signature = Signature(cls.__init__, self._name, skip_first=True)
+        self._signature = Signature(cls, self._name)
         self.__ray_actor_class__ = cls
         self.__doc__ = cls.__doc__
         self.__name__ = cls.__name__
@@ -136,7 +136,7 @@ class ActorClass:
             class_name=self._name,
             code_id=code.function_id,
             code=code.code,
-            args=wire_value(packed),
+            args=wire_args(packed),
             deps=[],
             shape=process.with_job_env(options.shape),
             placement_shape=process.with_job_env(options.placement_shape),
@@ -323,7 +323,9 @@ class ActorMethod:
         """
         default = self._options or self._handle._description.methods.get(self._name, _PLAIN)
         checked = method_options(options)
-        changes = {name: getattr(checked, _FIELDS.get(name, name)) for name in options if name in _SET}
+        changes = {
+            name: getattr(checked, _FIELDS.get(name, name)) for name in options if name in _SET
+        }
         renamed = {_FIELDS.get(name, name): value for name, value in changes.items()}
         return ActorMethod(self._handle, self._name, msgspec.structs.replace(default, **renamed))
 

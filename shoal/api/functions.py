@@ -14,7 +14,7 @@ from shoal.core.tasks import Function, Task
 from shoal.runtime import current_process
 from shoal.runtime.refs import ObjectRef
 from shoal.runtime.streams import ObjectRefGenerator
-from shoal.runtime.values import wire_value
+from shoal.runtime.values import wire_args
 from shoal.serial.values import serialize_function
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def register(process: Process, code: Any, name: str, max_calls: int = 0) -> Func
             stacklevel=4,
         )
     entries = process.values.entries_in(serialized) if serialized.refs else []
-    code_value = wire_value(process.values.pack(serialized, entries))
+    code_value = wire_args(process.values.pack(serialized, entries))
     with process.lock:
         for entry in entries:
             # As long as the function may be called, what it captured must be there.
@@ -206,7 +206,12 @@ def register(process: Process, code: Any, name: str, max_calls: int = 0) -> Func
 
 
 def launch(
-    process: Process, task: Task, args: tuple[Any, ...], kwargs: dict[str, Any], returns: int, target: str
+    process: Process,
+    task: Task,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    returns: int,
+    target: str,
 ) -> Any:
     """Submit a task (or call) with any number of results; see `RemoteFunction.remote` for what comes back."""
     packed, deps, holds = process.owner.pack_args(args, kwargs, target)
@@ -217,7 +222,9 @@ def launch(
         holds = [*extra, *holds] if holds else extra
     task.holds = None
     with process.lock:
-        task.returns = process.owner.make_returns(task.task_id, 1 if returns == STREAMING else returns)
+        task.returns = process.owner.make_returns(
+            task.task_id, 1 if returns == STREAMING else returns
+        )
         for entry in task.returns:
             entry.task = task
         if returns == STREAMING:

@@ -62,12 +62,14 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
             return process.waiting.get_many(refs, seconds)
     except ShoalError as error:
         # How shoal came to raise it is of no use to the reader.
-        raise error.with_traceback(None)
+        raise error.with_traceback(None) from error.__cause__
     if isinstance(refs, ObjectRefGenerator):
         raise TypeError(
             "get() takes references; iterate over the generator to get them, one for each value that was yielded"
         )
-    raise TypeError(f"get() takes a reference or a list of them, not a {type(refs).__name__}: {_short(refs)}")
+    raise TypeError(
+        f"get() takes a reference or a list of them, not a {type(refs).__name__}: {_short(refs)}"
+    )
 
 
 def _refuse_others(refs: Any) -> None:
@@ -91,7 +93,9 @@ def put(value: T) -> ObjectRef[T]:
     if process is None:
         process = current_process.require()
     if isinstance(value, ObjectRef):
-        raise TypeError("put() of a reference: it names an object already; pass it on as it is, or put a list with it")
+        raise TypeError(
+            "put() of a reference: it names an object already; pass it on as it is, or put a list with it"
+        )
     serialized = serialize(value, subject="the value")
     values = process.values
     entries = values.entries_in(serialized) if serialized.refs else []
@@ -133,7 +137,9 @@ def wait(
     if process is None:
         process = current_process.require()
     if not isinstance(refs, list):
-        raise TypeError(f"wait() takes a list of references, not a {type(refs).__name__}: {_short(refs)}")
+        raise TypeError(
+            f"wait() takes a list of references, not a {type(refs).__name__}: {_short(refs)}"
+        )
     seconds = None if timeout is None else _timeout(timeout, "wait()")
     if not refs:
         return [], []
@@ -158,7 +164,9 @@ def wait(
 _ONLY_REFS = {ObjectRef}
 
 
-def cancel(ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True) -> None:
+def cancel(
+    ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True
+) -> None:
     """Cancel a task or a call. `get` then raises `TaskCancelledError`, unless it had finished.
 
     A task that waits will not run. One that runs gets a `KeyboardInterrupt`; an async method is cancelled as asyncio
@@ -183,7 +191,9 @@ def cancel(ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False
         task = entry.task
         if type(task) is Task and entry.value is None:
             if force and task.function is None:
-                raise ValueError("cancel(force=True) is not for actors: it would end the actor; use shoal.kill()")
+                raise ValueError(
+                    "cancel(force=True) is not for actors: it would end the actor; use shoal.kill()"
+                )
             process.owner.cancel(task, force, recursive)
         elif entry.owner and entry.value is None:
             process.borrowing.cancel(entry, force, recursive)
@@ -203,7 +213,7 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
         ActorHandleNotFoundError: the handle belongs to another session.
     """
     if not isinstance(actor, ActorHandle):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004 - Ray programs catch ValueError here
             f"kill() takes the handle of an actor, not a {type(actor).__name__}; tasks are ended by shoal.cancel()"
         )
     process, link = actor._connect()
@@ -224,7 +234,9 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
     if not isinstance(name, str) or not name:
         raise ValueError(f"get_actor() takes the actor's name, not {name!r}")
     where = namespace or process.namespace
-    info: ActorInfo | None = process.node.query(lambda req: ActorLookup(req, name, where), ActorInfo | None)
+    info: ActorInfo | None = process.node.query(
+        lambda req: ActorLookup(req, name, where), ActorInfo | None
+    )
     if info is None:
         raise ValueError(
             f"there is no living actor named {name!r} in namespace {where!r}; it may have another namespace, or have ended"

@@ -18,7 +18,9 @@ from shoal.messages.node import UNIT, Shape
 STREAMING: Final = -1
 """`num_returns` of a generator whose items are results of their own."""
 
-_RESOURCE_OPTIONS: Final = frozenset({"num_cpus", "num_gpus", "memory", "resources", "accelerator_type"})
+_RESOURCE_OPTIONS: Final = frozenset(
+    {"num_cpus", "num_gpus", "memory", "resources", "accelerator_type"}
+)
 _COMMON: Final = _RESOURCE_OPTIONS | {
     "name",
     "runtime_env",
@@ -140,7 +142,8 @@ def actor_options(options: Mapping[str, Any], class_name: str) -> ActorOptions:
         raise ValueError("get_if_exists needs a name: without one there is nothing to look for")
     groups = options.get("concurrency_groups") or {}
     if not isinstance(groups, Mapping) or not all(
-        isinstance(key, str) and isinstance(limit, int) and limit > 0 for key, limit in groups.items()
+        isinstance(key, str) and isinstance(limit, int) and limit > 0
+        for key, limit in groups.items()
     ):
         raise ValueError(
             f"concurrency_groups must be a dict of names to positive limits, such as {{'io': 2}}, not {groups!r}"
@@ -192,7 +195,9 @@ def resources(options: Mapping[str, Any], default_cpus: float) -> tuple[tuple[st
     }
     custom = options.get("resources") or {}
     if not isinstance(custom, Mapping):
-        raise TypeError(f"resources must be a dict of names to amounts, such as {{'disk': 1}}, not {custom!r}")
+        raise TypeError(
+            f"resources must be a dict of names to amounts, such as {{'disk': 1}}, not {custom!r}"
+        )
     for name, amount in custom.items():
         if name in {"CPU", "GPU", "memory"}:
             option = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}[name]
@@ -296,7 +301,9 @@ def _retry_exceptions(options: Mapping[str, Any]) -> bool | tuple[str, ...]:
         isinstance(kind, type) and issubclass(kind, BaseException) for kind in value
     ):
         return tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in value)
-    raise TypeError(f"retry_exceptions must be True, False or a list of exception classes, not {value!r}")
+    raise TypeError(
+        f"retry_exceptions must be True, False or a list of exception classes, not {value!r}"
+    )
 
 
 def _runtime_env(options: Mapping[str, Any]) -> str:
@@ -323,7 +330,9 @@ def canonical_env(env: Any) -> str:
     if not isinstance(variables, Mapping) or not all(
         isinstance(key, str) and isinstance(value, str) for key, value in variables.items()
     ):
-        raise TypeError(f"runtime_env['env_vars'] must be a dict of strings to strings, not {variables!r}")
+        raise TypeError(
+            f"runtime_env['env_vars'] must be a dict of strings to strings, not {variables!r}"
+        )
     modules = env.get("py_modules") or []
     if not isinstance(modules, list | tuple) or not all(isinstance(path, str) for path in modules):
         raise TypeError(f"runtime_env['py_modules'] must be a list of paths, not {modules!r}")

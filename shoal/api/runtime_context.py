@@ -80,7 +80,10 @@ class RuntimeContext:
 
         host = self._process.host
         if host is None or self._context().actor_id is None:
-            raise RuntimeError("current_actor is for methods of actors; this code runs in a " + self._context().kind)
+            raise RuntimeError(
+                "current_actor is for methods of actors; this code runs in a "
+                + self._context().kind
+            )
         spec = host.spec
         info = ActorInfo(
             spec.actor_id,

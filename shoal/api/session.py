@@ -121,7 +121,9 @@ def init(
     """
     global _driver  # noqa: PLW0603 - the session of this process
     if unknown:
-        raise RuntimeError(f"init() has no option {', '.join(map(repr, sorted(unknown)))}; see help(shoal.init)")
+        raise RuntimeError(
+            f"init() has no option {', '.join(map(repr, sorted(unknown)))}; see help(shoal.init)"
+        )
     with _lock:
         if current_process.process is not None:
             if _driver is None or not ignore_reinit_error:
@@ -200,7 +202,7 @@ def shutdown(*, wait_for_processes: bool = False) -> None:
     Args:
         wait_for_processes: Accepted for compatibility; shutdown always waits.
     """
-    global _driver  # noqa: PLW0603 - as above
+    global _driver
     with _lock:
         driver, _driver = _driver, None
         if driver is not None:

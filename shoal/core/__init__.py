@@ -1,0 +1,11 @@
+"""Pure state machines: every decision of the protocols, without I/O, clocks, threads or logging.
+
+| file | whose decisions |
+|---|---|
+| `references` | what a process owns or borrows, and when it may go |
+| `tasks` | where an owner's tasks run, and what follows when a worker is lost |
+| `calls` | the order of calls to an actor, and what follows when it restarts |
+| `resources`, `leases`, `pool` | what a node hands out, to whom, on which worker |
+| `actors` | the life of actors, their names, who is told |
+| `quotas` | who may put how many bytes into the object store |
+"""

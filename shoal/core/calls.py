@@ -154,7 +154,10 @@ class ActorCalls:
         self.cause = cause
         self.error = error
         self.connection = None
-        failed = [*self.inflight.values(), *(task for task in self.queue if task.state is not State.FINISHED)]
+        failed = [
+            *self.inflight.values(),
+            *(task for task in self.queue if task.state is not State.FINISHED),
+        ]
         self.inflight.clear()
         self.queue.clear()
         for task in failed:
@@ -185,6 +188,8 @@ class ActorCalls:
         """Raise `InternalError` if the record contradicts itself."""
         for task in self.inflight.values():
             if task.state is not State.PUSHED or task.lane is not self:
-                raise InternalError(f"{task!r} is in flight to actor {self.actor_id.hex()} but does not know")
+                raise InternalError(
+                    f"{task!r} is in flight to actor {self.actor_id.hex()} but does not know"
+                )
         if self.state == "DEAD" and self.pending:
             raise InternalError(f"a dead actor has {self.pending} pending calls")

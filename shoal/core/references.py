@@ -97,11 +97,11 @@ class FreeValue(NamedTuple):
 
 
 class GiveUp(NamedTuple):
-    """Tell the owner that this process gives up `count` registrations."""
+    """Tell the owner that this process gives up so many registrations."""
 
     owner: str
     object_id: bytes
-    count: int
+    registrations: int
 
 
 class RegisterBorrower(NamedTuple):
@@ -216,7 +216,9 @@ class ObjectTable:
 
     # --- values --------------------------------------------------------------------------------------------------
 
-    def complete(self, entry: Entry, value: Any, refs: list[Ref], registered: bool | None) -> list[Any] | None:
+    def complete(
+        self, entry: Entry, value: Any, refs: list[Ref], registered: bool | None
+    ) -> list[Any] | None:
         """The value of an entry is known. Returns who waits for it.
 
         `refs` are the references inside. With `registered`, their owners have this process registered for each of
@@ -380,7 +382,9 @@ class ObjectTable:
             for inner in entry.contains or ():
                 held[id(inner)] = held.get(id(inner), 0) + 1
                 if inner.holds < held[id(inner)]:
-                    raise InternalError(f"a contained entry is not held by what contains it: {inner!r}")
+                    raise InternalError(
+                        f"a contained entry is not held by what contains it: {inner!r}"
+                    )
 
 
 class Countdown:

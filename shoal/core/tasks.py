@@ -58,7 +58,9 @@ class Function:
 
     __slots__ = ("average_us", "code", "function_id", "index", "max_calls", "name")
 
-    def __init__(self, index: int, function_id: bytes, name: str, code: Any, max_calls: int = 0) -> None:
+    def __init__(
+        self, index: int, function_id: bytes, name: str, code: Any, max_calls: int = 0
+    ) -> None:
         self.index = index
         self.function_id = function_id
         self.name = name
@@ -108,7 +110,13 @@ class Task:
     )
 
     def __init__(
-        self, task_id: bytes, function: Function | None, queue: Any, args: Any, returns: Any, retries: int
+        self,
+        task_id: bytes,
+        function: Function | None,
+        queue: Any,
+        args: Any,
+        returns: Any,
+        retries: int,
     ) -> None:
         self.task_id = task_id
         self.function = function
@@ -231,7 +239,15 @@ Effect = RequestLease | CancelLease | ReturnLease
 class TaskTable:
     """See the module's docstring."""
 
-    __slots__ = ("_idle_s", "_max_requests", "_next_request", "_window_tasks", "_window_us", "classes", "outbox")
+    __slots__ = (
+        "_idle_s",
+        "_max_requests",
+        "_next_request",
+        "_window_tasks",
+        "_window_us",
+        "classes",
+        "outbox",
+    )
 
     def __init__(
         self,
@@ -302,7 +318,12 @@ class TaskTable:
         inflight = lane.inflight
         window = self._window_us
         push = lane.push
-        while most and tasks and (lane.load_us < window or not inflight) and len(inflight) < self._window_tasks:
+        while (
+            most
+            and tasks
+            and (lane.load_us < window or not inflight)
+            and len(inflight) < self._window_tasks
+        ):
             task = tasks[0]
             if task.state is not _QUEUED:
                 tasks.popleft()
@@ -330,7 +351,9 @@ class TaskTable:
             queue.requests[req] = None
             head = queue.queue[0]
             self.outbox.append(
-                RequestLease(req, queue, len(queue.queue), head.function.name if head.function else "")
+                RequestLease(
+                    req, queue, len(queue.queue), head.function.name if head.function else ""
+                )
             )
 
     def _cancel_requests(self, queue: SchedulingClass) -> None:
@@ -522,9 +545,13 @@ class TaskTable:
                         raise InternalError(f"{task!r} is in flight on {lane!r} but does not know")
                 cost = sum(task.cost_us for task in lane.inflight.values())
                 if abs(cost - lane.load_us) > 1e-3 * max(cost, 1.0):
-                    raise InternalError(f"the load of {lane!r} is not the sum of its tasks ({cost})")
+                    raise InternalError(
+                        f"the load of {lane!r} is not the sum of its tasks ({cost})"
+                    )
             ready = [task for task in queue.queue if task.state is _QUEUED]
             if len({task.task_id for task in ready}) != len(ready):
                 raise InternalError("a task is queued twice")
             if ready and not queue.requests and not any(lane.inflight for lane in queue.lanes):
-                raise InternalError(f"{len(ready)} tasks are queued, but nothing will ever run them")
+                raise InternalError(
+                    f"{len(ready)} tasks are queued, but nothing will ever run them"
+                )

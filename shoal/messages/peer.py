@@ -94,6 +94,14 @@ class Cancel(msgspec.Struct, array_like=True, tag=7):
     recursive: bool = True
 
 
+class CancelObject(msgspec.Struct, array_like=True, tag=9):
+    """A borrower asks the owner of an object to cancel the task that makes it."""
+
+    object_id: bytes
+    force: bool
+    recursive: bool
+
+
 class StreamConsumed(msgspec.Struct, array_like=True, tag=8):
     """The owner has consumed `count` items of a stream in total; -1: it wants no more."""
 
@@ -211,6 +219,7 @@ PeerMessage = (
     | Call
     | CallFull
     | Cancel
+    | CancelObject
     | StreamConsumed
     | Done
     | Results
@@ -234,6 +243,7 @@ __all__ = [
     "Call",
     "CallFull",
     "Cancel",
+    "CancelObject",
     "Define",
     "Dep",
     "Done",

@@ -6,6 +6,7 @@ the lock; handlers are called with it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from shoal.core.calls import ActorCalls
@@ -22,7 +23,7 @@ from shoal.messages.node import ActorChange, ActorCreate, ActorInfo, ActorSpec, 
 from shoal.messages.peer import Call, CallFull
 from shoal.messages.values import Dep, Failed
 from shoal.runtime.owner import cancelled
-from shoal.runtime.values import wire_value
+from shoal.runtime.values import error_of, wire_args
 from shoal.serial.exceptions import dump_exception, load_exception
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Actors:
         self._links: dict[bytes, ActorCalls] = {}
         self._by_address: dict[str, ActorCalls] = {}
         self._names: dict[bytes, str] = {}
-        self.node_handlers = {ActorChange: self._on_change}
+        self.node_handlers: dict[type, Callable[[Any], None]] = {ActorChange: self._on_change}
 
     # --- creating ------------------------------------------------------------------------------------------------
 
@@ -78,15 +79,17 @@ class Actors:
         process = self._process
         for _, dep in deps or ():
             process.waiting.wait_for(dep, None)
-        spec.deps = [
-            Dep(key, wire_value(dep.value)) for key, dep in deps or () if type(dep.value) is not Failed
-        ]
+            if isinstance(dep.value, Failed):
+                raise error_of(dep.value)
+        spec.deps = [Dep(key, wire_args(dep.value)) for key, dep in deps or ()]
         entry: Entry | None = None
         if not spec.detached:
             with process.lock:
                 entry = process.objects.own(return_id(spec.actor_id, 0), local=0)
                 entry.holds = 1
-        info: ActorInfo = process.node.query(lambda req: ActorCreate(req, spec, get_if_exists), ActorInfo, None)
+        info: ActorInfo = process.node.query(
+            lambda req: ActorCreate(req, spec, get_if_exists), ActorInfo, None
+        )
         with process.lock:
             self._names[info.actor_id] = info.class_name
             if entry is not None:
@@ -111,9 +114,11 @@ class Actors:
                     return
         for _, dep in deps:
             if type(dep.value) is Failed:
-                self._die(self.link(spec.actor_id), "an argument of its __init__ failed", dep.value.error)
+                self._die(
+                    self.link(spec.actor_id), "an argument of its __init__ failed", dep.value.error
+                )
                 return
-        spec.deps = [Dep(key, wire_value(dep.value)) for key, dep in deps]
+        spec.deps = [Dep(key, wire_args(dep.value)) for key, dep in deps]
         process.node.send_locked(ActorCreate(process.next_req(), spec))
 
     # --- calling -------------------------------------------------------------------------------------------------
@@ -158,7 +163,7 @@ class Actors:
                 CallFull(
                     task.task_id,
                     task.method,
-                    wire_value(args),
+                    wire_args(args),
                     self._process.owner.resolve_deps(task),
                     task.return_count,
                     task.attempt,
@@ -235,7 +240,9 @@ class Actors:
             if isinstance(cause, ActorUnschedulableError):
                 return cause
             error = ActorDiedError(
-                f"actor {self._name(link)} could not be made: {link.cause}\n{cause}", actor_id, actor_init_failed=True
+                f"actor {self._name(link)} could not be made: {link.cause}\n{cause}",
+                actor_id,
+                actor_init_failed=True,
             )
             error.__cause__ = cause
             return error

@@ -6,6 +6,7 @@ All methods are called with the runtime's lock held.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from shoal.core.references import (
@@ -16,11 +17,13 @@ from shoal.core.references import (
     GiveUp,
     RegisterBorrower,
 )
+from shoal.core.tasks import Task
 from shoal.errors import ObjectLostError, OwnerDiedError
 from shoal.messages.node import ActorUnreferenced, FreeOrphans
 from shoal.messages.peer import (
     Borrow,
     Borrowed,
+    CancelObject,
     Fetch,
     Fetched,
     FreeBlocks,
@@ -41,12 +44,13 @@ class Borrowing:
     def __init__(self, process: Process) -> None:
         self._process = process
         self._objects = process.objects
-        self.handlers = {
+        self.handlers: dict[type, Callable[[Any, Any], None]] = {
             Fetch: self._on_fetch,
             Fetched: self._on_fetched,
             Borrow: self._on_borrow,
             Borrowed: self._on_borrowed,
             Release: self._on_release,
+            CancelObject: self._on_cancel_object,
             FreeBlocks: self._on_free_blocks,
         }
 
@@ -73,11 +77,23 @@ class Borrowing:
         if entry is None or entry.value is not None:
             return
         value = message.value
-        refs = [] if type(value) is Failed else value.refs
+        refs = [] if isinstance(value, Failed) else value.refs
         self._process.complete(entry, value, refs, registered=False)
 
+    def cancel(self, entry: Entry, force: bool, recursive: bool) -> None:
+        """Ask the owner to cancel the task that makes a borrowed object."""
+        self._send_to_owner(entry.owner, CancelObject(entry.object_id, force, recursive))
+
+    def _on_cancel_object(self, _connection: Connection, message: CancelObject) -> None:
+        entry = self._objects.entries.get(message.object_id)
+        if entry is not None and entry.value is None and isinstance(entry.task, Task):
+            force = message.force and entry.task.function is not None
+            self._process.owner.cancel(entry.task, force, message.recursive)
+
     def _lose(self, entry: Entry, why: str) -> None:
-        error = ObjectLostError(f"object {entry.object_id.hex()} is lost: {why}", entry.object_id.hex())
+        error = ObjectLostError(
+            f"object {entry.object_id.hex()} is lost: {why}", entry.object_id.hex()
+        )
         self._process.complete(entry, Failed(dump_exception(error)), [], registered=True)
 
     def _owner_died(self, entry: Entry, cause: str) -> None:
@@ -155,7 +171,9 @@ class Borrowing:
                     else:
                         blocks.setdefault(stored.creator, []).append(stored.location)
                 elif type(effect) is GiveUp:
-                    self._send_to_owner(effect.owner, Release(effect.object_id, effect.count))
+                    self._send_to_owner(
+                        effect.owner, Release(effect.object_id, effect.registrations)
+                    )
                 elif type(effect) is RegisterBorrower:
                     sent = self._send_to_owner(
                         effect.owner, Borrow(effect.object_id, effect.borrower, effect.token)

@@ -37,6 +37,9 @@ class Driver:
         **resources: Any,
     ) -> None:
         reducers.install()
+        # First, because it checks what the user has set in the environment.
+        self._console = Console.from_environment(config)
+        self._console_timer = False
         self._pid = os.getpid()
         session = Session(temp_dir)
         job.owner = f"{session.directory}/d-{os.urandom(4).hex()}.sock"
@@ -53,7 +56,6 @@ class Driver:
         process.job = job
         process.namespace = job.namespace
         process.env = job.env
-        self._console = Console(repeat_window_s=config.log_repeat_window_s)
         process.node_handlers[Log] = self._on_log
         process.on_node_lost = self._on_node_lost
         self._interrupts = Interrupts(process.reactor.interrupt)
@@ -65,22 +67,21 @@ class Driver:
         os.register_at_fork(after_in_child=_forget_in_child)
 
     def _on_log(self, message: Log) -> None:
-        # Printing may block: not under the lock.
-        self.process.callbacks.append(lambda: self._show(message))
-
-    def _show(self, message: Log) -> None:
         self._console.show(message)
-        self._arm_console()
+        if not self._console_timer:
+            self._arm_console()
 
     def _arm_console(self) -> None:
-        deadline = self._console.next_deadline()
-        if deadline is not None and not self.process.closed:
-            with self.process.lock:
-                self.process.reactor.call_at(deadline, self._tick_console)
+        """See to it that the counts of repeated lines are told in time (with the lock held)."""
+        deadline_ns = self._console.next_deadline()
+        self._console_timer = deadline_ns is not None
+        if deadline_ns is not None:
+            self.process.reactor.call_at(deadline_ns / 1e9, self._tick_console)
 
     def _tick_console(self) -> None:
         self._console.tick()
-        self._arm_console()
+        with self.process.lock:
+            self._arm_console()
 
     def _on_node_lost(self, why: str) -> None:
         tail = self.head.log_tail()
@@ -108,6 +109,3 @@ class Driver:
 
 def _forget_in_child() -> None:
     current_process.set_process(None)
-
-
-

@@ -91,12 +91,14 @@ class Interrupts:
 
 
 def _send_again(noted: Callable[[], bool]) -> None:
-    def send() -> None:
-        if noted():
-            signal.pthread_kill(main, signal.SIGINT)
-
     main = threading.main_thread().ident
     assert main is not None
+    target: int = main
+
+    def send() -> None:
+        if noted():
+            signal.pthread_kill(target, signal.SIGINT)
+
     timer = threading.Timer(_AGAIN_S, send)
     timer.daemon = True
     timer.start()

@@ -59,7 +59,9 @@ class NodeLink:
             self.send_locked(message)
             self._reactor.flush_locked()
 
-    def request(self, make: Callable[[int], Any], kind: type[T], timeout_s: float | None = None) -> T:
+    def request(
+        self, make: Callable[[int], Any], kind: type[T], timeout_s: float | None = None
+    ) -> T:
         """Send the request that `make(req)` makes and wait for its answer of type `kind`.
 
         Raises:
@@ -83,7 +85,9 @@ class NodeLink:
         if isinstance(answer, BaseException):
             raise answer
         if not isinstance(answer, kind):
-            raise InternalError(f"the node answered with {type(answer).__name__} instead of {kind.__name__}")
+            raise InternalError(
+                f"the node answered with {type(answer).__name__} instead of {kind.__name__}"
+            )
         return answer
 
     def query(self, make: Callable[[int], Any], kind: Any, timeout_s: float | None = 30.0) -> Any:

@@ -59,11 +59,12 @@ from shoal.messages.peer import (
 )
 from shoal.messages.values import Dep, Failed, Inline, Stored
 from shoal.runtime.refs import ObjectRef
-from shoal.runtime.values import wire_value
+from shoal.runtime.values import wire_args
 from shoal.serial.exceptions import dump_exception
 from shoal.serial.values import serialize, serialize_args
 
 if TYPE_CHECKING:
+    from shoal.core.calls import ActorCalls
     from shoal.runtime.process import Process
     from shoal.wire.connection import Connection
 
@@ -82,7 +83,10 @@ class Owner:
         self._objects = process.objects
         self._reactor = process.reactor
         self.tasks = TaskTable(
-            config.window_us, config.window_tasks, config.lease_requests_per_shape, config.lease_idle_ms
+            config.window_us,
+            config.window_tasks,
+            config.lease_requests_per_shape,
+            config.lease_idle_ms,
         )
         self._lease_idle_s = config.lease_idle_ms / 1000
         self._requests: dict[int, SchedulingClass] = {}
@@ -126,10 +130,12 @@ class Owner:
             positions = {key for key, _ in deps}
             args = tuple(None if i in positions else value for i, value in enumerate(args))
         if kwargs:
-            named = [(key, value._entry) for key, value in kwargs.items() if isinstance(value, ObjectRef)]
+            named: list[tuple[int | str, Entry]] = [
+                (key, value._entry) for key, value in kwargs.items() if isinstance(value, ObjectRef)
+            ]
             if named:
-                kwargs = {**kwargs, **dict.fromkeys(key for key, _ in named)}
-                deps = named if deps is None else [*deps, *named]  # type: ignore[list-item]  # keys of both kinds
+                kwargs = {**kwargs, **dict.fromkeys(str(key) for key, _ in named)}
+                deps = [*(deps or ()), *named]
         serialized = serialize_args(args, kwargs, target=target)
         values = self._process.values
         entries = values.entries_in(serialized) if serialized.refs else None
@@ -156,6 +162,40 @@ class Owner:
             packed, deps, holds = b"", None, None
         entry = Entry(task_id[:13] + FIRST_RETURN, "", 1)
         task = Task(task_id, function, queue, packed, (entry,), retries)
+        entry.task = task
+        with process.lock:
+            self._objects.entries[entry.object_id] = entry
+            self.start(task, deps, holds)
+        self.after_submit()
+        ref: ObjectRef[Any] = ObjectRef.__new__(ObjectRef)
+        ref._entry = entry
+        ref._drop = process.drop
+        return ref
+
+    def submit_call(
+        self,
+        link: ActorCalls,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        retries: int,
+        handle: Entry | None,
+    ) -> ObjectRef[Any]:
+        """Call an actor's method with one result and no other options: the common case.
+
+        `handle` is the entry that the actor's handles count on: the call keeps the actor alive until it has returned.
+        """
+        process = self._process
+        task_id = process.ids.task_id()
+        if args or kwargs:
+            packed, deps, holds = self.pack_args(args, kwargs, method)
+            if handle is not None:
+                holds = [handle] if holds is None else [handle, *holds]
+        else:
+            packed, deps, holds = b"", None, None if handle is None else [handle]
+        entry = Entry(task_id[:13] + FIRST_RETURN, "", 1)
+        task = Task(task_id, None, link, packed, (entry,), retries)
+        task.method = method
         entry.task = task
         with process.lock:
             self._objects.entries[entry.object_id] = entry
@@ -230,17 +270,29 @@ class Owner:
         if function.index not in defined:
             defined.add(function.index)
             connection.out.append(
-                Define(function.index, function.function_id, function.name, function.code, function.max_calls)
+                Define(
+                    function.index,
+                    function.function_id,
+                    function.name,
+                    function.code,
+                    function.max_calls,
+                )
             )
         args = task.args
-        if type(args) is bytes and task.deps is None and task.return_count == 1 and not task.attempt and not task.name:
+        if (
+            type(args) is bytes
+            and task.deps is None
+            and task.return_count == 1
+            and not task.attempt
+            and not task.name
+        ):
             connection.out.append(Push(task.task_id, function.index, args))
             large = len(args) > _LARGE_MESSAGE_BYTES
         else:
             message = PushFull(
                 task.task_id,
                 function.index,
-                wire_value(args),
+                wire_args(args),
                 self.resolve_deps(task),
                 task.return_count,
                 task.attempt,
@@ -322,7 +374,9 @@ class Owner:
             self.complete_returns(task, message.values, registered)
         self._release(task)
 
-    def complete_returns(self, task: Task, values: list[Any], registered: bool | None = True) -> None:
+    def complete_returns(
+        self, task: Task, values: list[Any], registered: bool | None = True
+    ) -> None:
         """The results of a task are known."""
         process = self._process
         for entry, value in zip(task.returns, values, strict=True):
@@ -341,7 +395,12 @@ class Owner:
 
     def fail_or_retry(self, task: Task, message: Failure) -> None:
         """The user's code raised, or the task could not be run."""
-        if message.application and task.retries and not task.cancelled and self._retries_error(task, message):
+        if (
+            message.application
+            and task.retries
+            and not task.cancelled
+            and self._retries_error(task, message)
+        ):
             if task.retries > 0:
                 task.retries -= 1
             (task.queue if task.function is None else self.tasks).retry(task)
@@ -408,7 +467,9 @@ class Owner:
         for effect in effects:
             if type(effect) is RequestLease:
                 self._requests[effect.req] = effect.queue
-                node.send_locked(LeaseRequest(effect.req, effect.queue.shape, effect.backlog, effect.name))
+                node.send_locked(
+                    LeaseRequest(effect.req, effect.queue.shape, effect.backlog, effect.name)
+                )
             elif type(effect) is CancelLease:
                 self._requests.pop(effect.req, None)
                 node.send_locked(LeaseCancel(effect.req))

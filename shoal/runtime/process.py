@@ -31,8 +31,8 @@ from shoal.messages.node import (
     PeerGone,
     QuotaGranted,
     QuotaWanted,
-    Registered,
     RegisterDriver,
+    Registered,
     RegisterWorker,
     Reply,
     Shape,
@@ -188,7 +188,11 @@ class Process:
         self.reactor.start()
 
     def _join(
-        self, handler: _NodeHandler, node_address: str, token: bytes, register: RegisterDriver | RegisterWorker
+        self,
+        handler: _NodeHandler,
+        node_address: str,
+        token: bytes,
+        register: RegisterDriver | RegisterWorker,
     ) -> Registered:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -259,7 +263,11 @@ class Process:
             for message in messages:
                 kind = type(message)
                 if kind is Reply or kind is QuotaGranted:
-                    if not self.node.answered(message.req, message) and getattr(message, "error", ""):
+                    if (
+                        not self.node.answered(message.req, message)
+                        and kind is Reply
+                        and message.error
+                    ):
                         logger.error("the node refused a request: %s", message.error)
                     continue
                 handler = self.node_handlers.get(kind)
@@ -376,7 +384,9 @@ class Process:
         task = entry.task
         if task is None:
             where = entry.owner or "this process"
-            return f"object {entry.object_id.hex()[:12]}… has not been produced by its owner ({where})"
+            return (
+                f"object {entry.object_id.hex()[:12]}… has not been produced by its owner ({where})"
+            )
         name = f"{task.method or (task.function.name if task.function else 'task')}()"
         if task.unready:
             waiting = [dep for _, dep in task.deps or () if dep.value is None]
@@ -390,7 +400,10 @@ class Process:
         if task.lane is not None:
             return f"{name} runs or is queued on worker pid={task.lane.pid}"
         queue = task.queue
-        needs = ", ".join(f"{amount / 10_000:g} {what}" for what, amount in queue.shape.resources) or "nothing"
+        needs = (
+            ", ".join(f"{amount / 10_000:g} {what}" for what, amount in queue.shape.resources)
+            or "nothing"
+        )
         return (
             f"{name} waits for a worker (it needs {needs}; {len(queue.queue)} tasks of its kind are queued, "
             f"{len(queue.lanes)} workers leased)"

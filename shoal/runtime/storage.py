@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from shoal.errors import ObjectStoreFullError
 from shoal.messages.node import QuotaGranted, QuotaRequest, QuotaReturn
 from shoal.serial.layout import write_layout
-from shoal.store import Arena, Location, QuotaExhausted, Reader, copy_into
+from shoal.store import Arena, Block, Location, QuotaExhausted, Reader, copy_into
 
 if TYPE_CHECKING:
     from shoal.messages.values import Stored
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 class ObjectStore:
     """See the module's docstring."""
 
-    def __init__(self, directory: str, creator: str, address: str, node: NodeLink, chunk_bytes: int) -> None:
+    def __init__(
+        self, directory: str, creator: str, address: str, node: NodeLink, chunk_bytes: int
+    ) -> None:
         self.address = address
         self._node = node
         self._chunk = chunk_bytes
@@ -46,24 +48,25 @@ class ObjectStore:
         Raises:
             ObjectStoreFullError: the store is full and stayed full.
         """
-        arena = self.arena
-        while True:
-            try:
-                block = arena.create(size)
-                break
-            except QuotaExhausted as exhausted:
-                self._draw(arena, exhausted.needed_bytes)
+        block = self._allocate(self.arena, size)
         try:
             write_layout(serialized, block.buffer, copy_into)
         except BaseException:
-            arena.free(block.location)
+            self.arena.free(block.location)
             raise
         return block.location
+
+    def _allocate(self, arena: Arena, size: int) -> Block:
+        while True:
+            try:
+                return arena.create(size)
+            except QuotaExhausted as exhausted:
+                self._draw(arena, exhausted.needed_bytes)
 
     def _draw(self, arena: Arena, needed: int) -> None:
         wanted = max(needed, self._chunk)
         answer = self._node.request(lambda req: QuotaRequest(req, wanted), QuotaGranted)
-        if answer.granted < needed and needed < wanted:
+        if answer.granted < needed < wanted:
             # A whole chunk is not to be had: what is needed may be.
             self._node.send(QuotaReturn(answer.granted))
             answer = self._node.request(lambda req: QuotaRequest(req, needed), QuotaGranted)

@@ -125,7 +125,9 @@ class ObjectRefGenerator(Generic[T]):
     An exception in the task is raised by `get` of the last reference. The generator cannot be pickled.
     """
 
-    def __init__(self, process: Process, task: Task, stream: Stream, marker: ObjectRef[Any]) -> None:
+    def __init__(
+        self, process: Process, task: Task, stream: Stream, marker: ObjectRef[Any]
+    ) -> None:
         self._process = process
         self._task = task
         self._stream = stream

@@ -38,7 +38,9 @@ class Values:
         address = self.address
         return [Ref(entry.object_id, entry.owner or address) for entry in entries]
 
-    def pack(self, serialized: Serialized, entries: list[Entry], large: bool = True) -> bytes | Inline | Stored:
+    def pack(
+        self, serialized: Serialized, entries: list[Entry], large: bool = True
+    ) -> bytes | Inline | Stored:
         """What carries the value. `large`: it may go to shared memory, which can wait for room (not with the lock held)."""
         data, buffers = serialized.data, serialized.buffers
         if not buffers and len(data) <= self._inline_limit:
@@ -48,7 +50,9 @@ class Values:
             if size > self._inline_limit:
                 location = self._store.write(serialized, size)
                 return Stored(location, self.address, self.wire_refs(entries) if entries else [])
-        return Inline(data, [bytes(buffer) for buffer in buffers], self.wire_refs(entries) if entries else [])
+        return Inline(
+            data, [bytes(buffer) for buffer in buffers], self.wire_refs(entries) if entries else []
+        )
 
     def unpack(self, value: bytes | Inline | Stored, subject: str = "a value") -> Any:
         """The Python value. Buffers of stored values are read-only views of shared memory."""
@@ -70,6 +74,11 @@ def error_of(value: Failed) -> BaseException:
     return error.as_instanceof_cause() if isinstance(error, TaskError) else error
 
 
-def wire_value(value: Any) -> Inline | Stored | Failed:
-    """A value of the table as a message carries it."""
-    return Inline(value) if type(value) is bytes else value
+def wire_args(value: bytes | Inline | Stored) -> Inline | Stored:
+    """A value that is there, as a message carries it."""
+    return Inline(value) if isinstance(value, bytes) else value
+
+
+def wire_value(value: bytes | Inline | Stored | Failed) -> Inline | Stored | Failed:
+    """A value of the table, or the failure in its place, as a message carries it."""
+    return Inline(value) if isinstance(value, bytes) else value

@@ -137,7 +137,11 @@ class Waiting:
         with process.lock:
             missing = [entry for entry in entries if entry.value is None]
             first = process.explain(missing[0]) if missing else ""
-        count = f"{len(missing)} of {len(entries)} objects were" if len(entries) > 1 else "the object was"
+        count = (
+            f"{len(missing)} of {len(entries)} objects were"
+            if len(entries) > 1
+            else "the object was"
+        )
         return GetTimeoutError(f"get() waited {timeout_s} s, but {count} not ready: {first}")
 
     # --- wait ----------------------------------------------------------------------------------------------------

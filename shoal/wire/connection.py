@@ -64,7 +64,7 @@ class Connection:
         "_reactor",
         "_sock",
         "_unsent",
-                "_watching_write",
+        "_watching_write",
         "closed",
         "dirty",
         "fd",
@@ -204,7 +204,9 @@ class Connection:
         if not data:
             broken = self._decoder.pending_bytes + len(self._greeting)
             self._fail(
-                ProtocolError(f"the peer closed the connection in the middle of a frame ({broken} bytes of it came)")
+                ProtocolError(
+                    f"the peer closed the connection in the middle of a frame ({broken} bytes of it came)"
+                )
                 if broken
                 else None
             )
@@ -277,7 +279,11 @@ class Listener:
     """Accepts connections on a Unix socket and hands each to `on_accept` (called by the leader, without the lock)."""
 
     def __init__(
-        self, reactor: Reactor, path: str, on_accept: Callable[[socket.socket], None], backlog: int = 128
+        self,
+        reactor: Reactor,
+        path: str,
+        on_accept: Callable[[socket.socket], None],
+        backlog: int = 128,
     ) -> None:
         self._reactor = reactor
         self._on_accept = on_accept

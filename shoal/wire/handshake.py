@@ -45,11 +45,12 @@ def _proof(token: bytes, role: bytes, first: bytes, second: bytes) -> bytes:
 
 def _decode(payload: Buffer) -> Hello | Challenge | Proof | Refused:
     try:
-        return _decoder.decode(payload)
+        message: Hello | Challenge | Proof | Refused = _decoder.decode(payload)
     except msgspec.DecodeError as error:
         raise AuthenticationError(
             f"the peer does not speak shoal's handshake ({error}); is the address that of a shoal process?"
         ) from None
+    return message
 
 
 class ServerHandshake:
@@ -132,7 +133,9 @@ class ClientHandshake:
         if isinstance(message, Refused):
             raise AuthenticationError(f"refused: {message.reason}")
         if not isinstance(message, Challenge):
-            raise AuthenticationError("the server answered the greeting with something else than a challenge")
+            raise AuthenticationError(
+                "the server answered the greeting with something else than a challenge"
+            )
         expected = _proof(self._token, b"server", self._nonce, message.nonce)
         if not hmac.compare_digest(message.proof, expected):
             raise AuthenticationError(

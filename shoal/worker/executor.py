@@ -115,7 +115,11 @@ class Executor:
             }
         )
         process.node_handlers.update(
-            {StartActor: self._on_start_actor, Exit: self._on_exit, EventsQuery: self._on_events_query}
+            {
+                StartActor: self._on_start_actor,
+                Exit: self._on_exit,
+                EventsQuery: self._on_events_query,
+            }
         )
         process.waiting.blocking = self
         process.reactor.watch = self.watch
@@ -169,8 +173,12 @@ class Executor:
         for position, (origin, work) in enumerate(self.inbox):
             if getattr(work, "task_id", None) == message.task_id and origin is connection:
                 del self.inbox[position]
-                error = TaskCancelledError("the task was cancelled before it began", message.task_id.hex())
-                connection.send(Failure(message.task_id, dump_exception(error), 0, application=False))
+                error = TaskCancelledError(
+                    "the task was cancelled before it began", message.task_id.hex()
+                )
+                connection.send(
+                    Failure(message.task_id, dump_exception(error), 0, application=False)
+                )
                 return
         if self.host is not None and self.host.cancel(message.task_id):
             return
@@ -299,7 +307,9 @@ class Executor:
         with self.process.lock:
             self._idle.finish()
 
-    def _execute_stream(self, connection: Connection, definition: Definition, job: Job, window: int) -> None:
+    def _execute_stream(
+        self, connection: Connection, definition: Definition, job: Job, window: int
+    ) -> None:
         context = self._context(job, definition.name)
         self.source.name = job.name
         self._running[job.task_id] = context
@@ -420,9 +430,9 @@ class Executor:
         message = outcome.message
         with process.lock:
             task.state = State.FINISHED
-            if type(message) is Failure:
+            if isinstance(message, Failure):
                 process.owner.fail_or_retry(task, message)
-            elif type(message) is Done:
+            elif isinstance(message, Done):
                 process.owner.succeed(
                     task, Results(message.task_id, [Inline(message.data)], 0), registered=None
                 )

@@ -52,7 +52,9 @@ class Functions:
         """
         call = definition.call
         if call is None:
-            call = definition.call = self.load_code(definition.function_id, definition.code, definition.name)
+            call = definition.call = self.load_code(
+                definition.function_id, definition.code, definition.name
+            )
         return call
 
     def load_own(self, function: Function) -> Callable[..., Any]:

@@ -152,9 +152,16 @@ class ActorHost:
     def job_of(self, message: Call | CallFull) -> Job:
         """What a call message asks for."""
         spec = self.spec
-        if type(message) is Call:
+        if isinstance(message, Call):
             return Job(
-                message.task_id, message.method, message.args, [], 1, 0, spec.class_name, spec.actor_id
+                message.task_id,
+                message.method,
+                message.args,
+                [],
+                1,
+                0,
+                spec.class_name,
+                spec.actor_id,
             )
         args: Any = message.args
         if type(args) is Inline and not args.buffers and not args.refs:
@@ -249,7 +256,10 @@ class ActorHost:
                     )
                 else:
                     outcome = perform(self.process, context, job, method)
-                if type(outcome.message) is Failure and "builtins.SystemExit" in outcome.message.cause_types:
+                if (
+                    type(outcome.message) is Failure
+                    and "builtins.SystemExit" in outcome.message.cause_types
+                ):
                     raise ActorExit
             except ActorExit:
                 self._contexts.pop(job.task_id, None)
@@ -531,13 +541,15 @@ class _Loop:
                 del result
         except ActorExit:
             raise
-        except BaseException as error:  # noqa: BLE001 - user code; everything it raises becomes the answer
+        except BaseException as error:
             if isinstance(error, SystemExit):
                 raise ActorExit from error
             end = perf_counter_ns()
             if isinstance(error, asyncio.CancelledError) and context.cancelled:
                 error = KeyboardInterrupt()
-            outcome = Outcome(failure(process, context, job, error, (end - start) // 1000), [], start, end)
+            outcome = Outcome(
+                failure(process, context, job, error, (end - start) // 1000), [], start, end
+            )
         host.finish(connection, job, outcome)
         self._flush_soon()
 

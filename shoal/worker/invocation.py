@@ -60,11 +60,15 @@ class Outcome(NamedTuple):
 def arguments(process: Process, job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call, with references that were passed at top level replaced by their values."""
     packed = job.args
-    if type(packed) is bytes:
-        args, kwargs = deserialize_args(packed, subject=f"the arguments of {job.name}()", side="the worker")
-    elif type(packed) is Stored:
+    if isinstance(packed, bytes):
+        args, kwargs = deserialize_args(
+            packed, subject=f"the arguments of {job.name}()", side="the worker"
+        )
+    elif isinstance(packed, Stored):
         data, buffers = read_layout(process.store.view(packed))
-        args, kwargs = deserialize_args(data, buffers, subject=f"the arguments of {job.name}()", side="the worker")
+        args, kwargs = deserialize_args(
+            data, buffers, subject=f"the arguments of {job.name}()", side="the worker"
+        )
     else:
         args, kwargs = deserialize_args(
             packed.data, packed.buffers, subject=f"the arguments of {job.name}()", side="the worker"
@@ -107,7 +111,9 @@ def perform(process: Process, context: TaskContext, job: Job, call: Callable[...
         current.reset(token)
 
 
-def pack_result(process: Process, job: Job, result: Any, took_us: int) -> tuple[Done | Results, list[Entry]]:
+def pack_result(
+    process: Process, job: Job, result: Any, took_us: int
+) -> tuple[Done | Results, list[Entry]]:
     """The answer that carries a result.
 
     Raises:
@@ -116,7 +122,7 @@ def pack_result(process: Process, job: Job, result: Any, took_us: int) -> tuple[
     """
     if job.returns == 1:
         value, lent = pack_value(process, result, f"the result of {job.name}()")
-        if type(value) is bytes:
+        if isinstance(value, bytes):
             return Done(job.task_id, value, took_us), lent
         return Results(job.task_id, [value], took_us), lent
     if job.returns == 0:
@@ -130,7 +136,9 @@ def pack_result(process: Process, job: Job, result: Any, took_us: int) -> tuple[
     return Results(job.task_id, values, took_us), all_lent
 
 
-def pack_value(process: Process, value: Any, subject: str) -> tuple[bytes | Inline | Stored, list[Entry]]:
+def pack_value(
+    process: Process, value: Any, subject: str
+) -> tuple[bytes | Inline | Stored, list[Entry]]:
     """A value ready to be sent, and the entries of the references inside it."""
     serialized = serialize(value, subject=subject)
     lent = process.values.entries_in(serialized) if serialized.refs else []
@@ -158,7 +166,9 @@ def failure(
 ) -> Failure:
     """The answer that carries an exception of the user's code (or of unpacking its arguments)."""
     if context.cancelled and isinstance(error, KeyboardInterrupt | TaskCancelledError):
-        cancelled = TaskCancelledError(f"{job.name}() was cancelled while it ran", job.task_id.hex())
+        cancelled = TaskCancelledError(
+            f"{job.name}() was cancelled while it ran", job.task_id.hex()
+        )
         return Failure(job.task_id, dump_exception(cancelled), took_us, application=False)
     return Failure(
         job.task_id,

@@ -1,6 +1,6 @@
-"""What user code prints: line by line, and marked with the name of what printed it.
+r"""What user code prints: line by line, and marked with the name of what printed it.
 
-The node reads a worker's standard output and error from pipes. A marker line (`\\x1eshoal:<name>`) precedes the first line of
+The node reads a worker's standard output and error from pipes. A marker line (`\x1eshoal:<name>`) precedes the first line of
 each new source; the node eats it. Text that C code writes to the descriptors directly goes under the last mark.
 """
 

@@ -55,7 +55,12 @@ class Streams:
             flow.loop.call_soon_threadsafe(flow.wake.set)
 
     def run(
-        self, connection: Connection, context: TaskContext, job: Job, call: Callable[..., Any], window: int
+        self,
+        connection: Connection,
+        context: TaskContext,
+        job: Job,
+        call: Callable[..., Any],
+        window: int,
     ) -> Outcome:
         """Run a generator function in this thread and answer it."""
         process = self._executor.process
@@ -84,7 +89,12 @@ class Streams:
             del self._flows[job.task_id]
 
     async def run_async(
-        self, connection: Connection, context: TaskContext, job: Job, call: Callable[..., Any], window: int
+        self,
+        connection: Connection,
+        context: TaskContext,
+        job: Job,
+        call: Callable[..., Any],
+        window: int,
     ) -> Outcome:
         """Run an async generator (or a generator) method on the actor's loop and answer it."""
         process = self._executor.process
@@ -100,7 +110,9 @@ class Streams:
             if inspect.isawaitable(result):
                 result = await result
             iterator: AsyncIterator[Any] = (
-                aiter(result) if hasattr(result, "__aiter__") else _as_async(self._iterator(job, result))
+                aiter(result)
+                if hasattr(result, "__aiter__")
+                else _as_async(self._iterator(job, result))
             )
             async for item in iterator:
                 self._send(connection, job, sent, item)
@@ -141,7 +153,9 @@ class Streams:
         value, lent = pack_value(process, item, f"item {index} of {job.name}()")
         message = StreamItem(job.task_id, index, wire_value(value))
         with process.lock:
-            countdown = process.objects.register_before(lent, connection.peer_address) if lent else None
+            countdown = (
+                process.objects.register_before(lent, connection.peer_address) if lent else None
+            )
             sent = Waiter()
 
             def send() -> None:
