@@ -3,7 +3,8 @@
 A *claimant* is an owner together with what it asks for (job, shape). The queue keeps each claimant's requests in order
 and is fair between claimants:
 
-Rule 1. When resources are free, the claimant that holds the fewest leases comes first, then the older request.
+Rule 1. When resources are free, the claimant that holds the fewest leases comes first; among equals, the one that has
+        waited longest since it began to ask or last had one, however many requests it has.
 Rule 2. A request whose resources are free but that has no worker yet keeps them while a worker is forked for it, so that
         nobody younger slips in between; forks in flight are therefore bounded by free resources.
 Rule 3. A lease older than `fair_share_ns` is asked back, once, when a claimant that holds none (or at least two fewer)
@@ -145,15 +146,17 @@ class Request:
 
 
 class Claim:
-    """What one claimant asks for: its waiting requests, and how many leases it holds and works with."""
+    """What one claimant asks for: its waiting requests, how many leases it holds and works with, and since when (as a
+    sequence number) it waits for its turn."""
 
-    __slots__ = ("amounts", "held", "key", "owner", "refs", "waiting")
+    __slots__ = ("amounts", "held", "key", "owner", "refs", "since", "waiting")
 
     def __init__(self, owner: Owner, key: WorkerKey, amounts: Amounts) -> None:
         self.owner = owner
         self.key = key
         self.amounts = amounts
         self.waiting: deque[Request] = deque()
+        self.since = 0
         # Leases that count by rule 1, and all requests and leases that refer to this record.
         self.held = 0
         self.refs = 0
@@ -247,6 +250,8 @@ class LeaseQueue:
         request = Request(owner, req, claim, self._last_seq, now, name, keeps, outlives_job)
         self._requests[owner, req] = request
         if self.resources.feasible(shape.resources):
+            if not claim.waiting:
+                claim.since = request.seq
             claim.waiting.append(request)
             self._changed = True
         else:
@@ -429,7 +434,7 @@ class LeaseQueue:
                 if claim.amounts in stuck:
                     continue
                 skip = ahead.get(id(claim), 0)
-                turn = (claim.held + skip, claim.waiting[skip].seq)
+                turn = (claim.held + skip, claim.since)
                 if best is None or turn < best[0]:
                     best = (turn, claim, skip)
             if best is None:
@@ -625,6 +630,9 @@ class LeaseQueue:
             self._uncount(lease)
         self.resources.give_back(lease.allocation)
         lease.allocation = NOTHING
+        # Its claimant has had its turn, and goes to the end of the line.
+        self._last_seq += 1
+        lease.request.claim.since = self._last_seq
         self._drop_ref(lease.request.claim)
 
     def _orphan(self, lease: Lease) -> None:
@@ -721,7 +729,7 @@ class LeaseQueue:
 
 
 def _turn(claim: Claim) -> tuple[int, int]:
-    return claim.held, claim.waiting[0].seq
+    return claim.held, claim.since
 
 
 def _richest_first(lease: Lease) -> tuple[int, int]:

@@ -117,6 +117,7 @@ class Daemon:
         self._decoder = msgspec.msgpack.Decoder(list[ToNode])
         self._connections: dict[ServerConnection, None] = {}
         self._jobs: dict[bytes, Job] = {}
+        self._preloaded: dict[str, None] = {}
         self._goodbyes: dict[bytes, tuple[Client, int]] = {}
         self._clients = Clients()
         self._logs = LogForwarder(self._clients)
@@ -142,7 +143,9 @@ class Daemon:
         job = self._boot.job
         if job is not None:
             self._jobs[job.job_id] = job
+            # The first workers do not wait for the preloading: the first task comes sooner so.
             self._workers.prestart(job.job_id, self._boot.prestart)
+            self._preload(self._boot.preload, job)
 
     def _connect(self) -> ServerConnection:
         connection = ServerConnection(
@@ -240,8 +243,13 @@ class Daemon:
         )
         self._welcome(connection, job)
         self._control.post(JobStarted(job))
-        if message.preload:
-            self._zygote.preload(message.preload, job.sys_path)
+        self._preload(message.preload, job)
+
+    def _preload(self, modules: list[str], job: Job) -> None:
+        new = [module for module in modules if module not in self._preloaded]
+        if new:
+            self._preloaded.update(dict.fromkeys(new))
+            self._zygote.preload(new, job.sys_path)
 
     def _register_worker(self, connection: ServerConnection, message: RegisterWorker) -> None:
         process = self._workers.process(message.worker_id)

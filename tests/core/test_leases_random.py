@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.core.leases import EndWorker, ForkWorker, Grant, LeaseQueue, Limits, Refuse
-from shoal.core.resources import UNIT, NodeResources
-from shoal.messages.node import Shape
+from shoal.core.resources import NodeResources
+from shoal.messages.node import UNIT, Shape
 
 MS = 1_000_000
 JOBS = [b"job-a", b"job-b"]
