@@ -59,6 +59,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("shoal")
 
+# Made at import, once for the zygote and all its forks: building it takes a millisecond.
+_decoder = decoder_of(FromNode)
+
 _VERDICT_S: Final = 2.0
 """How long the node may take to declare a process dead whose connection broke."""
 
@@ -208,7 +211,7 @@ class Process:
                 sock,
                 ClientHandshake(token, self.address),
                 handler,
-                decoder_of(FromNode),
+                _decoder,
                 max_frame_bytes=512 * 1024 * 1024,
                 peer_address=node_address,
             )

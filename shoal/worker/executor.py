@@ -54,6 +54,7 @@ from shoal.messages.values import Inline
 from shoal.runtime.context import TaskContext
 from shoal.serial.exceptions import dump_exception
 from shoal.wire.reactor import Waiter
+from shoal.worker.host import ActorHost
 from shoal.worker.functions import Definition, Functions
 from shoal.worker.invocation import Job, Outcome, failure, perform
 from shoal.worker.streaming import Streams
@@ -63,7 +64,6 @@ if TYPE_CHECKING:
     from shoal.messages.node import Job as DriverJob
     from shoal.runtime.process import Process
     from shoal.wire.connection import Connection
-    from shoal.worker.host import ActorHost
     from shoal.worker.output import Source
 
 _MAX_IN_PLACE: Final = 64
@@ -235,11 +235,7 @@ class Executor:
         self._last_flush = perf_counter_ns()
 
     def _become_actor(self, message: StartActor) -> None:
-        # Imported here: most workers never host an actor.
-        from shoal.worker.host import ActorHost
-
-        host = ActorHost(self, message)
-        host.run()
+        ActorHost(self, message).run()
 
     # --- tasks ---------------------------------------------------------------------------------------------------
 
