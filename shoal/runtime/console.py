@@ -38,6 +38,7 @@ import logging
 import os
 import re
 import select
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -65,6 +66,7 @@ MAX_UNWRITTEN_BYTES: Final = 32 * 1024 * 1024
 
 _LINE_OVERHEAD_BYTES: Final = 200
 _BATCH_LINES: Final = 1000
+_WRITE_BYTES: Final = 64 * 1024
 _LINGER_S: Final = 0.05
 _CLOSE_TIMEOUT_S: Final = 2.0
 
@@ -125,8 +127,8 @@ class LineCounter:
         self._max_lines = max_lines
         # In the order of their deadlines, since all windows are equally long.
         self._windows: dict[tuple[int, str], _Window] = {}
-        # The first deadline among the windows that have something to tell.
-        self._due: int | None = None
+        # How many of them have something to tell.
+        self._counting = 0
 
     def on_lines(self, pid: int, source: str, stream: int, lines: list[str], now: int) -> None:
         """A process has printed lines."""
@@ -155,8 +157,9 @@ class LineCounter:
             self._end_oldest()
 
     def next_deadline(self) -> int | None:
-        """When to call `on_tick`; None while there is nothing to tell."""
-        return self._due
+        """When to call `on_tick`; None while there is nothing to tell. It is that of the oldest window, whether or not that one
+        has anything to tell, so that it never moves forward under a timer that is set already."""
+        return next(iter(self._windows.values())).deadline if self._counting else None
 
     def check(self) -> None:
         """Assert the invariants."""
@@ -164,8 +167,8 @@ class LineCounter:
         assert len(windows) <= self._max_lines, "more lines are remembered than may be"
         deadlines = [window.deadline for window in windows]
         assert deadlines == sorted(deadlines), "windows are not in the order of their deadlines"
-        due = next((window.deadline for window in windows if window.repeats), None)
-        assert self._due == due, f"due at {self._due}, but the first count at {due}"
+        counting = sum(window.repeats > 0 for window in windows)
+        assert self._counting == counting, f"{counting} windows count, not {self._counting}"
 
     # --- inner workings ------------------------------------------------------------------------------------------
 
@@ -187,18 +190,18 @@ class LineCounter:
             self._windows[key] = _Window(line, now + self._window_ns)
             self.outbox.append(line)
         elif window.line.pid == line.pid:
+            # Or a process of that pid on another machine: then a line is shown that might have been counted.
             self.outbox.append(line)
         else:
+            self._counting += not window.repeats
             window.repeats += 1
-            if self._due is None or window.deadline < self._due:
-                self._due = window.deadline
 
     def _end_oldest(self) -> None:
         key = next(iter(self._windows))
         window = self._windows.pop(key)
         if window.repeats:
+            self._counting -= 1
             self.outbox.append(window.line._replace(repeats=window.repeats))
-            self._due = next((w.deadline for w in self._windows.values() if w.repeats), None)
 
 
 def last_state(text: str) -> str:
@@ -279,7 +282,7 @@ def _means_gone(error: Exception) -> bool:
 
 def _write(stream: TextIO, lines: list[str]) -> None:
     fd = _descriptor(stream)
-    for text in _pieces(lines):
+    for text in _pieces(lines, _WRITE_BYTES if fd is None else _undivided_bytes(fd)):
         if fd is not None:
             _write_to_descriptor(stream, fd, text)
             continue
@@ -321,16 +324,23 @@ def _write_to_descriptor(stream: TextIO, fd: int, text: str) -> None:
             poller.poll()
 
 
-def _pieces(lines: list[str]) -> Iterator[str]:
-    """Whole lines, as many as a pipe takes in one write without text of other threads or processes in between."""
+def _undivided_bytes(fd: int) -> int:
+    """How much goes out in one write without text of other threads or processes in between: into a pipe no more than this,
+    if it is nearly full. Elsewhere more, since each write lets a busy main thread have the interpreter."""
+    mode = os.fstat(fd).st_mode
+    return _WRITE_BYTES if stat.S_ISREG(mode) or stat.S_ISCHR(mode) else select.PIPE_BUF
+
+
+def _pieces(lines: list[str], limit: int) -> Iterator[str]:
+    """Whole lines together, up to `limit` bytes."""
     piece: list[str] = []
-    room = select.PIPE_BUF
+    room = limit
     for line in lines:
         size = len(line) if line.isascii() else len(line.encode(errors="replace"))
         if piece and size > room:
             yield "".join(piece)
             piece = []
-            room = select.PIPE_BUF
+            room = limit
         piece.append(line)
         room -= size
     yield "".join(piece)
@@ -416,8 +426,8 @@ class Console:
             self._hand_over()
 
     def next_deadline(self) -> int | None:
-        """When to call `tick`, by `clock`; None while there is nothing to tell. Changes with `show` and `tick`; a deadline
-        once given does not move forward, so one timer at a time is enough."""
+        """When to call `tick`, by `clock`; None while there is nothing to tell. It may become something after `show` and
+        `tick`. Once given it does not move forward, so one timer at a time is enough."""
         with self._changed:
             return self._counter.next_deadline()
 
@@ -438,7 +448,8 @@ class Console:
 
     def close(self, timeout_s: float = _CLOSE_TIMEOUT_S) -> bool:
         """Tell every count, and wait until all is written and the thread is gone; False if the output did not take it in
-        time: the thread then ends when it does, and the process not before. What comes later is not shown."""
+        time: the thread then ends when it does, and the process not before. What comes later is not shown. In exit handlers,
+        when there can be no thread, this waits for the output as `print` would."""
         deadline = monotonic() + timeout_s
         with self._changed:
             if not self._closed:
