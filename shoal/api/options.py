@@ -25,9 +25,7 @@ _COMMON: Final = _RESOURCE_OPTIONS | {
     "name",
     "runtime_env",
     "scheduling_strategy",
-    "label_selector",
     "enable_task_events",
-    "_labels",
 }
 TASK_OPTIONS: Final = _COMMON | {
     "num_returns",

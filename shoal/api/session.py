@@ -79,6 +79,8 @@ def init(
     object_store_memory: int | None = None,
     ignore_reinit_error: bool = False,
     include_dashboard: bool | None = None,
+    dashboard_host: str | None = None,
+    dashboard_port: int | None = None,
     configure_logging: bool = True,
     logging_level: int | str = logging.INFO,
     logging_format: str | None = None,
@@ -102,6 +104,8 @@ def init(
         object_store_memory: Capacity of the object store in bytes; by default 30 % of the memory.
         ignore_reinit_error: If shoal runs already, return instead of raising.
         include_dashboard: There is none yet; True is refused.
+        dashboard_host: Accepted, without effect while there is no dashboard.
+        dashboard_port: The same.
         configure_logging: Whether to set the level (and format) of the logger "shoal".
         logging_level: Its level.
         logging_format: Its format.

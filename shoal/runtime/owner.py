@@ -26,6 +26,7 @@ from shoal.core.tasks import (
     TaskTable,
 )
 from shoal.errors import (
+    NodeDiedError,
     ShoalError,
     TaskCancelledError,
     TaskUnschedulableError,
@@ -212,6 +213,9 @@ class Owner:
             task.holds = holds
             for entry in holds:
                 entry.holds += 1
+        if self._process.node.lost:
+            self.fail(task, Failed(dump_exception(NodeDiedError(self._process.node.lost))))
+            return
         children = self._process.children()
         if children is not None:
             task.siblings = children

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shoal.config import Config
 from shoal.core.references import ObjectTable
-from shoal.errors import AuthenticationError, ShoalError
+from shoal.errors import AuthenticationError, NodeDiedError, ShoalError
 from shoal.ids import IdSource, return_id
 from shoal.messages.node import (
     FromNode,
@@ -37,6 +37,7 @@ from shoal.messages.node import (
     Reply,
     Shape,
 )
+from shoal.messages.values import Failed
 from shoal.runtime.actors import Actors
 from shoal.runtime.borrowing import Borrowing
 from shoal.runtime.context import TaskContext, current
@@ -47,6 +48,7 @@ from shoal.runtime.storage import ObjectStore
 from shoal.runtime.streams import Stream
 from shoal.runtime.values import Values
 from shoal.runtime.waiting import Waiting
+from shoal.serial.exceptions import dump_exception
 from shoal.wire.connection import Connection, Listener
 from shoal.wire.handshake import ClientHandshake
 from shoal.wire.reactor import Reactor, Waiter, decoder_of
@@ -287,6 +289,12 @@ class Process:
         why = "the session is over: its node daemon ended" + (f" ({error})" if error else "")
         with self.lock:
             self.node.lose(why)
+            failed = Failed(dump_exception(NodeDiedError(f"{why}; call shoal.shutdown(), then shoal.init() for a new one")))
+            for entry in list(self.objects.entries.values()):
+                # Whatever has no value now will never have one.
+                if entry.value is None and entry.actor_id is None:
+                    self.complete(entry, failed, [], None)
+            self.tick()
         if self.on_node_lost is not None:
             self.on_node_lost(why)
 
