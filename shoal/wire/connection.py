@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from shoal.errors import AuthenticationError, ProtocolError
-from shoal.wire.framing import HEADER_BYTES, FrameDecoder, cut_frame
+from shoal.wire.framing import HEADER_BYTES, Buffer, FrameDecoder, cut_frame
 from shoal.wire.handshake import HANDSHAKE_BYTES, ClientHandshake, ServerHandshake, refusal
 
 if TYPE_CHECKING:
     from shoal.wire.reactor import Reactor
 
-RECEIVE_BYTES: Final = 256 * 1024
-
+_KEPT_BUFFER_BYTES: Final = 256 * 1024
 _EPOLLIN: Final = 0x001
 _EPOLLOUT: Final = 0x004
 
@@ -104,7 +103,7 @@ class Connection:
         self._decoder = FrameDecoder(max_frame_bytes)
         self._greeting = bytearray()
         self._decode: Callable[[Any], list[Any]] = messages.decode
-        self._on_readable: Callable[[bytes], None] = self._receive_handshake
+        self._on_readable: Callable[[Buffer], None] = self._receive_handshake
         reactor.register(self.fd, self.on_ready)
         self._send_raw(handshake.outbox)
 
@@ -147,7 +146,7 @@ class Connection:
         if sent < size:
             self._unsent += memoryview(buffer)[sent:]
             self._watch_write(True)
-        if size > RECEIVE_BYTES:
+        if size > _KEPT_BUFFER_BYTES:
             self._buffer = bytearray(4096)
 
     def _send_raw(self, frames: list[bytes]) -> None:
@@ -195,13 +194,13 @@ class Connection:
             if not mask & ~_EPOLLOUT:
                 return
         try:
-            data = self._sock.recv(RECEIVE_BYTES)
+            received = self._sock.recv_into(self._reactor.receive_buffer)
         except BlockingIOError:
             return
         except OSError as error:
             self._fail(None if isinstance(error, ConnectionResetError) else error)
             return
-        if not data:
+        if not received:
             broken = self._decoder.pending_bytes + len(self._greeting)
             self._fail(
                 ProtocolError(
@@ -212,11 +211,11 @@ class Connection:
             )
             return
         try:
-            self._on_readable(data)
+            self._on_readable(self._reactor.received[:received])
         except (ProtocolError, AuthenticationError, msgspec.DecodeError) as error:
             self._fail(error)
 
-    def _receive(self, data: bytes) -> None:
+    def _receive(self, data: Buffer) -> None:
         for payload in self._decoder.feed(data):
             try:
                 messages = self._decode(payload)
@@ -229,7 +228,7 @@ class Connection:
                 return
             self.handler.on_messages(self, messages)
 
-    def _receive_handshake(self, data: bytes) -> None:
+    def _receive_handshake(self, data: Buffer) -> None:
         handshake = self._handshake
         assert handshake is not None
         greeting = self._greeting

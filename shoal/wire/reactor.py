@@ -49,6 +49,7 @@ _FOREVER: Final = -1.0
 _QUIET_LOOKS: Final = 3
 _HOST_PATIENCE_S: Final = 0.05
 _MAX_EVENTS: Final = 64
+_RECEIVE_BYTES: Final = 256 * 1024
 
 
 class Waiter:
@@ -85,6 +86,10 @@ class Reactor:
         """An asyncio loop of this process polls (by `pump`, whenever `fileno` is readable); the service thread only
         steps in while that loop is stuck in user code."""
         self._epoll = select.epoll()
+        # One buffer for all connections: whatever is received is decoded before the next read. (A fresh one for each read
+        # would be mapped and unmapped by the allocator each time.)
+        self.receive_buffer = bytearray(_RECEIVE_BYTES)
+        self.received = memoryview(self.receive_buffer)
         # Polls the epoll descriptor itself: is there anything to poll?
         self._poller = select.poll()
         self._poller.register(self._epoll.fileno(), select.POLLIN)
