@@ -6,8 +6,10 @@
            ◄─stdout: Ready─┘  │
                               └─ event loop: control store + node daemon
 
-In order: read the boot record; listen (so that workers can connect even before the loop runs); fork the zygote while this
-process is still small and has no threads; import the event loop while the zygote imports what workers need; serve.
+In order: read the boot record; import what workers run; listen (so that workers can connect even before the loop runs); fork
+the zygote, while there are no threads; serve. The import comes before the fork because the two then share its pages, and
+because importing twice at the same time was no faster even on idle CPUs. It brings pickle into a process that has no use
+for it; nothing in `node` or `control` may import it, which the layer test checks.
 
 The head ends when its driver does: at the end of its standard input, or when the driver's process is gone (somebody
 whom the driver forked may hold the pipe). It then hangs up on the zygote, which kills the workers and removes the session's
@@ -24,7 +26,7 @@ import signal
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import msgspec
 
@@ -57,18 +59,25 @@ def main(load: Callable[[], Run] = load_worker) -> None:
     name_process("shoal:head")
     _settle_signals()
     try:
+        run = load()
         with open(f"{boot.session_dir}/{HEAD}", "w", encoding="ascii") as file:
             file.write(str(os.getpid()))
         listening = _listen(node_address(boot.session_dir))
-        zygote_pid, zygote = _fork_zygote(boot, listening, load)
+        zygote_pid, zygote = _fork_zygote(boot, listening, run)
     except OSError as error:
         _answer(BootFailed(f"{error.strerror}: {error.filename or boot.session_dir}"))
-        remove_session(boot.session_dir, boot.shm_dir)
         sys.exit(1)
+    except Exception as error:
+        _answer(BootFailed(f"{type(error).__name__}: {error}"))
+        raise
     code = 1
     pids: list[int] = []
     try:
         code = _serve(boot, listening, zygote, pids)
+    except Exception as error:
+        # Too late if it was ready already; then the log has it.
+        _answer(BootFailed(f"{type(error).__name__}: {error}"))
+        raise
     finally:
         # Hang up, if the daemon did not come to it: the zygote waits for nothing else.
         zygote.close()
@@ -122,9 +131,7 @@ def _listen(address: str) -> socket.socket:
     return sock
 
 
-def _fork_zygote(
-    boot: Boot, listening: socket.socket, load: Callable[[], Run]
-) -> tuple[int, socket.socket]:
+def _fork_zygote(boot: Boot, listening: socket.socket, run: Run) -> tuple[int, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for sock in (ours, theirs):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
@@ -133,12 +140,12 @@ def _fork_zygote(
     if not pid:
         ours.close()
         listening.close()
-        _be_zygote(boot, theirs, load)
+        _be_zygote(boot, theirs, run)
     theirs.close()
     return pid, ours
 
 
-def _be_zygote(boot: Boot, head: socket.socket, load: Callable[[], Run]) -> NoReturn:
+def _be_zygote(boot: Boot, head: socket.socket, run: Run) -> NoReturn:
     # The lifeline and the answer are between driver and head.
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -146,7 +153,7 @@ def _be_zygote(boot: Boot, head: socket.socket, load: Callable[[], Run]) -> NoRe
     os.close(null)
     name_process("shoal:zygote")
     session = Session(boot.session_dir, boot.shm_dir, boot.token, boot.lock_fd)
-    serve_and_exit(head, session, load)
+    serve_and_exit(head, session, run)
 
 
 def _raise_descriptor_limit() -> int:
@@ -161,7 +168,7 @@ def _raise_descriptor_limit() -> int:
 
 def _serve(boot: Boot, listening: socket.socket, zygote: socket.socket, pids: list[int]) -> int:
     """Run the daemon until the session is over; the exit code. `pids` gets the workers that may still live."""
-    asyncio = _import_asyncio()
+    import asyncio
     import logging
 
     from shoal.node.daemon import Daemon
@@ -172,7 +179,7 @@ def _serve(boot: Boot, listening: socket.socket, zygote: socket.socket, pids: li
         level=logging.INFO,
     )
     max_descriptors = _raise_descriptor_limit()
-    loop: AbstractEventLoop = asyncio.new_event_loop()
+    loop = asyncio.new_event_loop()
     try:
         daemon = Daemon(loop, boot, zygote, max_descriptors)
         loop.run_until_complete(daemon.start(listening))
@@ -190,19 +197,6 @@ def _serve(boot: Boot, listening: socket.socket, zygote: socket.socket, pids: li
         return code
     finally:
         loop.close()
-
-
-def _import_asyncio() -> Any:
-    """Import asyncio without ssl, which costs 15 ms and 5 MB and is of no use on Unix sockets. Only in this process: the zygote,
-    and with it every worker, was forked before."""
-    hidden = "ssl" not in sys.modules
-    if hidden:
-        sys.modules["ssl"] = None  # type: ignore[assignment]  # makes its import fail, which asyncio allows for
-    import asyncio
-
-    if hidden:
-        del sys.modules["ssl"]
-    return asyncio
 
 
 def _watch_driver(loop: AbstractEventLoop, daemon: Daemon, driver_pid: int) -> None:

@@ -1,7 +1,7 @@
 """The zygote: the process that forks workers, and outlives everybody to clean up.
 
-It is forked from the head before the head has an event loop or threads, imports what workers need, and then does one
-thing at a time: a fork of a process with threads would copy locks that nobody will ever release. All modules that it
+It is forked from the head when that has imported what workers need, and before it has threads or an event loop. Then
+it does one thing at a time: a fork of a process with threads would copy locks that nobody will ever release. All modules that it
 has imported are shared, page by page, with the workers.
 
 ::
@@ -73,9 +73,9 @@ class Session(msgspec.Struct, frozen=True):
 
 
 class Zygote:
-    """Serves the head until it is gone. `load` imports what workers need and gives the function that they run."""
+    """Serves the head until it is gone. `run` is what workers do."""
 
-    def __init__(self, head: socket.socket, session: Session, load: Callable[[], Run]) -> None:
+    def __init__(self, head: socket.socket, session: Session, run: Run) -> None:
         self._head = head
         self._session = session
         self._pid = os.getpid()
@@ -88,7 +88,7 @@ class Zygote:
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         for name in ONE_THREAD:
             os.environ.setdefault(name, "1")
-        self._run = load()
+        self._run = run
 
     def serve(self) -> WorkerBoot | None:
         """Serve; None when the head is gone and all is cleaned up. In a worker, its boot record, at once."""
@@ -285,11 +285,11 @@ def load_worker() -> Run:
     return run
 
 
-def serve_and_exit(head: socket.socket, session: Session, load: Callable[[], Run]) -> NoReturn:
+def serve_and_exit(head: socket.socket, session: Session, run: Run) -> NoReturn:
     """The whole life of the zygote process, and of the workers that are forked from it."""
     code = 1
     try:
-        zygote = Zygote(head, session, load)
+        zygote = Zygote(head, session, run)
         boot = zygote.serve()
         if boot is not None:
             zygote.run(boot)
