@@ -22,9 +22,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Values up to this size travel inside messages and live in their owner's memory. Higher: more copies through
     sockets and bigger owners. Lower: more files and locks for middle-sized values."""
 
-    inline_args_limit_bytes: int = 10 * 1024 * 1024
-    """Most bytes of inlined arguments in one task; what is beyond goes through the object store."""
-
     large_function_bytes: int = 10 * 1024 * 1024
     """A pickled function above this size warns, since it is sent to every worker."""
 
@@ -67,9 +64,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     max_retries: int = 3
     """Default retries of a task whose worker died (`SHOAL_MAX_RETRIES`); -1 is for ever."""
-
-    lineage_limit_bytes: int = 1024 * 1024 * 1024
-    """Most bytes of task arguments that an owner keeps to run tasks again; the oldest go first."""
 
     # --- workers ----------------------------------------------------------------------------------------------
     worker_start_timeout_s: float = 60.0

@@ -281,9 +281,8 @@ class ActorHandle:
         link = self._link
         if link is None:
             with process.lock:
-                process.actors.name(self._actor_id_bytes, self._class_name)
                 link = self._link = process.actors.link(
-                    self._actor_id_bytes, self._description.out_of_order
+                    self._actor_id_bytes, self._class_name, self._description.out_of_order
                 )
         return process, link
 

@@ -127,7 +127,7 @@ class RemoteFunction(Generic[P, R]):
         task.error_retry = checked.retry_exceptions
         task.name = checked.name
         task.window = checked.window
-        return launch(process, task, args, kwargs, self._returns, self._name)
+        return launch(process, task, args, kwargs, self._returns, self._function)
 
     def _bind(self) -> Process:
         """Make this function known to the runtime that is current now."""
@@ -201,6 +201,7 @@ def register(process: Process, code: Any, name: str, max_calls: int = 0) -> Func
             # As long as the function may be called, what it captured must be there.
             process.objects.hold(entry)
         function = Function(len(process.functions), function_id, name, code_value, max_calls)
+        function.target = code
         process.functions[function_id] = function
     return function
 
@@ -211,7 +212,7 @@ def launch(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     returns: int,
-    target: str,
+    target: Any,
 ) -> Any:
     """Submit a task (or call) with any number of results; see `RemoteFunction.remote` for what comes back."""
     packed, deps, holds = process.owner.pack_args(args, kwargs, target)

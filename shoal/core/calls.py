@@ -32,9 +32,11 @@ class ActorCalls:
     """See the module's docstring. `push(link, task)` puts a call on the connection."""
 
     __slots__ = (
+        "__weakref__",
         "actor_id",
         "address",
         "cause",
+        "class_name",
         "connection",
         "error",
         "incarnation",
@@ -48,9 +50,14 @@ class ActorCalls:
     )
 
     def __init__(
-        self, actor_id: bytes, push: Callable[[ActorCalls, Task], None], out_of_order: bool = False
+        self,
+        actor_id: bytes,
+        push: Callable[[ActorCalls, Task], None],
+        out_of_order: bool = False,
+        class_name: str = "",
     ) -> None:
         self.actor_id = actor_id
+        self.class_name = class_name
         self.push = push
         self.out_of_order = out_of_order
         self.queue: deque[Task] = deque()

@@ -56,7 +56,7 @@ _WAITING, _QUEUED, _PUSHED, _HERE, _FINISHED = State
 class Function:
     """A remote function: what is sent once per connection, and how long it has been taking."""
 
-    __slots__ = ("average_us", "code", "function_id", "index", "max_calls", "name")
+    __slots__ = ("average_us", "code", "function_id", "index", "max_calls", "name", "target")
 
     def __init__(
         self, index: int, function_id: bytes, name: str, code: Any, max_calls: int = 0
@@ -67,6 +67,8 @@ class Function:
         self.code = code
         self.max_calls = max_calls
         self.average_us = -1.0
+        # What error messages about arguments look at for the names of parameters.
+        self.target: Any = name
 
 
 class Task:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakValueDictionary
 
 from shoal.core.calls import ActorCalls
 from shoal.core.references import Entry
@@ -38,9 +39,9 @@ class Actors:
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._links: dict[bytes, ActorCalls] = {}
-        self._by_address: dict[str, ActorCalls] = {}
-        self._names: dict[bytes, str] = {}
+        # Links live as long as handles, pending calls or a connection refer to them.
+        self._links: WeakValueDictionary[bytes, ActorCalls] = WeakValueDictionary()
+        self._by_address: WeakValueDictionary[str, ActorCalls] = WeakValueDictionary()
         self.node_handlers: dict[type, Callable[[Any], None]] = {ActorChange: self._on_change}
 
     # --- creating ------------------------------------------------------------------------------------------------
@@ -56,7 +57,6 @@ class Actors:
             if holds:
                 # The arguments live as long as the actor may have to be made again.
                 process.objects.contain(entry, list(holds))
-            self._names[spec.actor_id] = spec.class_name
             self._send_when_known(spec, deps or [])
             process.settle()
             process.reactor.flush_locked()
@@ -90,9 +90,8 @@ class Actors:
         info: ActorInfo = process.node.query(
             lambda req: ActorCreate(req, spec, get_if_exists), ActorInfo, None
         )
-        with process.lock:
-            self._names[info.actor_id] = info.class_name
-            if entry is not None:
+        if entry is not None:
+            with process.lock:
                 if info.existed:
                     process.objects.unhold(entry)
                     return info, None
@@ -115,7 +114,7 @@ class Actors:
         for _, dep in deps:
             if type(dep.value) is Failed:
                 self._die(
-                    self.link(spec.actor_id), "an argument of its __init__ failed", dep.value.error
+                    self.link(spec.actor_id, spec.class_name), "an argument of its __init__ failed", dep.value.error
                 )
                 return
         spec.deps = [Dep(key, wire_args(dep.value)) for key, dep in deps]
@@ -123,11 +122,13 @@ class Actors:
 
     # --- calling -------------------------------------------------------------------------------------------------
 
-    def link(self, actor_id: bytes, out_of_order: bool = False) -> ActorCalls:
+    def link(self, actor_id: bytes, class_name: str = "", out_of_order: bool = False) -> ActorCalls:
         """The record of the calls to an actor (with the lock held); made on first use."""
         link = self._links.get(actor_id)
         if link is None:
-            link = self._links[actor_id] = ActorCalls(actor_id, self._push, out_of_order)
+            link = self._links[actor_id] = ActorCalls(
+                actor_id, self._push, out_of_order, class_name
+            )
         if not link.watched:
             link.watched = True
             self._process.node.send_locked(ActorWatch(actor_id))
@@ -249,13 +250,8 @@ class Actors:
         return ActorDiedError(f"actor {self._name(link)} is dead: {link.cause}", actor_id)
 
     def _name(self, link: ActorCalls) -> str:
-        name = self._names.get(link.actor_id)
         short = link.actor_id.hex()
-        return f"{name}({short})" if name else short
-
-    def name(self, actor_id: bytes, class_name: str) -> None:
-        """Remember what an actor is called, for messages (with the lock held)."""
-        self._names.setdefault(actor_id, class_name)
+        return f"{link.class_name}({short})" if link.class_name else short
 
     def process_died(self, address: str) -> None:
         """An actor's process has ended: send nothing more until the control store has decided about it."""

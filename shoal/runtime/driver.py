@@ -63,8 +63,6 @@ class Driver:
             process.reactor.interrupted = self._interrupts.check
         current_process.set_process(process)
         process.begin()
-        # A child that the program forks has no session: it would write on the parent's sockets.
-        os.register_at_fork(after_in_child=_forget_in_child)
 
     def _on_log(self, message: Log) -> None:
         self._console.show(message)
@@ -108,4 +106,8 @@ class Driver:
 
 
 def _forget_in_child() -> None:
+    """A child that the program forks has no session: it would write on the parent's sockets."""
     current_process.set_process(None)
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -158,7 +158,7 @@ class Owner:
         process = self._process
         task_id = process.ids.task_id()
         if args or kwargs:
-            packed, deps, holds = self.pack_args(args, kwargs, function.name)
+            packed, deps, holds = self.pack_args(args, kwargs, function.target)
         else:
             packed, deps, holds = b"", None, None
         entry = Entry(task_id[:13] + FIRST_RETURN, "", 1)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shoal.config import Config
 from shoal.core.references import ObjectTable
-from shoal.errors import AuthenticationError, NodeDiedError, ShoalError
+from shoal.errors import AuthenticationError, NodeDiedError, NotInitializedError, ShoalError
 from shoal.ids import IdSource, return_id
 from shoal.messages.node import (
     FromNode,
@@ -289,14 +289,19 @@ class Process:
         why = "the session is over: its node daemon ended" + (f" ({error})" if error else "")
         with self.lock:
             self.node.lose(why)
-            failed = Failed(dump_exception(NodeDiedError(f"{why}; call shoal.shutdown(), then shoal.init() for a new one")))
-            for entry in list(self.objects.entries.values()):
-                # Whatever has no value now will never have one.
-                if entry.value is None and entry.actor_id is None:
-                    self.complete(entry, failed, [], None)
-            self.tick()
+            self._fail_everything(
+                NodeDiedError(f"{why}; call shoal.shutdown(), then shoal.init() for a new one")
+            )
         if self.on_node_lost is not None:
             self.on_node_lost(why)
+
+    def _fail_everything(self, error: ShoalError) -> None:
+        """Whatever has no value now will never have one: tell everybody who waits."""
+        failed = Failed(dump_exception(error))
+        for entry in list(self.objects.entries.values()):
+            if entry.value is None and entry.actor_id is None:
+                self.complete(entry, failed, [], None)
+        self.tick()
 
     def _on_peer_gone(self, message: PeerGone) -> None:
         self._peer_died(message.address, message.cause)
@@ -449,7 +454,7 @@ class Process:
         self.reactor.flush()
         with self.lock:
             self.node.lose("shoal was shut down")
-            self.tick()
+            self._fail_everything(NotInitializedError("shoal was shut down before the value was there"))
             self.peers.close()
             if self.node.connection is not None:
                 self.node.connection.close()

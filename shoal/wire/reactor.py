@@ -49,6 +49,7 @@ _FOREVER: Final = -1.0
 _QUIET_LOOKS: Final = 3
 _HOST_PATIENCE_S: Final = 0.05
 _MAX_EVENTS: Final = 64
+_CLOSE_PATIENCE_S: Final = 1.0
 _RECEIVE_BYTES: Final = 256 * 1024
 
 
@@ -414,6 +415,10 @@ class Reactor:
         self._ring()
         if self._service.is_alive() and get_ident() != self._service_ident:
             self._service.join()
+        # A thread that still polls leaves when it sees that what it waited for is over; descriptors go after that.
+        mine = self._leader == get_ident()
+        if not mine and not self._leadership.acquire(timeout=_CLOSE_PATIENCE_S):
+            self.wake()
         self._epoll.close()
         os.close(self._wake_fd)
         self.handlers.clear()

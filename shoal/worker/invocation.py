@@ -60,19 +60,14 @@ class Outcome(NamedTuple):
 def arguments(process: Process, job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call, with references that were passed at top level replaced by their values."""
     packed = job.args
+    name = job.name
     if isinstance(packed, bytes):
-        args, kwargs = deserialize_args(
-            packed, subject=f"the arguments of {job.name}()", side="the worker"
-        )
+        args, kwargs = deserialize_args(packed, target=name, side="the worker")
     elif isinstance(packed, Stored):
         data, buffers = read_layout(process.store.view(packed))
-        args, kwargs = deserialize_args(
-            data, buffers, subject=f"the arguments of {job.name}()", side="the worker"
-        )
+        args, kwargs = deserialize_args(data, buffers, target=name, side="the worker")
     else:
-        args, kwargs = deserialize_args(
-            packed.data, packed.buffers, subject=f"the arguments of {job.name}()", side="the worker"
-        )
+        args, kwargs = deserialize_args(packed.data, packed.buffers, target=name, side="the worker")
     if job.deps:
         positions = list(args)
         for dep in job.deps:
