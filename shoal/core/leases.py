@@ -22,179 +22,30 @@ The shell turns the effects in `outbox` into messages, forks and signals, in ord
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Final
 
+from shoal.core import fairness
 from shoal.core.explanations import why_infeasible, why_waiting
+from shoal.core.lease_records import (
+    AskBack,
+    Claim,
+    Effect,
+    EndWorker,
+    ForkWorker,
+    Grant,
+    Lease,
+    Limits,
+    Owner,
+    Pending,
+    Refuse,
+    Request,
+)
 from shoal.core.pool import Worker, WorkerKey, WorkerPool, WorkerState
 from shoal.core.resources import CPU, NOTHING, Allocation, Amounts, NodeResources
 from shoal.messages.node import Shape
 
-Owner = Hashable
-"""Whoever asks for leases. Opaque, and never reused for another."""
-
-_SECOND: Final = 1_000_000_000
-_FIRST_BURST_NS: Final = _SECOND
 _MAX_START_FAILURES: Final = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The bounds that the queue keeps. Times are nanoseconds."""
-
-    fair_share_ns: int
-    idle_limit: int
-    """Idle workers that are kept. More: quicker next lease, more memory."""
-    idle_ns: int
-    start_timeout_ns: int
-    max_starting: int
-    """Forks in flight. More: a burst of actors without CPUs starts faster, and presses harder on the machine."""
-    max_workers: int
-    """Processes in all: each costs descriptors of the node daemon."""
-
-
-# --- effects --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class ForkWorker:
-    """Fork a worker; report `on_registered`, `on_worker_gone`."""
-
-    worker_id: bytes
-    key: WorkerKey
-
-
-@dataclass(frozen=True, slots=True)
-class EndWorker:
-    """End a worker: in good order, or at once if `kill`. Report `on_worker_gone`."""
-
-    worker_id: bytes
-    reason: str
-    kill: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """A request is served."""
-
-    owner: Owner
-    req: int
-    lease_id: int
-    worker_id: bytes
-    gpu_ids: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """A request will never be served: its workers do not start."""
-
-    owner: Owner
-    req: int
-    kind: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class AskBack:
-    """Ask the owner of a lease to return it when it has drained."""
-
-    owner: Owner
-    lease_id: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A request cannot be served as the node stands; its owner is told once."""
-
-    owner: Owner
-    req: int
-    reason: str
-
-
-Effect = ForkWorker | EndWorker | Grant | Refuse | AskBack | Pending
-
-
-# --- records --------------------------------------------------------------------------------------------------------
-
-
-class Request:
-    """A wish for a worker. An actor's has `keeps`: what it still holds once it is settled."""
-
-    __slots__ = ("claim", "keeps", "name", "outlives_job", "owner", "req", "seq", "since")
-
-    def __init__(
-        self,
-        owner: Owner,
-        req: int,
-        claim: Claim,
-        seq: int,
-        since: int,
-        name: str,
-        keeps: Amounts | None,
-        outlives_job: bool,
-    ) -> None:
-        self.owner = owner
-        self.req = req
-        self.claim = claim
-        self.seq = seq
-        self.since = since
-        self.name = name
-        self.keeps = keeps
-        self.outlives_job = outlives_job
-
-
-class Claim:
-    """What one claimant asks for: its waiting requests, how many leases it holds and works with, and since when (as a
-    sequence number) it waits for its turn."""
-
-    __slots__ = ("amounts", "held", "key", "owner", "refs", "since", "waiting")
-
-    def __init__(self, owner: Owner, key: WorkerKey, amounts: Amounts) -> None:
-        self.owner = owner
-        self.key = key
-        self.amounts = amounts
-        self.waiting: deque[Request] = deque()
-        self.since = 0
-        # Leases that count by rule 1, and all requests and leases that refer to this record.
-        self.held = 0
-        self.refs = 0
-
-
-class Lease:
-    """A worker in somebody's hands."""
-
-    __slots__ = (
-        "allocation",
-        "asked_back",
-        "blocked",
-        "granted_at",
-        "lease_id",
-        "orphaned",
-        "request",
-        "settled",
-        "worker",
-    )
-
-    def __init__(
-        self, lease_id: int, request: Request, worker: Worker, allocation: Allocation, now: int
-    ) -> None:
-        self.lease_id = lease_id
-        self.request = request
-        self.worker = worker
-        self.allocation = allocation
-        self.granted_at = now
-        self.asked_back = False
-        self.blocked = False
-        self.settled = False
-        self.orphaned = False
-
-    @property
-    def counts(self) -> bool:
-        """Whether it counts among what its claimant holds: an actor's does only while it is being placed, and one
-        whose worker waits has lent what others want."""
-        return not (self.blocked or self.settled or self.orphaned)
 
 
 class LeaseQueue:
@@ -468,7 +319,7 @@ class LeaseQueue:
         left = [
             claim for claim in self._claims.values() if len(claim.waiting) > ahead.get(id(claim), 0)
         ]
-        left.sort(key=_turn)
+        left.sort(key=fairness.turn)
         return left
 
     def _serve(self, request: Request, now: int) -> None:
@@ -509,68 +360,27 @@ class LeaseQueue:
         if age < 0:
             self._due(now - age)
             return None
-        length = 4 * _FIRST_BURST_NS
-        while age >= length:
-            age -= length
-            length *= 2
-        in_burst = age < length // 4
-        self._due(now - age + (length // 4 if in_burst else length))
-        return oldest if in_burst and self._returns_may_serve(oldest) else None
-
-    def _returns_may_serve(self, request: Request) -> bool:
-        returning = dict(self.resources.available)
-        for lease in self._leases.values():
-            if lease.request.keeps is None:
-                for name, amount in lease.allocation.amounts:
-                    if name != CPU or not lease.blocked:
-                        returning[name] = returning.get(name, 0) + amount
-        return all(returning.get(name, 0) >= amount for name, amount in request.claim.amounts)
-
-    # --- asking back ---------------------------------------------------------------------------------------------
+        reserves, for_ns = fairness.burst(age)
+        self._due(now + for_ns)
+        if reserves and fairness.returns_may_serve(
+            oldest.claim.amounts, self.resources.available, self._leases.values()
+        ):
+            return oldest
+        return None
 
     def _ask_back(self, waiting: list[Claim], now: int) -> None:
-        """Ask for leases by rule 3, as few as would serve the first request of each waiting claim."""
-        ripe: list[Lease] = []
-        coming = {name: max(0, amount) for name, amount in self.resources.available.items()}
-        for lease in self._leases.values():
-            if lease.asked_back or lease.worker.state is WorkerState.ENDING:
-                _add(coming, lease.allocation.amounts)
-            elif lease.request.keeps is None and not lease.blocked:
-                ripe_at = lease.granted_at + self._limits.fair_share_ns
-                if ripe_at <= now:
-                    ripe.append(lease)
-                else:
-                    self._due(ripe_at)
-        for claim in waiting:
-            if not ripe:
-                return
-            short = {
-                name: amount - coming.get(name, 0)
-                for name, amount in claim.amounts
-                if amount > coming.get(name, 0)
-            }
-            # Those with the most leases give first; among them the lease that is the oldest.
-            ripe.sort(key=_richest_first)
-            for lease in list(ripe):
-                if not short:
-                    break
-                holder = lease.request.claim
-                if holder is claim or not (claim.held == 0 or holder.held > claim.held + 1):
-                    continue
-                gives = dict(lease.allocation.amounts)
-                if not short.keys() & gives.keys():
-                    continue
-                lease.asked_back = True
-                ripe.remove(lease)
-                self.outbox.append(AskBack(lease.request.owner, lease.lease_id))
-                _add(coming, lease.allocation.amounts)
-                short = {
-                    name: amount - gives.get(name, 0)
-                    for name, amount in short.items()
-                    if amount > gives.get(name, 0)
-                }
-            for name, amount in claim.amounts:
-                coming[name] = max(0, coming.get(name, 0) - amount)
+        """Ask for leases by rule 3."""
+        asked, ripe_at = fairness.leases_to_ask_back(
+            waiting,
+            self._leases.values(),
+            self.resources.available,
+            ripe_before=now - self._limits.fair_share_ns,
+        )
+        for lease in asked:
+            lease.asked_back = True
+            self.outbox.append(AskBack(lease.request.owner, lease.lease_id))
+        if ripe_at is not None:
+            self._due(ripe_at + self._limits.fair_share_ns)
 
     # --- workers -------------------------------------------------------------------------------------------------
 
@@ -726,16 +536,3 @@ class LeaseQueue:
         assert queued + len(self._infeasible) == len(self._requests)
         assert refs == len(self._requests) + len(self._leases)
         assert self.pool.starting_count <= max(self._limits.max_starting, self._limits.idle_limit)
-
-
-def _turn(claim: Claim) -> tuple[int, int]:
-    return claim.held, claim.since
-
-
-def _richest_first(lease: Lease) -> tuple[int, int]:
-    return -lease.request.claim.held, lease.lease_id
-
-
-def _add(amounts: dict[str, int], more: Amounts) -> None:
-    for name, amount in more:
-        amounts[name] = amounts.get(name, 0) + amount

@@ -13,7 +13,7 @@ from typing import Final
 from shoal.clock import monotonic_ns
 from shoal.control.link import ControlLink
 from shoal.core.endings import ended_clause, killed_clause
-from shoal.core.leases import Grant, Pending, Refuse
+from shoal.core.lease_records import Grant, Pending, Refuse
 from shoal.messages.control import (
     ActorGone,
     ActorLeaves,

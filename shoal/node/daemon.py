@@ -28,7 +28,7 @@ from shoal.control.link import ControlLink
 from shoal.control.storage.memory import MemoryStorage
 from shoal.control.store import ControlStore
 from shoal.core.endings import killed_clause
-from shoal.core.leases import AskBack, Grant, Lease, Pending, Refuse
+from shoal.core.lease_records import AskBack, Grant, Lease, Pending, Refuse
 from shoal.errors import ProtocolError
 from shoal.messages.boot import Boot
 from shoal.messages.control import (

@@ -18,17 +18,17 @@ from typing import Final, Protocol
 
 from shoal.clock import monotonic_ns
 from shoal.core.endings import ended_clause, exit_clause, killed_clause
-from shoal.core.leases import (
+from shoal.core.lease_records import (
     AskBack,
     EndWorker,
     ForkWorker,
     Grant,
     Lease,
-    LeaseQueue,
     Limits,
     Pending,
     Refuse,
 )
+from shoal.core.leases import LeaseQueue
 from shoal.core.pool import WorkerKey
 from shoal.core.resources import CPU, NodeResources
 from shoal.messages.boot import Boot

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from shoal.core.leases import AskBack, EndWorker, ForkWorker, Grant, LeaseQueue, Pending, Refuse
+from shoal.core.lease_records import AskBack, EndWorker, ForkWorker, Grant, Pending, Refuse
+from shoal.core.leases import LeaseQueue
 from shoal.core.pool import WorkerKey, WorkerState
 from shoal.core.resources import CPU
 from shoal.errors import InternalError
@@ -141,7 +142,7 @@ def test_workers_are_not_shared_between_jobs_and_environments() -> None:
     node.request(1)
     node.request(1, Shape(CPU1.resources, '{"env_vars":{"A":"1"}}'))
     node.queue.on_request(2, 50, b"other job", CPU1, 0)
-    keys = {node.queue.pool.get(g.worker_id).key for g in node.grants()}  # type: ignore[union-attr]
+    keys = {node.queue.pool.get(g.worker_id).key for g in node.grants()}  # type: ignore[union-attr]  # they live
     assert len(keys) == 3
 
 

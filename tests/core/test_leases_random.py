@@ -8,7 +8,8 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.core.leases import EndWorker, ForkWorker, Grant, LeaseQueue, Limits, Refuse
+from shoal.core.lease_records import EndWorker, ForkWorker, Grant, Limits, Refuse
+from shoal.core.leases import LeaseQueue
 from shoal.core.resources import NodeResources
 from shoal.messages.node import UNIT, Shape
 

@@ -1,0 +1,170 @@
+"""What the lease queue keeps and what it decides: its limits, effects and records. See `core.leases`."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from shoal.core.pool import Worker, WorkerKey
+from shoal.core.resources import Allocation, Amounts
+
+Owner = Hashable
+"""Whoever asks for leases. Opaque, and never reused for another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds that the queue keeps. Times are nanoseconds."""
+
+    fair_share_ns: int
+    idle_limit: int
+    """Idle workers that are kept. More: quicker next lease, more memory."""
+    idle_ns: int
+    start_timeout_ns: int
+    max_starting: int
+    """Forks in flight. More: a burst of actors without CPUs starts faster, and presses harder on the machine."""
+    max_workers: int
+    """Processes in all: each costs descriptors of the node daemon."""
+
+
+# --- effects --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ForkWorker:
+    """Fork a worker; report `on_registered`, `on_worker_gone`."""
+
+    worker_id: bytes
+    key: WorkerKey
+
+
+@dataclass(frozen=True, slots=True)
+class EndWorker:
+    """End a worker: in good order, or at once if `kill`. Report `on_worker_gone`."""
+
+    worker_id: bytes
+    reason: str
+    kill: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A request is served."""
+
+    owner: Owner
+    req: int
+    lease_id: int
+    worker_id: bytes
+    gpu_ids: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """A request will never be served: its workers do not start."""
+
+    owner: Owner
+    req: int
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskBack:
+    """Ask the owner of a lease to return it when it has drained."""
+
+    owner: Owner
+    lease_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A request cannot be served as the node stands; its owner is told once."""
+
+    owner: Owner
+    req: int
+    reason: str
+
+
+Effect = ForkWorker | EndWorker | Grant | Refuse | AskBack | Pending
+
+
+# --- records --------------------------------------------------------------------------------------------------------
+
+
+class Request:
+    """A wish for a worker. An actor's has `keeps`: what it still holds once it is settled."""
+
+    __slots__ = ("claim", "keeps", "name", "outlives_job", "owner", "req", "seq", "since")
+
+    def __init__(
+        self,
+        owner: Owner,
+        req: int,
+        claim: Claim,
+        seq: int,
+        since: int,
+        name: str,
+        keeps: Amounts | None,
+        outlives_job: bool,
+    ) -> None:
+        self.owner = owner
+        self.req = req
+        self.claim = claim
+        self.seq = seq
+        self.since = since
+        self.name = name
+        self.keeps = keeps
+        self.outlives_job = outlives_job
+
+
+class Claim:
+    """What one claimant asks for: its waiting requests, how many leases it holds and works with, and since when (as a
+    sequence number) it waits for its turn."""
+
+    __slots__ = ("amounts", "held", "key", "owner", "refs", "since", "waiting")
+
+    def __init__(self, owner: Owner, key: WorkerKey, amounts: Amounts) -> None:
+        self.owner = owner
+        self.key = key
+        self.amounts = amounts
+        self.waiting: deque[Request] = deque()
+        self.since = 0
+        # Leases that count by rule 1, and all requests and leases that refer to this record.
+        self.held = 0
+        self.refs = 0
+
+
+class Lease:
+    """A worker in somebody's hands."""
+
+    __slots__ = (
+        "allocation",
+        "asked_back",
+        "blocked",
+        "granted_at",
+        "lease_id",
+        "orphaned",
+        "request",
+        "settled",
+        "worker",
+    )
+
+    def __init__(
+        self, lease_id: int, request: Request, worker: Worker, allocation: Allocation, now: int
+    ) -> None:
+        self.lease_id = lease_id
+        self.request = request
+        self.worker = worker
+        self.allocation = allocation
+        self.granted_at = now
+        self.asked_back = False
+        self.blocked = False
+        self.settled = False
+        self.orphaned = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts among what its claimant holds: an actor's does only while it is being placed, and one
+        whose worker waits has lent what others want."""
+        return not (self.blocked or self.settled or self.orphaned)
