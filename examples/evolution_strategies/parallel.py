@@ -51,9 +51,9 @@ def examine(parameters: Parameters, seeds: Sequence[int]) -> list[float]:
     return returns
 
 
-@shoal.remote(num_cpus=0)  # it is idle nearly always, and should not keep a processor from tasks
-class SharedNoise(Noise):
-    """`Noise` in a process of its own, for whoever holds a handle to it."""
+# An ordinary class made an actor class: `serial.py` uses the same one as it is. This actor is idle
+# nearly always, and takes no processor away from the tasks.
+SharedNoise = shoal.remote(num_cpus=0)(Noise)
 
 
 class Parallel:
@@ -62,8 +62,11 @@ class Parallel:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._noise = SharedNoise.remote(settings.seed, PARAMETER_COUNT)
-        self._table = self._noise.table.remote()  # a reference; nothing is waited for here
-        self._next_draw = self._noise.draw.remote(settings.pairs)
+        # References to what the actor is going to return: nothing is waited for here.
+        self._table: shoal.ObjectRef[NDArray[np.float32]] = self._noise.table.remote()
+        self._next_draw: shoal.ObjectRef[NDArray[np.int64]] = self._noise.draw.remote(
+            settings.pairs
+        )
 
     def table(self) -> NDArray[np.float32]:
         return shoal.get(self._table)

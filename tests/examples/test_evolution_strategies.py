@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from examples.evolution_strategies import cartpole, learning, noise
+from examples.evolution_strategies import cartpole, learning, noise, picture
 from examples.evolution_strategies.__main__ import main
 from examples.evolution_strategies.cartpole import PARAMETER_COUNT, Parameters, Score
 from examples.evolution_strategies.learning import Adam, Generation, Settings
@@ -141,7 +141,7 @@ def test_a_mirrored_pair_is_both_sides_of_the_parameters() -> None:
 
     plus, plus_steps = cartpole.play(parameters + shift, [1, 2])
     minus, minus_steps = cartpole.play(parameters - shift, [1, 2])
-    assert score.returns == (np.mean(plus), np.mean(minus))
+    assert score.returns == (float(np.mean(plus)), float(np.mean(minus)))
     assert score.steps == plus_steps + minus_steps
 
 
@@ -232,15 +232,23 @@ def test_no_exam_is_held_for_a_poor_generation() -> None:
 # The command line
 
 
+@pytest.fixture(scope="module")
+def fonts(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """matplotlib keeps the files of fonts open once it has used them; that is no leak of ours."""
+    generation = _first_generation(SMALL)
+    picture.draw({"any": [(0.1, generation)]}, 475.0, tmp_path_factory.mktemp("fonts") / "any.png")
+
+
+@pytest.mark.usefixtures("fonts")
 def test_missing_the_target_is_a_failure_that_still_draws_the_curve(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture = tmp_path / "new" / "curve.png"
+    curve = tmp_path / "new" / "curve.png"
 
-    code = main(f"--serial --generations 2 --population 4 --out {picture}".split())
+    code = main(f"--serial --generations 2 --population 4 --out {curve}".split())
 
     assert code == 1
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert curve.read_bytes().startswith(b"\x89PNG")
     assert "was not reached in 2 generations" in capsys.readouterr().out.replace("\n", " ")
 
 
