@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    console = Console()
+    console = Console(soft_wrap=True)  # a line of a log stays one line
     runs: dict[str, Run] = {}
     try:
         if not options.serial:

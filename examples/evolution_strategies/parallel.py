@@ -5,7 +5,8 @@
     actor    `SharedNoise`   makes the noise table, and owns the stream of draws from it
     object   the noise table, 16 MB: made once, then read by every task where it lies in shared
              memory, without a copy
-    object   the parameters: put once a generation, whatever the number of tasks
+    object   the parameters: put once a generation, whatever the number of tasks; so small that
+             they travel with them, but a network of any size would be passed in the same way
 
 Rollouts finish in any order and are taken as they come; what is learnt from them does not depend on
 that order (see `learning.py`).
@@ -40,7 +41,7 @@ def rollout(
     sigma: float,
     seeds: Sequence[int],
 ) -> Score:
-    """Score one mirrored pair. The two arrays arrive as read-only views of shared memory."""
+    """Score one mirrored pair. `table` is a read-only view of shared memory, not a copy."""
     return play_mirrored(parameters, table, start, sigma, seeds)
 
 

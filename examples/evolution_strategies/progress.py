@@ -32,7 +32,7 @@ class Watch:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._row = self._bar.add_task("", total=settings.pairs, figures="")
+        self._row = self._bar.add_task("generation 1", total=settings.pairs, figures="")
         self._reset()
 
     def __enter__(self) -> Self:
