@@ -468,24 +468,22 @@ class Console:
 
     # --- with the lock held --------------------------------------------------------------------------------------
 
-    def _tell(self, text: str) -> None:
-        self._counter.outbox.append(Line(STDERR, 0, "shoal", text))
-
     def _tell_dropped(self) -> None:
         if self._dropped:
-            self._tell(
-                f"{self._dropped:,} lines of workers are missing here, because they came faster than this output took "
-                "them; the workers' log files have them all"
-            )
+            self._tell_hidden(self._dropped, "came faster than this output took them")
             self._dropped = 0
 
     def _tell_skipped(self) -> None:
         if self._counter.skipped:
-            self._tell(
-                f"{self._counter.skipped:,} lines of workers were not shown, because they match "
-                "SHOAL_DEDUP_LOGS_SKIP_REGEX; the workers' log files have them all"
-            )
+            self._tell_hidden(self._counter.skipped, "matched SHOAL_DEDUP_LOGS_SKIP_REGEX")
             self._counter.skipped = 0
+
+    def _tell_hidden(self, count: int, why: str) -> None:
+        lines = "1 line" if count == 1 else f"{count:,} lines"
+        text = (
+            f"not shown here: {lines} of workers that {why}; the workers' log files have everything"
+        )
+        self._counter.outbox.append(Line(STDERR, 0, "shoal", text))
 
     def _hand_over(self) -> None:
         """Give the writer what the counter decided, and see that there is a writer."""
@@ -513,9 +511,13 @@ class Console:
         if self._writer is threading.current_thread():
             # The user's stream calls us while we write to it: waiting would be for ourselves.
             return False
-        while self._writer is None and self._unwritten:
-            self._write_batch()
-        return self._changed.wait_for(lambda: not self._unwritten_bytes, timeout_s)
+        deadline = monotonic() + timeout_s
+        while self._unwritten_bytes:
+            if self._writer is None and self._unwritten:
+                self._write_batch()
+            elif not self._changed.wait(max(deadline - monotonic(), 0.0)):
+                return not self._unwritten_bytes
+        return True
 
     # --- the writer ----------------------------------------------------------------------------------------------
 
@@ -533,7 +535,9 @@ class Console:
                         if not self._unwritten:
                             return
             finally:
+                # What is left now is for those who wait in `flush` or `close`, if any.
                 self._writer = None
+                self._changed.notify_all()
 
     def _write_batch(self) -> None:
         """Write some of what there is. Called with the lock held, and lets go of it meanwhile."""

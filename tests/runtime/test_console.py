@@ -170,8 +170,9 @@ def test_patterns_and_the_number_of_lines_that_they_hide(monkeypatch: pytest.Mon
     }
     *lines, last = shown_with(environ, monkeypatch)
     assert lines == ["pear", "plum", "pear", "plum [repeated 1x by other processes]"]
-    assert last.startswith(
-        "2 lines of workers were not shown, because they match SHOAL_DEDUP_LOGS_SKIP"
+    assert last == (
+        "not shown here: 2 lines of workers that matched SHOAL_DEDUP_LOGS_SKIP_REGEX; "
+        "the workers' log files have everything"
     )
 
 
@@ -240,14 +241,78 @@ def test_more_than_a_stopped_output_may_leave_is_dropped_and_told(
         for number in range(100):
             console.show(log(1, f"line {number}", f"and {number}"))
         gate.open.set()
-        until(lambda: "are missing here" in gate.getvalue())
+        until(lambda: "not shown here" in gate.getvalue())
         console.show(log(1, "after"))
     first, *shown, notice, after = gate.getvalue().splitlines()
     assert (first, after) == ("first", "after")
     assert shown[:3] == ["line 0", "and 0", "line 1"]
-    assert notice.startswith(
-        f"{200 - len(shown)} lines of workers are missing here, because they came"
+    assert notice == (
+        f"not shown here: {200 - len(shown)} lines of workers that came faster than this output took them; "
+        "the workers' log files have everything"
     )
+
+
+def test_the_number_of_dropped_lines_stands_where_they_are_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Steps(io.StringIO):
+        begun = 0
+        allowed = threading.Semaphore(0)
+
+        def write(self, text: str) -> int:
+            self.begun += 1
+            assert self.allowed.acquire(timeout=60)
+            return super().write(text)
+
+    monkeypatch.setattr(console_module, "_BATCH_LINES", 1)
+    monkeypatch.setattr(console_module, "MAX_UNWRITTEN_BYTES", 1_000)
+    out = Steps()
+    with closing(Console(out, out, prefix=False)) as console:
+        # A line of this length counts as 250 bytes, and room for one is made when it has been written.
+        for text in "abcde":
+            console.show(log(1, text * 50))
+        console.show(log(1, "dropped", "dropped"))
+        out.allowed.release()
+        until(lambda: out.begun == 2)
+        console.show(log(1, "f" * 50))
+        console.show(log(1, "dropped"))
+        out.allowed.release(100)
+    lines = out.getvalue().splitlines()
+    assert [line[:25] for line in lines] == [
+        *(text * 25 for text in "abcde"),
+        "not shown here: 2 lines o",
+        "f" * 25,
+        "not shown here: 1 line of",
+    ]
+
+
+def test_close_writes_what_the_thread_leaves_when_the_main_thread_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate = Gate()
+    console = Console(gate, prefix=False)
+    console.show(log(1, "first"))
+    assert gate.reached.wait(20)
+    console.show(log(1, "second"))
+    monkeypatch.setattr(console_module, "_main_has_ended", lambda: True)
+    # Most likely while `close` waits; it must not matter.
+    opener = threading.Timer(0.05, gate.open.set)
+    opener.start()
+    assert console.close(timeout_s=60)
+    opener.join()
+    assert gate.getvalue() == "first\nsecond\n"
+
+
+def test_no_thread_is_started_when_the_main_thread_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(console_module, "_main_has_ended", lambda: True)
+    out = io.StringIO()
+    console = Console(out, prefix=False)
+    console.show(log(1, "x"))
+    assert not console_threads()
+    assert console.close()
+    assert out.getvalue() == "x\n"
 
 
 def test_closing_does_not_wait_for_ever_for_a_stopped_output() -> None:
@@ -303,7 +368,8 @@ def test_a_stream_may_call_the_console() -> None:
         def write(self, text: str) -> int:
             if "question" in text:
                 console.show(log(2, "answer"))
-                assert not console.flush()
+                # At once, since waiting would be for itself.
+                assert not console.flush(timeout_s=600)
             return super().write(text)
 
     out = Curious()
@@ -390,6 +456,8 @@ def test_workers_that_go_on_printing_do_not_keep_a_program_alive() -> None:
                 time.sleep(0.001)
         ended = threading.Event()
         threading.Thread(target=chatter, daemon=True).start()
+        while not any(t.name == "shoal-console" and t.is_alive() for t in threading.enumerate()):
+            time.sleep(0.001)
         @atexit.register
         def end():
             ended.set()
