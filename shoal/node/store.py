@@ -3,6 +3,9 @@
 A process manages its own segments; the node knows only how many bytes it may use. When it has ended, its segments still
 hold objects that others refer to: from then on the node frees them, block by block, as their owners say so, and
 the rest when the job ends. What a dead process holds is measured, not believed: the blocks that its files have.
+
+Limit: which blocks of a dead process live, the node does not know. A process that ends in order gives its idle memory back
+first; what one that crashed had idle stays until its job ends, and so do the pages at the edges of freed blocks.
 """
 
 from __future__ import annotations
