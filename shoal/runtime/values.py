@@ -6,6 +6,7 @@ references), or `Stored` (in shared memory, above `inline_limit_bytes`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shoal.errors import InternalError, TaskError
@@ -31,7 +32,12 @@ class Values:
 
     def entries_in(self, serialized: Serialized) -> list[Entry]:
         """The entries that the references inside a value count on. Weak handles count on none."""
-        return [ref._entry for ref in serialized.refs if ref._entry is not None]
+        return self.entries_of(serialized.refs)
+
+    @staticmethod
+    def entries_of(handles: Sequence[Any]) -> list[Entry]:
+        """The same, for handles that were found inside a value."""
+        return [handle._entry for handle in handles if handle._entry is not None]
 
     def wire_refs(self, entries: list[Entry]) -> list[Ref]:
         """References as messages name them."""

@@ -54,8 +54,8 @@ from shoal.messages.values import Inline
 from shoal.runtime.context import TaskContext
 from shoal.serial.exceptions import dump_exception
 from shoal.wire.reactor import Waiter
-from shoal.worker.host import ActorHost
 from shoal.worker.functions import Definition, Functions
+from shoal.worker.host import ActorHost
 from shoal.worker.invocation import Job, Outcome, failure, perform
 from shoal.worker.streaming import Streams
 
@@ -332,7 +332,9 @@ class Executor:
         with process.lock:
             if outcome.lent or objects.unregistered:
                 process.settle()
-                countdown = objects.register_before(outcome.lent, connection.peer_address)
+                # A caller that is gone borrows nothing more.
+                lent = [] if connection.closed else process.values.entries_of(outcome.lent)
+                countdown = objects.register_before(lent, connection.peer_address)
                 if countdown is not None:
                     process.borrowing.carry_out()
 

@@ -24,7 +24,6 @@ from shoal.serial.layout import read_layout
 from shoal.serial.values import deserialize_args, serialize
 
 if TYPE_CHECKING:
-    from shoal.core.references import Entry
     from shoal.runtime.context import TaskContext
     from shoal.runtime.process import Process
 
@@ -49,10 +48,14 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a call: the answer, the entries of references inside its results, and the run time."""
+    """What became of a call: the answer, the handles inside its results, and the run time.
+
+    The handles keep their objects alive until the answer has been given: the user's code may have dropped its own
+    already, and whoever leads the reactor may count that at any moment.
+    """
 
     message: Done | Results | Failure
-    lent: list[Entry]
+    lent: list[Any]
     start_ns: int
     end_ns: int
 
@@ -108,8 +111,8 @@ def perform(process: Process, context: TaskContext, job: Job, call: Callable[...
 
 def pack_result(
     process: Process, job: Job, result: Any, took_us: int
-) -> tuple[Done | Results, list[Entry]]:
-    """The answer that carries a result.
+) -> tuple[Done | Results, list[Any]]:
+    """The answer that carries a result, and the handles inside it.
 
     Raises:
         UnserializableError: it cannot be sent.
@@ -123,7 +126,7 @@ def pack_result(
     if job.returns == 0:
         return Results(job.task_id, [], took_us), []
     values: list[Value] = []
-    all_lent: list[Entry] = []
+    all_lent: list[Any] = []
     for index, item in enumerate(split_result(job, result)):
         value, lent = pack_value(process, item, f"result {index} of {job.name}()")
         values.append(wire_value(value))
@@ -133,11 +136,13 @@ def pack_result(
 
 def pack_value(
     process: Process, value: Any, subject: str
-) -> tuple[bytes | Inline | Stored, list[Entry]]:
-    """A value ready to be sent, and the entries of the references inside it."""
+) -> tuple[bytes | Inline | Stored, list[Any]]:
+    """A value ready to be sent, and the handles inside it."""
     serialized = serialize(value, subject=subject)
-    lent = process.values.entries_in(serialized) if serialized.refs else []
-    return process.values.pack(serialized, lent), lent
+    if not serialized.refs:
+        return process.values.pack(serialized, []), []
+    entries = process.values.entries_in(serialized)
+    return process.values.pack(serialized, entries), list(serialized.refs)
 
 
 def split_result(job: Job, result: Any) -> Iterator[Any]:

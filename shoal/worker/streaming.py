@@ -150,7 +150,8 @@ class Streams:
 
     def _send(self, connection: Connection, job: Job, index: int, item: Any) -> None:
         process = self._executor.process
-        value, lent = pack_value(process, item, f"item {index} of {job.name}()")
+        value, handles = pack_value(process, item, f"item {index} of {job.name}()")
+        lent = [] if connection.closed else process.values.entries_of(handles)
         message = StreamItem(job.task_id, index, wire_value(value))
         with process.lock:
             countdown = (
