@@ -16,7 +16,7 @@ from shoal.ids import ActorID, return_id
 from shoal.messages.node import ActorInfo, ActorSpec
 from shoal.runtime import current_process
 from shoal.runtime.values import wire_args
-from shoal.serial.hooks import register_rebuilder
+from shoal.serial.hooks import register_rebuilder, register_ref_type
 from shoal.worker.invocation import ActorExit
 
 if TYPE_CHECKING:
@@ -436,3 +436,4 @@ def load_handle(
 
 
 register_rebuilder(load_handle, 17)
+register_ref_type(ActorHandle, reduce_handle)
