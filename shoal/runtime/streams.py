@@ -68,12 +68,12 @@ class Stream:
         if self.length >= 0:
             return
         self.length = length
-        beyond = self._items.pop(length, None)
-        if beyond is not None:
-            # Somebody waits for an item that will not come.
+        beyond = self._items.get(length)
+        if beyond is not None and beyond.value is None:
+            # Somebody waits for an item that will not come. The entry stays until the stream is abandoned, or the waiting
+            # thread would find it freed instead of known.
             error = StreamEndError(f"the stream has ended after {length} items")
             self._process.complete(beyond, Failed(dump_exception(error)), [], registered=True)
-            self._process.objects.unhold(beyond)
         for entry in self._items.values():
             if entry.value is not None:
                 entry.task = None
