@@ -41,6 +41,19 @@ def as_amounts(resources: Mapping[str, float]) -> Amounts:
     return tuple(amounts)
 
 
+def check_amounts(amounts: Amounts) -> None:
+    """Raise unless a demand that came from elsewhere is one.
+
+    Raises:
+        ValueError: names out of order or twice, or a negative amount.
+    """
+    names = [name for name, _ in amounts]
+    if any(amount < 0 for _, amount in amounts) or names != sorted(set(names)):
+        raise ValueError(
+            f"{amounts!r} is not a demand: sorted names, each once, and amounts from 0"
+        )
+
+
 def amount_text(amount: int) -> str:
     """An amount as users write it: 1, 0.5, 0.0001."""
     whole, rest = divmod(abs(amount), UNIT)

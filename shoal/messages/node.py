@@ -139,7 +139,8 @@ class LeaseWanted(msgspec.Struct, array_like=True, tag=17):
 
 
 class LeasePending(msgspec.Struct, array_like=True, tag=18):
-    """A request cannot be satisfied by any node as things stand; `reason` says why and what would help."""
+    """A request cannot be satisfied by any node as things stand; `reason` says why and what would help. With `req` 0 it
+    goes to the driver, and is about an actor, which the reason names."""
 
     req: int
     reason: str
@@ -171,7 +172,8 @@ class KillProcess(msgspec.Struct, array_like=True, tag=22):
 
 
 class Exit(msgspec.Struct, array_like=True, tag=23):
-    """Node to worker: end in good order when what is queued has run (`now`: at once)."""
+    """Node to worker: end in good order when what is queued has run (`now`: at once). Node to driver: the session is
+    over, for this reason."""
 
     reason: str
     now: bool = False

@@ -29,6 +29,7 @@ from shoal.control.storage.memory import MemoryStorage
 from shoal.control.store import ControlStore
 from shoal.core.endings import killed_clause
 from shoal.core.lease_records import AskBack, Grant, Lease, Pending, Refuse
+from shoal.core.resources import check_amounts
 from shoal.errors import ProtocolError
 from shoal.messages.boot import Boot
 from shoal.messages.control import (
@@ -82,6 +83,7 @@ from shoal.messages.node import (
     Registered,
     RegisterWorker,
     Reply,
+    Shape,
     ToNode,
     Unblocked,
     Watch,
@@ -94,7 +96,7 @@ from shoal.node.store import StoreKeeper
 from shoal.node.workers import Process, Workers
 from shoal.node.zygote_link import ZygoteLink
 from shoal.wire.aio import ServerConnection
-from shoal.wire.session import node_address
+from shoal.wire.session import creator_at, node_address
 
 _log = logging.getLogger("shoal.node")
 _EVENTS_OF_PAST_PROCESSES: Final = 10
@@ -235,6 +237,12 @@ class Daemon:
 
     def _register_driver(self, connection: ServerConnection, message: RegisterDriver) -> None:
         job = message.job
+        if os.path.dirname(message.address) != self._boot.session_dir or not creator_at(
+            message.address
+        ):
+            raise ProtocolError(
+                f"a driver listens in the session's folder, not at {message.address!r}"
+            )
         if self._clients.driver_of(job.job_id) is not None:
             raise ProtocolError(f"job {job.job_id.hex()} has a driver already")
         self._jobs[job.job_id] = job
@@ -321,6 +329,7 @@ class Daemon:
         return process is None or bool(process.ordered)
 
     def _on_lease_request(self, client: Client, message: LeaseRequest) -> None:
+        _check_shape(message.shape)
         if not self._is_leaving(client):
             self._workers.queue.on_request(
                 client.number,
@@ -347,6 +356,8 @@ class Daemon:
             )
 
     def _on_actor_create(self, client: Client, message: ActorCreate) -> None:
+        _check_shape(message.spec.shape)
+        _check_shape(message.spec.placement_shape)
         if self._is_leaving(client):
             client.send(Reply(message.req, error="ActorDiedError: its creator is ending"))
             return
@@ -481,3 +492,10 @@ class Daemon:
             node_address(boot.session_dir),
             os.getpid(),
         )
+
+
+def _check_shape(shape: Shape) -> None:
+    try:
+        check_amounts(shape.resources)
+    except ValueError as error:
+        raise ProtocolError(str(error)) from None

@@ -18,6 +18,15 @@ class EnvironmentFailed(Exception):  # noqa: N818 - it reports what has happened
     """The environment cannot be made; the text says why and what to change."""
 
 
+class _Wishes(msgspec.Struct):
+    """What this version can make. `config` is about the making, and changes nothing about the process."""
+
+    env_vars: dict[str, str | int | float | bool] | None = None
+    working_dir: str | None = None
+    py_modules: list[str] | None = None
+    config: Any = None
+
+
 def prepare(job: Job, env: str) -> tuple[Job, dict[str, str]]:
     """The job as the worker is to see it, and the variables to set.
 
@@ -26,32 +35,40 @@ def prepare(job: Job, env: str) -> tuple[Job, dict[str, str]]:
     """
     if not env:
         return job, {}
-    wishes = dict(msgspec.json.decode(env.encode(), type=dict[str, Any]))
-    variables = wishes.pop("env_vars", None) or {}
-    folder = wishes.pop("working_dir", None)
-    modules = wishes.pop("py_modules", None) or []
-    # Keys that change nothing about the process.
-    wishes.pop("config", None)
-    unknown = [name for name, value in wishes.items() if value not in (None, "", [], {})]
+    try:
+        fields = msgspec.json.decode(env, type=dict[str, Any])
+        wishes = msgspec.convert(fields, _Wishes)
+    except msgspec.DecodeError as error:
+        raise EnvironmentFailed(f"runtime_env {env} is not one: {error}") from None
+    unknown = sorted(
+        name
+        for name, value in fields.items()
+        if name not in _Wishes.__struct_fields__ and value not in (None, "", [], {})
+    )
     if unknown:
         raise EnvironmentFailed(
-            f"runtime_env has {', '.join(sorted(unknown))}, which this version cannot make; "
+            f"runtime_env has {', '.join(unknown)}, which this version cannot make; "
             "it knows env_vars, working_dir and py_modules"
         )
     path = list(job.sys_path)
     cwd = job.cwd
-    if folder is not None:
-        if not isinstance(folder, str) or not os.path.isdir(folder):
-            raise EnvironmentFailed(f"working_dir {folder!r} is not a directory on this machine")
-        cwd = os.path.abspath(folder)
+    if wishes.working_dir is not None:
+        if not os.path.isdir(wishes.working_dir):
+            raise EnvironmentFailed(
+                f"working_dir {wishes.working_dir!r} is not a directory on this machine"
+            )
+        cwd = os.path.abspath(wishes.working_dir)
         path.insert(0, cwd)
-    for module in modules:
-        if not isinstance(module, str) or not os.path.exists(module):
+    for module in wishes.py_modules or []:
+        if not os.path.exists(module):
             raise EnvironmentFailed(
                 f"py_modules names {module!r}, which does not exist on this machine"
             )
         path.insert(0, os.path.dirname(os.path.abspath(module)))
-    return (
-        msgspec.structs.replace(job, sys_path=path, cwd=cwd),
-        {str(name): str(value) for name, value in variables.items()},
-    )
+    variables = {name: str(value) for name, value in (wishes.env_vars or {}).items()}
+    for name, value in variables.items():
+        if not name or "=" in name or "\0" in name + value:
+            raise EnvironmentFailed(
+                f"env_vars has {name!r}, which cannot be an environment variable"
+            )
+    return msgspec.structs.replace(job, sys_path=path, cwd=cwd), variables

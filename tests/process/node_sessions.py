@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import psutil
 
 from shoal.config import load_config
@@ -48,6 +49,10 @@ class NodeSession:
         """A client that has not registered."""
         address = f"{self.session.directory}/{name}.sock"
         return NodeClient(self.head.address, self.session.token, address)
+
+    def job(self) -> Job:
+        """The driver's job, with the module path as it is now."""
+        return msgspec.structs.replace(JOB, sys_path=list(sys.path))
 
     def register(self, **options: Any) -> NodeClient:
         """The driver's client, registered."""

@@ -33,6 +33,7 @@ from shoal.messages.node import (
     QuotaGranted,
     QuotaRequest,
     QuotaReturn,
+    RegisterDriver,
     Reply,
     Shape,
     Unblocked,
@@ -186,6 +187,10 @@ def test_garbage_before_the_handshake_closes_that_connection_only(garbage: bytes
         (encode_frame(msgspec.msgpack.encode([[10, "req", 1]])), "does not fit its schema"),
         (b"\xff\xff\xff\xff", "announces 4,294,967,295 bytes"),
         (encode_frame(msgspec.msgpack.encode([LeaseCancel(1)])), "has not registered"),
+        (
+            encode_frame(msgspec.msgpack.encode([RegisterDriver(1, "/etc/d-00000001.sock", JOB)])),
+            "listens in the session's folder",
+        ),
     ],
 )
 def test_garbage_after_the_handshake_closes_that_connection_only(
@@ -198,6 +203,40 @@ def test_garbage_after_the_handshake_closes_that_connection_only(
             with pytest.raises(ConnectionError):
                 other.expect(Reply)
         wait_for(lambda: complaint in session.head_log())
+        session.lease(driver)
+
+
+@pytest.mark.parametrize(
+    "resources", [(("CPU", -1),), (("CPU", 1), ("CPU", 1)), (("GPU", 1), ("CPU", 1))]
+)
+def test_a_demand_that_is_none_ends_its_connection(
+    resources: tuple[tuple[str, int], ...],
+) -> None:
+    with node_session() as session:
+        driver = session.register()
+        driver.send(LeaseRequest(1, Shape(resources)))
+        with pytest.raises(ConnectionError):
+            driver.expect(LeaseGranted)
+        wait_for(lambda: "is not a demand" in session.head_log())
+
+
+@pytest.mark.parametrize(
+    ("env", "complaint"),
+    [
+        ("no json", "is not one"),
+        ('{"env_vars": 3}', "is not one"),
+        ('{"pip": ["numpy"]}', "has pip, which this version cannot make"),
+        ('{"env_vars": {"A=B": "1"}}', "cannot be an environment variable"),
+        ('{"py_modules": ["/no/such"]}', "does not exist on this machine"),
+    ],
+)
+def test_an_environment_that_cannot_be_made_is_refused(env: str, complaint: str) -> None:
+    with node_session() as session:
+        driver = session.register()
+        driver.send(LeaseRequest(1, Shape((), env)))
+        refused = driver.expect(LeaseRefused)
+        assert refused.kind == "env"
+        assert complaint in refused.reason
         session.lease(driver)
 
 
