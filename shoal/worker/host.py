@@ -375,13 +375,17 @@ class _ThreadGroup:
         self._limit = limit
         self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._idle = 0
+        # Threads without work less work without a thread. Counted here and not as threads come to the queue: one that has
+        # been woken but does not run yet would count as idle, and the next call of the batch would wait behind it.
+        self._spare = 0
         self._lock = threading.Lock()
 
     def take(self, work: Work) -> None:
         self._queue.put(work)
         with self._lock:
-            if self._idle == 0 and len(self._threads) < self._limit:
+            self._spare -= 1
+            if self._spare < 0 and len(self._threads) < self._limit:
+                self._spare += 1
                 thread = threading.Thread(
                     target=self._run, name=f"{self._name}-{len(self._threads)}", daemon=True
                 )
@@ -392,11 +396,7 @@ class _ThreadGroup:
         host = self._host
         executor = host.executor
         while True:
-            with self._lock:
-                self._idle += 1
             work = self._queue.get()
-            with self._lock:
-                self._idle -= 1
             if work is _STOP:
                 return
             connection, message = work
@@ -406,6 +406,8 @@ class _ThreadGroup:
                 host.end("exit_actor() was called in it")
                 executor.stir()
                 return
+            with self._lock:
+                self._spare += 1
             if self._queue.empty():
                 host.process.reactor.flush()
             else:
