@@ -131,7 +131,7 @@ class Process:
         self.ids = IdSource()
         self.closed = False
         self.dropped: deque[Entry] = deque()
-        self.drop = self.dropped.append
+        self.drop = self._make_drop()
         self.dropped_streams: deque[Stream] = deque()
         self.callbacks: deque[Callable[[], None]] = deque()
         self.tick_waiters: list[Waiter] = []
@@ -178,9 +178,27 @@ class Process:
         self.assigned_shape: Shape | None = None
         self.gpu_ids: list[str] = []
         self.root = TaskContext(kind, self.ids.task_id(), self.ids)
-        self.reactor.after_poll = self.run_callbacks
+        self.reactor.after_poll = self._after_poll
+        self.reactor.backlog = self.dropped
         self._listener = Listener(self.reactor, address, self.peers.accept, backlog=4096)
         self._node_handler = handler
+
+    def _make_drop(self) -> Callable[[Entry], None]:
+        """What handles call when they die: in any thread, inside the garbage collector, with any lock held."""
+        append = self.dropped.append
+        reactor = self.reactor
+
+        def drop(entry: Entry) -> None:
+            append(entry)
+            if reactor.asleep:
+                reactor.rouse()
+
+        return drop
+
+    def drop_stream(self, stream: Stream) -> None:
+        """The consumer of a stream has died; called as `drop` is."""
+        self.dropped_streams.append(stream)
+        self.reactor.wake()
 
     def begin(self) -> None:
         """Take messages from now on; every part is in place."""
@@ -430,6 +448,13 @@ class Process:
         if text not in self._warned:
             self._warned.add(text)
             self.callbacks.append(lambda: print(f"shoal: {text}", file=sys.stderr, flush=True))
+
+    def _after_poll(self) -> None:
+        if self.dropped or self.dropped_streams:
+            with self.lock:
+                self.settle()
+                self.reactor.flush_locked()
+        self.run_callbacks()
 
     def run_callbacks(self) -> None:
         """Call what must be called without the lock."""

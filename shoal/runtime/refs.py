@@ -41,7 +41,7 @@ class ObjectRef(Generic[T]):
             entry = process.objects.borrow((object_id, process.address))
             entry.local += 1
         self._entry = entry
-        self._drop = process.dropped.append
+        self._drop = process.drop
 
     @classmethod
     def _of(cls, entry: Entry, drop: Callable[[Entry], None]) -> Self:

@@ -201,7 +201,7 @@ class ObjectRefGenerator(Generic[T]):
     def __del__(self) -> None:
         process = getattr(self, "_process", None)
         if process is not None:
-            process.dropped_streams.append(self._stream)
+            process.drop_stream(self._stream)
 
     def __reduce__(self) -> Any:
         raise TypeError(

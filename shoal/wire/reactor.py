@@ -32,7 +32,7 @@ import os
 import select
 import threading
 from _thread import allocate_lock, get_ident
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -86,6 +86,10 @@ class Reactor:
         self.hosted = False
         """An asyncio loop of this process polls (by `pump`, whenever `fileno` is readable); the service thread only
         steps in while that loop is stuck in user code."""
+        self.asleep = False
+        """Nobody will look at `backlog` before an event comes."""
+        self.backlog: Sized = ()
+        """What `after_poll` attends to; not empty keeps the leader from sleeping."""
         self._epoll = select.epoll()
         # One buffer for all connections: whatever is received is decoded before the next read. (A fresh one for each read
         # would be mapped and unmapped by the allocator each time.)
@@ -175,8 +179,17 @@ class Reactor:
             until_due = max(timers[0][0] - monotonic(), 0.0)
             if timeout_s < 0 or until_due < timeout_s:
                 timeout_s = until_due
+        self.asleep = True
+        if self.backlog:
+            # It grew after the last look, perhaps by somebody who saw us awake.
+            timeout_s = 0.0
+        try:
+            events = self._epoll.poll(timeout_s, _MAX_EVENTS)
+        finally:
+            # While an asyncio loop does the waiting, it is asleep whenever this does not run.
+            self.asleep = self.hosted
         handlers = self.handlers
-        for fd, mask in self._epoll.poll(timeout_s, _MAX_EVENTS):
+        for fd, mask in events:
             handler = handlers.get(fd)
             if handler is not None:
                 handler(mask)
@@ -330,6 +343,12 @@ class Reactor:
                 # Two threads rang at the same time: one ring is enough.
                 return
 
+    def rouse(self) -> None:
+        """`backlog` has grown. May run in the garbage collector, with any lock held: it takes none."""
+        if self.asleep:
+            self.asleep = False
+            self.wake()
+
     def nudge(self) -> None:
         """Something waits in `dirty` or for the sockets, and the caller will not wait: see that it is served soon."""
         if self._service_leads or self.hosted:
@@ -378,6 +397,8 @@ class Reactor:
     def _look_in(self) -> None:
         if self.dirty:
             self.flush()
+        if self.backlog and self.after_poll is not None:
+            self.after_poll()
         if self.watch is not None:
             self.watch()
 
