@@ -57,6 +57,8 @@ ONE_THREAD: Final = (
     "NUMEXPR_NUM_THREADS",
 )
 
+USERS_THREADS: Final = "SHOAL_USER_OMP_NUM_THREADS"
+
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(ToZygote).decode
 
@@ -86,8 +88,7 @@ class Zygote:
         signal.signal(signal.SIGCHLD, _ignore)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        for name in ONE_THREAD:
-            os.environ.setdefault(name, "1")
+        _limit_threads()
         self._run = run
 
     def serve(self) -> WorkerBoot | None:
@@ -232,6 +233,15 @@ class Zygote:
             self._reap()
             time.sleep(0.002)
         remove_session(self._session.session_dir, self._session.shm_dir)
+
+
+def _limit_threads() -> None:
+    own = os.environ.get("OMP_NUM_THREADS")
+    if own is not None:
+        # Workers set the number to the CPUs of each task, but not against the user's wish.
+        os.environ[USERS_THREADS] = own
+    for name in ONE_THREAD:
+        os.environ.setdefault(name, "1")
 
 
 def _ignore(_number: int, _frame: types.FrameType | None) -> None:

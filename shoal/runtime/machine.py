@@ -7,9 +7,17 @@ import glob
 import math
 import os
 from collections.abc import Mapping
+from typing import Final
 
 from shoal.messages.node import UNIT
 from shoal.store.session import memory_limit_bytes
+
+_PARAMETERS: Final = {
+    "CPU": "num_cpus",
+    "GPU": "num_gpus",
+    "memory": "_memory",
+    "object_store_memory": "object_store_memory",
+}
 
 
 def default_cpus() -> float:
@@ -57,8 +65,13 @@ def node_total(
     """All resources of a node, in units of 1/10,000.
 
     Raises:
-        ValueError: one is negative.
+        ValueError: one is negative, or a custom one has the name of one that has a parameter of its own.
     """
+    for name in resources or {}:
+        if name in _PARAMETERS:
+            raise ValueError(
+                f"resources={{{name!r}: …}}: say {_PARAMETERS[name]}=… instead; `resources` is for custom ones"
+            )
     amounts: dict[str, float] = {
         "CPU": default_cpus() if num_cpus is None else num_cpus,
         "GPU": num_gpus,

@@ -80,7 +80,7 @@ class NodeSession:
     def pid_of(self, kind: str) -> int:
         """The pid of the head ("shoal:head") or the zygote."""
         (process,) = self.processes()[kind]
-        return process.pid
+        return int(process.pid)
 
     def head_log(self) -> str:
         """What the head has logged."""

@@ -194,3 +194,5 @@ def test_the_resources_of_a_node_are_found_out_or_given() -> None:
     assert node_total(0, 0, 1, 1, "h", None)["CPU"] == 0
     with pytest.raises(ValueError, match="less than nothing"):
         node_total(-1, 0, 1, 1, "h", None)
+    with pytest.raises(ValueError, match="say num_cpus=… instead"):
+        node_total(1, 0, 1, 1, "h", {"CPU": 1})

@@ -65,9 +65,8 @@ def free_bytes(driver: NodeClient) -> int:
     low, high = 0, CAPACITY
     while high - low > 4096:
         middle = (low + high + 1) // 2
-        req = driver.next_req()
-        driver.send(QuotaRequest(req, middle))
-        answer = driver.expect(QuotaGranted, lambda m, req=req: m.req == req)
+        driver.send(QuotaRequest(driver.next_req(), middle))
+        answer = driver.expect(QuotaGranted)
         if answer.granted:
             driver.send(QuotaReturn(answer.granted))
             low = middle
