@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shoal.config import Config
 from shoal.core.references import ObjectTable
+from shoal.core.tasks import Task
 from shoal.errors import AuthenticationError, NodeDiedError, NotInitializedError, ShoalError
 from shoal.ids import IdSource, return_id
 from shoal.messages.node import (
@@ -55,7 +56,7 @@ from shoal.wire.reactor import Reactor, Waiter, decoder_of
 
 if TYPE_CHECKING:
     from shoal.core.references import Entry
-    from shoal.core.tasks import Function, Task
+    from shoal.core.tasks import Function
     from shoal.messages.node import Job
     from shoal.messages.values import Ref
 
@@ -318,7 +319,11 @@ class Process:
         failed = Failed(dump_exception(error))
         for entry in list(self.objects.entries.values()):
             if entry.value is None and entry.actor_id is None:
-                self.complete(entry, failed, [], None)
+                if isinstance(entry.task, Task) and entry.task.stream is not None:
+                    # Its consumer gets the error once, and then the end.
+                    entry.task.stream.fail(-1, failed)
+                if entry.value is None:
+                    self.complete(entry, failed, [], None)
         self.tick()
 
     def _on_peer_gone(self, message: PeerGone) -> None:
