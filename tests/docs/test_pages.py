@@ -11,8 +11,6 @@ import textwrap
 import tomllib
 from pathlib import Path
 
-import pytest
-
 from tests.docs.pages import (
     DECISIONS,
     GLOSSARY,
@@ -42,59 +40,63 @@ def name_of(page: Path) -> str:
     return page.relative_to(REPOSITORY).as_posix()
 
 
-every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+def pages() -> list[tuple[Path, str]]:
+    """Every page with its text. Each test goes through all of them: what surrounds a test costs more than a page."""
+    return [(page, page.read_text(encoding="utf-8")) for page in PAGES]
 
 
-@every_page
-def test_functions_exist(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    missing = [f"{line}: {name}" for line, name in functions_named(text) if not is_defined(name)]
-    assert not missing, f"{name_of(page)} names what is not defined:\n" + "\n".join(missing)
-
-
-@every_page
-def test_files_exist(page: Path) -> None:
+def test_functions_exist() -> None:
     missing = [
-        f"{line}: {name}"
-        for line, name in paths_named(page.read_text(encoding="utf-8"))
+        f"{name_of(page)}:{line}: {name}"
+        for page, text in pages()
+        for line, name in functions_named(text)
+        if not is_defined(name)
+    ]
+    assert not missing, "not defined:\n" + "\n".join(missing)
+
+
+def test_files_exist() -> None:
+    missing = [
+        f"{name_of(page)}:{line}: {name}"
+        for page, text in pages()
+        for line, name in paths_named(text)
         if name not in WRITTEN
         and not (REPOSITORY / name).exists()
         and not (page.parent / name).exists()
     ]
-    assert not missing, f"{name_of(page)} names files that do not exist:\n" + "\n".join(missing)
+    assert not missing, "no such file:\n" + "\n".join(missing)
 
 
-@every_page
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_lead_somewhere() -> None:
     broken = []
-    for line, target in links(page.read_text(encoding="utf-8")):
-        path, _, anchor = target.partition("#")
-        file = page.parent / path if path else page
-        if name_of(file.resolve()) in WRITTEN:
-            continue
-        if not file.exists():
-            broken.append(f"{line}: {target}")
-        elif anchor and anchor not in anchors(file.read_text(encoding="utf-8")):
-            broken.append(f"{line}: {target} (no such heading)")
-    assert not broken, f"{name_of(page)} has links that lead nowhere:\n" + "\n".join(broken)
+    for page, text in pages():
+        for line, target in links(text):
+            path, _, anchor = target.partition("#")
+            file = (page.parent / path).resolve() if path else page
+            if not file.exists():
+                if file.is_relative_to(REPOSITORY) and name_of(file) in WRITTEN:
+                    continue
+                broken.append(f"{name_of(page)}:{line}: {target}")
+            elif anchor and anchor not in anchors(file.read_text(encoding="utf-8")):
+                broken.append(f"{name_of(page)}:{line}: {target} (no such heading)")
+    assert not broken, "links that lead nowhere:\n" + "\n".join(broken)
 
 
-@every_page
-def test_python_in_blocks_compiles(page: Path) -> None:
-    for block in blocks(page.read_text(encoding="utf-8")):
-        if block.language == "python":
-            ast.parse(textwrap.dedent(block.text), f"{name_of(page)}:{block.line}")
+def test_python_in_blocks_compiles() -> None:
+    for page, text in pages():
+        for block in blocks(text):
+            if block.language == "python":
+                ast.parse(textwrap.dedent(block.text), f"{name_of(page)}:{block.line}")
 
 
-@every_page
-def test_commands_of_make_exist(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
+def test_commands_of_make_exist() -> None:
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-    shown = "\n".join(block.text for block in blocks(text) if block.language in {"", "console"})
-    named = re.findall(r"`make ([a-z-]+)", prose(text))
-    named += re.findall(r"^(?:\$ )?make ([a-z-]+)", shown, re.MULTILINE)
-    assert set(named) <= targets
+    for page, text in pages():
+        shown = "\n".join(block.text for block in blocks(text) if block.language in {"", "console"})
+        named = re.findall(r"`make ([a-z-]+)", prose(text))
+        named += re.findall(r"^(?:\$ )?make ([a-z-]+)", shown, re.MULTILINE)
+        assert set(named) <= targets, name_of(page)
 
 
 # --- README ------------------------------------------------------------------------------------------------------------
@@ -160,13 +162,16 @@ def test_each_term_stands_once_and_in_order() -> None:
     assert len(terms) > 50
 
 
-@pytest.mark.parametrize(("term", "meaning", "file"), glossary(), ids=lambda value: value[:20])
-def test_each_term_is_used_by_the_file_that_owns_it(term: str, meaning: str, file: str) -> None:
-    if file == "none":
-        assert "Not built yet" in meaning
-        return
-    text = (REPOSITORY / file).read_text(encoding="utf-8").lower()
-    assert term in f"{file} {' '.join(text.split())}"
+def test_each_term_is_used_by_the_file_that_owns_it() -> None:
+    strangers = []
+    for term, meaning, file in glossary():
+        if file == "none":
+            assert "Not built yet" in meaning
+            continue
+        text = (REPOSITORY / file).read_text(encoding="utf-8").lower()
+        if term not in f"{file} {' '.join(text.split())}":
+            strangers.append(f"{term}: {file}")
+    assert not strangers, "terms that their files do not use:\n" + "\n".join(strangers)
 
 
 def test_words_in_italics_are_in_the_glossary() -> None:
@@ -186,14 +191,13 @@ PARTS = ["Context", "Decision", "Consequences", "What would make us reconsider"]
 RECORDS = sorted(path for path in DECISIONS.glob("*.md") if path.name != "README.md")
 
 
-@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
-def test_each_decision_has_its_parts(record: Path) -> None:
-    text = record.read_text(encoding="utf-8")
-    number = record.name[:4]
-    assert text.startswith(f"# {number}. ")
-    assert "\nCode: `" in text.partition("\n## ")[0]
-    headings = re.findall(r"^## (.+)$", prose(text), re.MULTILINE)
-    assert headings[: len(PARTS)] == PARTS
+def test_each_decision_has_its_parts() -> None:
+    for record in RECORDS:
+        text = record.read_text(encoding="utf-8")
+        assert text.startswith(f"# {record.name[:4]}. "), record.name
+        assert "\nCode: `" in text.partition("\n## ")[0], record.name
+        headings = re.findall(r"^## (.+)$", prose(text), re.MULTILINE)
+        assert headings[: len(PARTS)] == PARTS, record.name
 
 
 def test_decisions_are_numbered_and_listed() -> None:
