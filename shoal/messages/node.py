@@ -20,7 +20,7 @@ from __future__ import annotations
 import msgspec
 
 from shoal.config import Config
-from shoal.messages.values import Dep, Inline, Location, Stored
+from shoal.messages.values import Dep, Inline, Location, Ref, Stored
 
 UNIT = 10_000
 """One CPU (or one of any resource), in the units that messages carry."""
@@ -225,6 +225,8 @@ class ActorSpec(msgspec.Struct, array_like=True):
     is_async: bool = False
     methods: bytes = b""
     """Per-method options, encoded by the API layer and handed through (see `ActorInfo`)."""
+    awaited: list[tuple[int | str, Ref]] = []
+    """Top-level arguments that were not known yet: the actor fetches them from their owners before `__init__`."""
 
 
 class ActorCreate(msgspec.Struct, array_like=True, tag=30):

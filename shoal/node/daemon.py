@@ -120,6 +120,7 @@ class Daemon:
         self._connections: dict[ServerConnection, None] = {}
         self._jobs: dict[bytes, Job] = {}
         self._preloaded: dict[str, None] = {}
+        # Of drivers that have said goodbye: what to answer, 0 once that is done.
         self._goodbyes: dict[bytes, tuple[Client, int]] = {}
         self._clients = Clients()
         self._logs = LogForwarder(self._clients)
@@ -457,8 +458,9 @@ class Daemon:
 
     def _finish_goodbye(self, job_id: bytes) -> None:
         farewell = self._goodbyes.get(job_id)
-        if farewell is not None and not self._workers.ending_of(job_id):
+        if farewell is not None and farewell[1] and not self._workers.ending_of(job_id):
             client, req = farewell
+            self._goodbyes[job_id] = (client, 0)
             client.send(Reply(req))
 
     def _on_driver_gone(self, client: Client) -> None:

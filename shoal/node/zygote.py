@@ -200,8 +200,10 @@ class Zygote:
 
     def _signal_group(self, pid: int, number: int) -> None:
         if pid in self._workers:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, number)
+            # The worker by itself too: user code may have moved it to another group.
+            for send in (os.killpg, os.kill):
+                with contextlib.suppress(ProcessLookupError):
+                    send(pid, number)
 
     def _reap(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -253,12 +255,24 @@ def _preload(message: Preload) -> None:
     sys.path[:] = message.sys_path or path
     try:
         for name in message.modules:
+            threads = _thread_count()
             try:
                 importlib.import_module(name)
+                if _thread_count() > threads:
+                    print(
+                        f"importing {name} starts threads, which workers forked after it do not have: if they hang, take it "
+                        "off the preload list",
+                        file=sys.stderr,
+                    )
             except Exception as error:  # noqa: BLE001 - a module's own code runs here, and preloading is only a favour
                 print(f"preloading {name} failed: {error!r}", file=sys.stderr)
     finally:
         sys.path[:] = path
+
+
+def _thread_count() -> int:
+    """Threads of this process, those of C libraries too."""
+    return len(os.listdir("/proc/self/task"))
 
 
 def _enter_job(sys_path: list[str], cwd: str, environ: Mapping[str, str]) -> None:

@@ -291,6 +291,16 @@ def test_a_workers_own_processes_end_with_it() -> None:
         wait_for(lambda: not child.is_running())
 
 
+def test_a_worker_that_leaves_its_group_can_still_be_killed() -> None:
+    with node_session() as session:
+        driver = session.register()
+        lease = session.lease(driver)
+        tell(lease.address, f"os.setpgid(0, {session.head.pid})")
+        driver.send(Watch(lease.address), KillProcess(lease.address, "a test"))
+        assert driver.expect(PeerGone).cause == "was killed: a test"
+        session.lease(driver)
+
+
 def test_workers_that_do_not_start_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_WORKER_DIES", "1")
     with node_session() as session:

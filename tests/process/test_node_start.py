@@ -121,16 +121,22 @@ def test_numeric_libraries_get_one_thread_unless_told_otherwise(
 
 def test_preloaded_modules_are_there_and_failures_are_only_logged(tmp_path: Path) -> None:
     (tmp_path / "gear.py").write_text("import os\nwho = os.getpid()\n")
+    (tmp_path / "busy.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n"
+    )
     (tmp_path / "broken.py").write_text("raise ValueError('broken on purpose')\n")
     sys.path.insert(0, str(tmp_path))
     try:
         with node_session() as session:
             driver = session.driver
-            driver.register_driver(session.job(), preload=["broken", "gear", "no_such_module"])
+            modules = ["broken", "gear", "busy", "no_such_module"]
+            driver.register_driver(session.job(), preload=modules)
             wait_for(lambda: "no_such_module" in session.head_log())
             lease = session.lease(driver)
             assert ask(lease, "sys.modules['gear'].who", tmp_path) == session.pid_of("shoal:zygote")
             assert "broken on purpose" in session.head_log()
+            assert "importing busy starts threads" in session.head_log()
+            assert "importing gear" not in session.head_log()
     finally:
         sys.path.remove(str(tmp_path))
 
