@@ -13,7 +13,9 @@ Tasks, actors and objects on one dynamic task graph, with the names and meanings
     print(shoal.get([square.remote(i) for i in range(4)]))
 """
 
-from shoal import exceptions
+import cloudpickle
+
+from shoal import actor, exceptions
 from shoal.api.actors import ActorClass, ActorHandle, ActorMethod, exit_actor, method
 from shoal.api.cluster import available_resources, cluster_resources, nodes, timeline
 from shoal.api.functions import RemoteFunction, remote
@@ -58,8 +60,10 @@ __all__ = [
     "UniqueID",
     "WorkerID",
     "__version__",
+    "actor",
     "available_resources",
     "cancel",
+    "cloudpickle",
     "cluster_resources",
     "exceptions",
     "exit_actor",

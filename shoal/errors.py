@@ -38,6 +38,7 @@
 
 from __future__ import annotations
 
+from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any
 
 
@@ -167,9 +168,25 @@ def _combined_task_error(
         )
         error = cls.__new__(cls, *arguments)
         TaskError.__init__(error, *fields)
+        _copy_members(cause, error)
     except Exception:  # noqa: BLE001 - the user's type may refuse in any way; the plain error still tells all
         return TaskError(*fields)
     return error
+
+
+def _copy_members(cause: BaseException, error: BaseException) -> None:
+    """Set what the user's type keeps outside of `__dict__` (`OSError.errno` and the like)."""
+    for cls in type(cause).__mro__:
+        if cls in {Exception, BaseException, object}:
+            continue
+        for name, member in vars(cls).items():
+            if name.startswith("__") or not isinstance(member, MemberDescriptorType | GetSetDescriptorType):
+                continue
+            try:
+                setattr(error, name, getattr(cause, name))
+            except (AttributeError, TypeError):
+                # Read-only, or not set in the cause either.
+                continue
 
 
 class TaskCancelledError(ShoalError):

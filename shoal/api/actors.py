@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import msgspec
 
-from shoal.api.functions import Signature, launch, register
+from shoal.api.functions import launch, register
 from shoal.api.options import STREAMING, ActorOptions, MethodOptions, actor_options, method_options
+from shoal.api.signatures import Row, Signature
 from shoal.core.tasks import Task
 from shoal.errors import ActorHandleNotFoundError, NotInitializedError
 from shoal.ids import ActorID, return_id
@@ -40,6 +41,33 @@ class ClassDescription(msgspec.Struct, array_like=True):
 
     methods: dict[str, MethodOptions]
     out_of_order: bool
+    signatures: dict[str, list[Row] | None]
+
+
+class Description:
+    """A `ClassDescription` in use: encoded once, signatures made when they are first needed."""
+
+    __slots__ = ("_signatures", "class_name", "content", "encoded", "methods", "out_of_order")
+
+    def __init__(self, content: ClassDescription, encoded: bytes, class_name: str) -> None:
+        self.content = content
+        self.encoded = encoded
+        self.class_name = class_name
+        self.methods = content.methods
+        self.out_of_order = content.out_of_order
+        self._signatures: dict[str, Signature] = {}
+
+    def check(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse arguments that a method cannot take.
+
+        Raises:
+            TypeError: as calling it would.
+        """
+        signature = self._signatures.get(method)
+        if signature is None:
+            rows = self.content.signatures.get(method)
+            signature = self._signatures[method] = Signature(rows, f"{self.class_name}.{method}")
+        signature.check(args, kwargs)
 
 
 def method(*args: Any, **options: Any) -> Callable[[F], F]:
@@ -75,14 +103,16 @@ def exit_actor() -> NoReturn:
 class ActorClass:
     """A class whose instances are actors. Made by `shoal.remote`."""
 
-    def __init__(self, cls: type, options: dict[str, Any]) -> None:
+    def __init__(
+        self, cls: type, options: dict[str, Any], described: Described | None = None
+    ) -> None:
         self._cls = cls
         self._options = options
         self._name = cls.__qualname__
         self._checked: ActorOptions = actor_options(options, self._name)
-        self._description, self._is_async, self._groups = _describe(cls, self._checked)
-        self._encoded = msgspec.msgpack.encode(self._description)
-        self._signature = Signature(cls, self._name)
+        # While a class that makes actors of itself is unpickled, it is not whole yet: what is known of it comes along.
+        self._described = described or _describe(cls, self._checked)
+        self._description = _description_of(self._described.encoded, self._name)
         self.__ray_actor_class__ = cls
         self.__doc__ = cls.__doc__
         self.__name__ = cls.__name__
@@ -127,7 +157,7 @@ class ActorClass:
             ActorAlreadyExistsError: an actor of that name exists (`get_if_exists` would return it).
         """
         process = current_process.require()
-        self._signature.check(args, kwargs)
+        Signature(self._described.init, self._name).check(args, kwargs)
         options = self._checked
         packed, deps, holds = process.owner.pack_args(args, kwargs, f"{self._name}.__init__")
         code = register(process, self._cls, self._name)
@@ -148,11 +178,11 @@ class ActorClass:
             max_task_retries=options.max_task_retries,
             max_concurrency=options.max_concurrency,
             concurrency_groups=options.concurrency_groups,
-            method_groups=self._groups,
+            method_groups=self._described.groups,
             out_of_order=self._description.out_of_order,
             max_pending_calls=options.max_pending_calls,
-            is_async=self._is_async,
-            methods=self._encoded,
+            is_async=self._described.is_async,
+            methods=self._described.encoded,
         )
         if options.name or options.detached:
             info, entry = process.actors.create_named(spec, deps, holds, options.get_if_exists)
@@ -161,8 +191,6 @@ class ActorClass:
         return ActorHandle(
             process,
             spec.actor_id,
-            self._name,
-            self._encoded,
             self._description,
             spec.max_task_retries,
             spec.max_pending_calls,
@@ -173,12 +201,28 @@ class ActorClass:
         return f"<ActorClass {self._name}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ActorClass, (self._cls, self._options)
+        return ActorClass, (self._cls, self._options, self._described)
 
 
-def _describe(cls: type, options: ActorOptions) -> tuple[ClassDescription, bool, dict[str, str]]:
-    """What handles must know, whether the actor runs on a loop, and which method belongs to which group."""
+class Described(msgspec.Struct, frozen=True):
+    """What is found out about a class when it is made an actor class.
+
+    Attributes:
+        encoded: Its `ClassDescription`.
+        is_async: Whether its actors run on a loop.
+        groups: The concurrency groups of its methods.
+        init: What `__init__` takes.
+    """
+
+    encoded: bytes
+    is_async: bool
+    groups: dict[str, str]
+    init: list[Row] | None
+
+
+def _describe(cls: type, options: ActorOptions) -> Described:
     methods: dict[str, MethodOptions] = {}
+    signatures: dict[str, list[Row] | None] = {}
     groups: dict[str, str] = {}
     is_async = False
     for name, function in inspect.getmembers(cls, callable):
@@ -198,9 +242,13 @@ def _describe(cls: type, options: ActorOptions) -> tuple[ClassDescription, bool,
                 )
             groups[name] = marked.concurrency_group
         methods[name] = marked
+        static = isinstance(inspect.getattr_static(cls, name), staticmethod | classmethod)
+        signatures[name] = Signature.of(function, name, skip_self=not static).rows
     threads = options.max_concurrency > 1 or bool(options.concurrency_groups)
     out_of_order = (is_async or threads) if options.out_of_order is None else options.out_of_order
-    return ClassDescription(methods, out_of_order), is_async, groups
+    content = ClassDescription(methods, out_of_order, signatures)
+    init = Signature.of(cls, cls.__qualname__).rows
+    return Described(msgspec.msgpack.encode(content), is_async, groups, init)
 
 
 class ActorHandle:
@@ -212,10 +260,8 @@ class ActorHandle:
     __slots__ = (
         "__weakref__",
         "_actor_id_bytes",
-        "_class_name",
         "_description",
         "_drop",
-        "_encoded",
         "_entry",
         "_link",
         "_max_pending_calls",
@@ -227,17 +273,13 @@ class ActorHandle:
         self,
         process: Process,
         actor_id: bytes,
-        class_name: str,
-        encoded: bytes,
-        description: ClassDescription,
+        description: Description,
         max_task_retries: int,
         max_pending_calls: int,
         entry: Entry | None,
     ) -> None:
         self._process = process
         self._actor_id_bytes = actor_id
-        self._class_name = class_name
-        self._encoded = encoded
         self._description = description
         self._max_task_retries = max_task_retries
         self._max_pending_calls = max_pending_calls
@@ -247,7 +289,9 @@ class ActorHandle:
 
     def __getattr__(self, name: str) -> ActorMethod:
         if name not in self._description.methods and name not in _SPECIAL_METHODS:
-            raise AttributeError(f"actor class {self._class_name} has no method {name!r}")
+            raise AttributeError(
+                f"actor class {self._description.class_name} has no method {name!r}"
+            )
         return ActorMethod(self, name, None)
 
     def __dir__(self) -> list[str]:
@@ -276,13 +320,15 @@ class ActorHandle:
             if process is None:
                 raise NotInitializedError("shoal is not running in this process any more")
             raise ActorHandleNotFoundError(
-                f"the handle of actor {self._class_name} belongs to a session that was shut down; create the actor again"
+                f"the handle of actor {self._description.class_name} belongs to a session that was shut down; create the actor again"
             )
         link = self._link
         if link is None:
             with process.lock:
                 link = self._link = process.actors.link(
-                    self._actor_id_bytes, self._class_name, self._description.out_of_order
+                    self._actor_id_bytes,
+                    self._description.class_name,
+                    self._description.out_of_order,
                 )
         return process, link
 
@@ -293,7 +339,7 @@ class ActorHandle:
         return hash(self._actor_id_bytes)
 
     def __repr__(self) -> str:
-        return f"Actor({self._class_name}, {self._actor_id_bytes.hex()})"
+        return f"Actor({self._description.class_name}, {self._actor_id_bytes.hex()})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return reduce_handle(self)
@@ -337,6 +383,7 @@ class ActorMethod:
         """
         handle = self._handle
         process, link = handle._connect()
+        handle._description.check(self._name, args, kwargs)
         options = self._options
         if options is None:
             options = handle._description.methods.get(self._name, _PLAIN)
@@ -356,7 +403,9 @@ class ActorMethod:
         if handle._entry is not None:
             task.holds = [handle._entry]
         returns = 1 if options.num_returns is None else options.num_returns
-        return launch(process, task, args, kwargs, returns, f"{handle._class_name}.{self._name}")
+        return launch(
+            process, task, args, kwargs, returns, f"{handle._description.class_name}.{self._name}"
+        )
 
     def _remote(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """`options(**options).remote(*args, **kwargs)`, as libraries call it."""
@@ -364,7 +413,7 @@ class ActorMethod:
         return target.remote(*(args or ()), **(kwargs or {}))
 
     def __repr__(self) -> str:
-        return f"<ActorMethod {self._handle._class_name}.{self._name}>"
+        return f"<ActorMethod {self._handle._description.class_name}.{self._name}>"
 
 
 _FIELDS = {"_generator_backpressure_num_objects": "window"}
@@ -380,15 +429,16 @@ _SET = frozenset(
 )
 
 _decode_description = msgspec.msgpack.Decoder(ClassDescription).decode
-_descriptions: dict[bytes, ClassDescription] = {}
+_descriptions: dict[bytes, Description] = {}
 
 
-def _description_of(encoded: bytes) -> ClassDescription:
+def _description_of(encoded: bytes, class_name: str) -> Description:
     description = _descriptions.get(encoded)
-    if description is None:
+    if description is None or description.class_name != class_name:
         if len(_descriptions) > 1000:
             _descriptions.clear()
-        description = _descriptions[encoded] = _decode_description(encoded)
+        description = Description(_decode_description(encoded), encoded, class_name)
+        _descriptions[encoded] = description
     return description
 
 
@@ -397,9 +447,7 @@ def handle_of(process: Process, info: ActorInfo, entry: Entry | None) -> ActorHa
     return ActorHandle(
         process,
         info.actor_id,
-        info.class_name,
-        info.methods,
-        _description_of(info.methods),
+        _description_of(info.methods, info.class_name),
         info.max_task_retries,
         info.max_pending_calls,
         entry,
@@ -413,8 +461,8 @@ def reduce_handle(handle: ActorHandle) -> tuple[Any, ...]:
     return load_handle, (
         handle._actor_id_bytes,
         owner,
-        handle._class_name,
-        handle._encoded,
+        handle._description.class_name,
+        handle._description.encoded,
         handle._max_task_retries,
         handle._max_pending_calls,
     )
@@ -431,7 +479,7 @@ def load_handle(
             entry = process.objects.borrow((return_id(actor_id, 0), owner))
             entry.local += 1
     return ActorHandle(
-        process, actor_id, class_name, encoded, _description_of(encoded), retries, pending, entry
+        process, actor_id, _description_of(encoded, class_name), retries, pending, entry
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from shoal.api.options import STREAMING, TaskOptions, task_options
+from shoal.api.signatures import Signature
 from shoal.core.tasks import Function, Task
 from shoal.runtime import current_process
 from shoal.runtime.refs import ObjectRef
@@ -23,50 +24,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Signature:
-    """Checks arguments when a call is made, not when it runs; cheaply where counting positions is enough."""
-
-    __slots__ = ("_most", "_name", "_required", "_signature")
-
-    def __init__(self, function: Callable[..., Any], name: str, skip_first: bool = False) -> None:
-        self._name = name
-        self._required = 0
-        self._most: float = float("inf")
-        self._signature: inspect.Signature | None
-        try:
-            signature = inspect.signature(function)
-        except (TypeError, ValueError):
-            # Built-in functions may have none: the call itself will tell.
-            self._signature = None
-            return
-        parameters = list(signature.parameters.values())
-        if skip_first and parameters:
-            parameters = parameters[1:]
-        self._signature = signature.replace(parameters=parameters)
-        positional = [
-            p for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}
-        ]
-        self._required = sum(p.default is p.empty for p in positional)
-        if not any(p.kind is p.VAR_POSITIONAL for p in parameters):
-            self._most = len(positional)
-        if any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
-            # Never satisfied by positions alone: always bind.
-            self._most = -1
-
-    def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse arguments that the function cannot take.
-
-        Raises:
-            TypeError: as calling it would.
-        """
-        if (not kwargs and self._required <= len(args) <= self._most) or self._signature is None:
-            return
-        try:
-            self._signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{self._name}(): {error}") from None
 
 
 class RemoteFunction(Generic[P, R]):
@@ -89,7 +46,8 @@ class RemoteFunction(Generic[P, R]):
                 "asyncio.run() in an ordinary function"
             )
         self._returns = (STREAMING if generates else 1) if returns is None else returns
-        self._signature = Signature(function, self._name)
+        # Made at the first call: while a function that calls itself is unpickled, its defaults are not there yet.
+        self._signature: Signature | None = None
         self._process: Process | None = None
         self._record: Function
         self._queue: SchedulingClass
@@ -119,7 +77,10 @@ class RemoteFunction(Generic[P, R]):
         process = current_process.process
         if process is not self._process or process is None:
             process = self._bind()
-        self._signature.check(args, kwargs)
+        signature = self._signature
+        if signature is None:
+            signature = self._signature = Signature.of(self._function, self._name)
+        signature.check(args, kwargs)
         checked = self._checked
         if self._returns == 1 and not checked.name and not checked.retry_exceptions:
             return process.owner.submit(self._record, self._queue, args, kwargs, self._retries)

@@ -156,9 +156,10 @@ def wait(
                 raise TypeError(
                     f"wait() takes a list of references; item {position} is a {type(ref).__name__}: {_short(ref)}"
                 )
-    if len(set(map(_entry_of, refs))) != len(refs):
+    entries = list(map(_entry_of, refs))
+    if len(set(entries)) != len(refs):
         raise ValueError("wait() takes each reference once; one of them occurs twice in the list")
-    return process.waiting.wait(refs, num_returns, seconds)
+    return process.waiting.wait(refs, entries, num_returns, seconds)
 
 
 _ONLY_REFS = {ObjectRef}

@@ -22,9 +22,9 @@ from shoal.errors import (
 from shoal.ids import return_id
 from shoal.messages.node import ActorChange, ActorCreate, ActorInfo, ActorSpec, ActorWatch
 from shoal.messages.peer import Call, CallFull
-from shoal.messages.values import Dep, Failed
+from shoal.messages.values import Dep, Failed, Ref
 from shoal.runtime.owner import cancelled
-from shoal.runtime.values import error_of, wire_args
+from shoal.runtime.values import wire_args
 from shoal.serial.exceptions import dump_exception, load_exception
 
 if TYPE_CHECKING:
@@ -53,11 +53,8 @@ class Actors:
         process = self._process
         with process.lock:
             entry = process.objects.own(return_id(spec.actor_id, 0))
-            entry.actor_id = spec.actor_id
-            if holds:
-                # The arguments live as long as the actor may have to be made again.
-                process.objects.contain(entry, list(holds))
-            self._send_when_known(spec, deps or [])
+            self._adopt(spec, entry, deps, holds)
+            process.node.send_locked(ActorCreate(process.next_req(), spec))
             process.settle()
             process.reactor.flush_locked()
         return entry
@@ -77,48 +74,41 @@ class Actors:
             ActorAlreadyExistsError: the name is taken.
         """
         process = self._process
-        for _, dep in deps or ():
-            process.waiting.wait_for(dep, None)
-            if isinstance(dep.value, Failed):
-                raise error_of(dep.value)
-        spec.deps = [Dep(key, wire_args(dep.value)) for key, dep in deps or ()]
-        entry: Entry | None = None
-        if not spec.detached:
-            with process.lock:
-                entry = process.objects.own(return_id(spec.actor_id, 0), local=0)
-                entry.holds = 1
-        info: ActorInfo = process.node.query(
-            lambda req: ActorCreate(req, spec, get_if_exists), ActorInfo, None
-        )
-        if entry is not None:
-            with process.lock:
-                if info.existed:
-                    process.objects.unhold(entry)
-                    return info, None
-                entry.actor_id = spec.actor_id
-                if holds:
-                    process.objects.contain(entry, list(holds))
-                entry.local += 1
-                process.objects.unhold(entry)
-        return info, entry
+        with process.lock:
+            # One handle: the caller's.
+            entry = process.objects.own(return_id(spec.actor_id, 0))
+            self._adopt(spec, entry, deps, holds)
+        info: ActorInfo | None = None
+        try:
+            info = process.node.query(
+                lambda req: ActorCreate(req, spec, get_if_exists), ActorInfo, None
+            )
+            return info, None if info.existed or spec.detached else entry
+        finally:
+            if info is None or info.existed or spec.detached:
+                with process.lock:
+                    entry.actor_id = None
+                    if not spec.detached or info is None or info.existed:
+                        process.objects.drop_locals([entry])
 
-    def _send_when_known(self, spec: ActorSpec, deps: list[tuple[int | str, Entry]]) -> None:
+    def _adopt(
+        self,
+        spec: ActorSpec,
+        entry: Entry,
+        deps: list[tuple[int | str, Entry]] | None,
+        holds: list[Entry] | None,
+    ) -> None:
+        """Let the actor's entry hold its arguments, as long as it may have to be made again, and write them down."""
         process = self._process
-        for _, dep in deps:
-            if dep.value is None:
-                if dep.task is None:
-                    process.borrowing.fetch(dep)
-                if dep.value is None:
-                    process.when_known(dep, lambda _entry: self._send_when_known(spec, deps))
-                    return
-        for _, dep in deps:
-            if type(dep.value) is Failed:
-                self._die(
-                    self.link(spec.actor_id, spec.class_name), "an argument of its __init__ failed", dep.value.error
-                )
-                return
-        spec.deps = [Dep(key, wire_args(dep.value)) for key, dep in deps]
-        process.node.send_locked(ActorCreate(process.next_req(), spec))
+        entry.actor_id = spec.actor_id
+        if holds:
+            process.objects.contain(entry, list(holds), None)
+        for key, dep in deps or ():
+            value = dep.value
+            if value is None or type(value) is Failed:
+                spec.awaited.append((key, Ref(dep.object_id, dep.owner or process.address)))
+            else:
+                spec.deps.append(Dep(key, wire_args(value)))
 
     # --- calling -------------------------------------------------------------------------------------------------
 

@@ -104,8 +104,7 @@ class Borrowing:
         self._process.complete(entry, Failed(dump_exception(error)), [], registered=True)
 
     def _on_borrowed(self, _connection: Connection, message: Borrowed) -> None:
-        countdown = self._objects.acknowledge(message.token)
-        if countdown is not None:
+        for countdown in self._objects.acknowledge(message.token):
             self._leave(countdown)
 
     def _leave(self, countdown: Countdown) -> None:
@@ -180,8 +179,7 @@ class Borrowing:
                     )
                     if not sent:
                         # The owner is gone and will never answer; whoever asks for the object is told that.
-                        countdown = self._objects.acknowledge(effect.token)
-                        if countdown is not None:
+                        for countdown in self._objects.acknowledge(effect.token):
                             self._leave(countdown)
                 elif type(effect) is EndActor:
                     process.node.send_locked(ActorUnreferenced(effect.actor_id))

@@ -27,9 +27,9 @@ from shoal.core.tasks import (
 )
 from shoal.errors import (
     NodeDiedError,
+    RuntimeEnvSetupError,
     ShoalError,
     TaskCancelledError,
-    TaskUnschedulableError,
     WorkerCrashedError,
 )
 from shoal.ids import FIRST_RETURN, return_id
@@ -537,9 +537,9 @@ class Owner:
         if queue is None:
             return
         error = (
-            ShoalError(f"no worker could be started: {message.reason}")
-            if message.kind == "start"
-            else TaskUnschedulableError(message.reason)
+            RuntimeEnvSetupError(message.reason)
+            if message.kind == "env"
+            else ShoalError(f"no worker could be started: {message.reason}")
         )
         failed = Failed(dump_exception(error))
         for task in self.tasks.refused(message.req, queue):

@@ -42,6 +42,7 @@ from shoal.messages.values import Failed
 from shoal.runtime.actors import Actors
 from shoal.runtime.borrowing import Borrowing
 from shoal.runtime.context import TaskContext, current
+from shoal.runtime.environment import merge_envs
 from shoal.runtime.node_link import NodeLink
 from shoal.runtime.owner import Owner
 from shoal.runtime.peers import Peers
@@ -392,8 +393,8 @@ class Process:
         return Stream(self, task)
 
     def with_job_env(self, shape: Shape) -> Shape:
-        """A shape in the environment of the job, unless it has one of its own."""
-        return shape if shape.env or not self.env else Shape(shape.resources, self.env)
+        """A shape in the environment that the running code has, and its own in that."""
+        return Shape(shape.resources, merge_envs(self.env, shape.env)) if self.env else shape
 
     def next_req(self) -> int:
         """A number for a request to the node whose answer nobody waits for."""
@@ -484,7 +485,9 @@ class Process:
         self.reactor.flush()
         with self.lock:
             self.node.lose("shoal was shut down")
-            self._fail_everything(NotInitializedError("shoal was shut down before the value was there"))
+            self._fail_everything(
+                NotInitializedError("shoal was shut down before the value was there")
+            )
             self.peers.close()
             if self.node.connection is not None:
                 self.node.connection.close()

@@ -11,7 +11,6 @@ import asyncio
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,8 +23,6 @@ from shoal.wire.reactor import Waiter
 if TYPE_CHECKING:
     from shoal.core.references import Entry
     from shoal.runtime.process import Process
-
-_entry_of = attrgetter("_entry")
 
 
 class Blocking(Protocol):
@@ -41,13 +38,22 @@ class Blocking(Protocol):
         """It runs again."""
 
 
-class EntryWaiter(Waiter):
-    """Waits for one entry; can be one of its waiters."""
+class GetWaiter(Waiter):
+    """Waits for entries one after the other, and for the failure of any of them."""
 
-    __slots__ = ()
+    __slots__ = ("current", "failed")
 
-    def __call__(self, _entry: Entry) -> None:
-        self.finish()
+    def __init__(self) -> None:
+        super().__init__()
+        self.current: Entry | None = None
+        self.failed = False
+
+    def __call__(self, entry: Entry) -> None:
+        if type(entry.value) is Failed:
+            self.failed = True
+            self.finish()
+        elif entry is self.current:
+            self.finish()
 
 
 class Waiting:
@@ -72,6 +78,9 @@ class Waiting:
         entries = [ref._entry for ref in refs]
         if any(entry.value is None for entry in entries):
             self._await_entries(entries, timeout_s)
+            if any(entry.value is None for entry in entries):
+                # One has failed; the others may take for ever.
+                entries = [entry for entry in entries if type(entry.value) is Failed][:1]
         load = self.load
         return [load(entry) for entry in entries]
 
@@ -83,31 +92,45 @@ class Waiting:
         return self._process.values.unpack(value)
 
     def _await_entries(self, entries: Sequence[Entry], timeout_s: float | None) -> None:
+        """Wait until all entries are known, or one of them has failed."""
         process = self._process
+        waiter = GetWaiter()
         with process.lock:
-            for entry in entries:
-                if entry.value is None and entry.task is None:
+            pending = [entry for entry in entries if entry.value is None]
+            for entry in pending:
+                if entry.task is None:
                     process.borrowing.fetch(entry)
+                if entry.value is None:
+                    process.when_known(entry, waiter)
             process.settle()
             process.reactor.flush_locked()
         deadline = None if timeout_s is None else monotonic() + timeout_s
         blocking = self.blocking
         lent = False
+        complete = False
         try:
-            for entry in entries:
+            for entry in pending:
                 while entry.value is None:
+                    if waiter.failed:
+                        return
                     if blocking is not None and not lent:
-                        if blocking.run_in_place(entry):
+                        # With a time limit it is not run here: nothing could stop it in time.
+                        if deadline is None and blocking.run_in_place(entry):
                             continue
-                        if self._wait_entry(entry, self._soon(deadline)):
+                        if self._wait_for(waiter, entry, self._soon(deadline)):
                             continue
                         # Whether it holds nothing or has lent it: once is enough.
                         lent = True
                         if not blocking.lend():
                             blocking = None
-                    if not self._wait_entry(entry, deadline):
+                    if not self._wait_for(waiter, entry, deadline):
                         raise self._timeout(entries, timeout_s)
+            complete = True
         finally:
+            if not complete:
+                with process.lock:
+                    for entry in pending:
+                        process.forget_waiter(entry, waiter)
             if lent and blocking is not None:
                 blocking.take_back()
 
@@ -115,22 +138,16 @@ class Waiting:
         soon = monotonic() + self._grace_s
         return soon if deadline is None else min(soon, deadline)
 
-    def _wait_entry(self, entry: Entry, deadline: float | None) -> bool:
+    def _wait_for(self, waiter: GetWaiter, entry: Entry, deadline: float | None) -> bool:
+        """Wait for one entry, or for the failure of any; False if the time is up first."""
         process = self._process
-        waiter = EntryWaiter()
         with process.lock:
-            if entry.value is not None:
+            if entry.value is not None or waiter.failed:
                 return True
-            process.when_known(entry, waiter)
-        try:
-            done = process.reactor.wait(
-                waiter, None if deadline is None else max(deadline - monotonic(), 0.0)
-            )
-        finally:
-            if not waiter.done:
-                with process.lock:
-                    process.forget_waiter(entry, waiter)
-        return done or entry.value is not None
+            waiter.current = entry
+            waiter.done = False
+        timeout_s = None if deadline is None else max(deadline - monotonic(), 0.0)
+        return process.reactor.wait(waiter, timeout_s) or entry.value is not None
 
     def _timeout(self, entries: Sequence[Entry], timeout_s: float | None) -> GetTimeoutError:
         process = self._process
@@ -147,12 +164,12 @@ class Waiting:
     # --- wait ----------------------------------------------------------------------------------------------------
 
     def wait(
-        self, refs: list[Any], num_returns: int, timeout_s: float | None
+        self, refs: list[Any], entries: list[Entry], num_returns: int, timeout_s: float | None
     ) -> tuple[list[Any], list[Any]]:
-        """See `shoal.wait`; the arguments have been checked."""
-        ready = self._ready(refs, num_returns)
+        """See `shoal.wait`; the arguments have been checked. `entries` are those of `refs`."""
+        ready = self._ready(entries, num_returns)
         if len(ready) < num_returns:
-            ready = self._wait_ready(refs, num_returns, timeout_s)
+            ready = self._wait_ready(entries, num_returns, timeout_s)
         if len(ready) == 1:
             index = ready[0]
             return [refs[index]], refs[:index] + refs[index + 1 :]
@@ -160,20 +177,21 @@ class Waiting:
         return [refs[i] for i in ready], [ref for i, ref in enumerate(refs) if i not in chosen]
 
     @staticmethod
-    def _ready(refs: list[Any], most: int) -> list[int]:
+    def _ready(entries: list[Entry], most: int) -> list[int]:
         found: list[int] = []
-        for index, ref in enumerate(refs):
-            if ref._entry.value is not None:
+        for index, entry in enumerate(entries):
+            if entry.value is not None:
                 found.append(index)
                 if len(found) == most:
                     break
         return found
 
-    def _wait_ready(self, refs: list[Any], num_returns: int, timeout_s: float | None) -> list[int]:
+    def _wait_ready(
+        self, entries: list[Entry], num_returns: int, timeout_s: float | None
+    ) -> list[int]:
         process = self._process
         with process.lock:
-            for ref in refs:
-                entry = ref._entry
+            for entry in entries:
                 if entry.value is None and entry.owner:
                     process.borrowing.fetch(entry)
             process.settle()
@@ -187,12 +205,13 @@ class Waiting:
                 with process.lock:
                     process.tick_waiters.append(waiter)
                 try:
-                    ready = self._ready(refs, num_returns)
+                    ready = self._ready(entries, num_returns)
                     if len(ready) >= num_returns:
                         return ready
                     limit = deadline
                     if blocking is not None and not lent:
-                        if any(blocking.run_in_place(ref._entry) for ref in refs):
+                        # As in `get`: with a time limit, nothing is run here.
+                        if deadline is None and any(map(blocking.run_in_place, entries)):
                             continue
                         limit = self._soon(deadline)
                     done = process.reactor.wait(
@@ -205,7 +224,7 @@ class Waiting:
                 if done:
                     continue
                 if deadline is not None and monotonic() >= deadline:
-                    return self._ready(refs, num_returns)
+                    return self._ready(entries, num_returns)
                 if blocking is not None and not lent:
                     lent = True
                     if not blocking.lend():

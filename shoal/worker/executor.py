@@ -56,7 +56,7 @@ from shoal.serial.exceptions import dump_exception
 from shoal.wire.reactor import Waiter
 from shoal.worker.functions import Definition, Functions
 from shoal.worker.host import ActorHost
-from shoal.worker.invocation import Job, Outcome, failure, perform
+from shoal.worker.invocation import Job, Outcome, failure, perform, was_interrupted
 from shoal.worker.streaming import Streams
 
 if TYPE_CHECKING:
@@ -187,10 +187,18 @@ class Executor:
             return
         context.cancelled = True
         if message.recursive:
-            for child in list((context.children or {}).values()):
-                self.process.owner.cancel(child, force=False, recursive=True)
+            self._cancel_children(context)
         if self.host is None:
             signal.pthread_kill(self._main, signal.SIGINT)
+
+    def _cancel_children(self, context: TaskContext) -> None:
+        """Cancel what a task submitted; some of it may run in place, in this very thread."""
+        for child in list((context.children or {}).values()):
+            self.process.owner.cancel(child, force=False, recursive=True)
+            inner = self._running.get(child.task_id)
+            if inner is not None:
+                inner.cancelled = True
+                self._cancel_children(inner)
 
     def interrupt_wanted(self) -> bool:
         """Whether a signal to the main thread means that what it runs is cancelled."""
@@ -426,7 +434,13 @@ class Executor:
             del self._running[task.task_id]
         self.record(job, "task", outcome)
         message = outcome.message
+        outer_cancelled = self.interrupt_wanted()
         with process.lock:
+            if outer_cancelled and not context.cancelled and was_interrupted(message):
+                # The interrupt was meant for a task further out: this one runs elsewhere.
+                process.owner.tasks.retry(task)
+                process.settle()
+                raise KeyboardInterrupt
             task.state = State.FINISHED
             if isinstance(message, Failure):
                 process.owner.fail_or_retry(task, message)
@@ -439,7 +453,7 @@ class Executor:
             process.settle()
             if process.tick_waiters:
                 process.tick()
-        if context.cancelled and self.interrupt_wanted():
+        if outer_cancelled:
             raise KeyboardInterrupt
 
     def lend(self) -> bool:

@@ -79,6 +79,7 @@ class Functions:
 def set_resources(process: Process, shape: Shape, gpu_ids: list[str]) -> None:
     """Tell libraries, through the environment, which GPUs and how many threads they may use."""
     process.assigned_shape = shape
+    process.env = shape.env
     process.gpu_ids = gpu_ids
     resources = dict(shape.resources)
     if gpu_ids or resources.get("GPU"):

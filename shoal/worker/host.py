@@ -25,6 +25,7 @@ from shoal.messages.node import ActorExiting, ActorSpec, ActorStarted, StartActo
 from shoal.messages.peer import Call, CallFull, Failure
 from shoal.messages.values import Inline
 from shoal.runtime.context import TaskContext, current
+from shoal.runtime.refs import ObjectRef
 from shoal.serial.exceptions import dump_exception
 from shoal.worker.functions import set_resources
 from shoal.worker.invocation import (
@@ -95,6 +96,7 @@ class ActorHost:
         try:
             cls = self.executor.functions.load_code(spec.code_id, spec.code, spec.class_name)
             positional, named = arguments(process, job)
+            positional = self._await_arguments(positional, named)
             self.instance = cls(*positional, **named)
             del positional, named
         except BaseException as error:  # noqa: BLE001 - user code; whatever it raises is reported
@@ -111,6 +113,25 @@ class ActorHost:
         self._register_kept()
         process.node.send_now(ActorStarted(spec.actor_id, self.incarnation))
         return True
+
+    def _await_arguments(
+        self, positional: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[Any, ...]:
+        """Fetch the arguments that were not known when the actor was created; its CPU is lent meanwhile."""
+        if not self.spec.awaited:
+            return positional
+        process = self.process
+        filled = list(positional)
+        for key, ref in self.spec.awaited:
+            with process.lock:
+                entry = process.objects.borrow(ref)
+                entry.local += 1
+            value = process.waiting.get_one(ObjectRef._of(entry, process.drop), None)
+            if isinstance(key, int):
+                filled[key] = value
+            else:
+                named[key] = value
+        return tuple(filled)
 
     def _register_kept(self) -> None:
         """References that `__init__` kept are borrowed from now on."""

@@ -178,6 +178,11 @@ def failure(
     )
 
 
+def was_interrupted(message: Done | Results | Failure) -> bool:
+    """Whether a call ended by `KeyboardInterrupt`."""
+    return isinstance(message, Failure) and "builtins.KeyboardInterrupt" in message.cause_types
+
+
 def task_error(process: Process, job: Job, error: BaseException) -> ShoalError:
     """The `TaskError` for an exception: the remote traceback first, shoal's own frames left out."""
     if isinstance(error, InternalError):
