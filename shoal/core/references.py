@@ -10,7 +10,9 @@ Rules
 
    - the arguments of a task are held by its caller until the reply; before it replies, the executor registers
      itself for every borrowed reference that it still holds and is not registered for (`unregistered`);
-   - references inside a result are registered *for the caller* by the executor before it replies;
+   - references inside a result are registered *for the caller* by the executor before it replies, also with the
+     caller itself when it owns them: the executor's own registration may be given up on another connection, which
+     may be faster than the reply;
    - references inside a fetched value are registered at once, and the containing object is held until the owners have
      acknowledged that.
 
@@ -126,9 +128,9 @@ class ObjectTable:
     """See the module's docstring."""
 
     __slots__ = (
-        "_acknowledgements",
         "_asked",
         "_next_token",
+        "_releases",
         "address",
         "by_borrower",
         "entries",
@@ -141,12 +143,13 @@ class ObjectTable:
         self.entries: dict[bytes, Entry] = {}
         self.outbox: list[Effect] = []
         self.by_borrower: dict[str, dict[Entry, None]] = {}
-        # Borrowed entries that their owners do not know of: somebody else's hold covers them for now.
-        self.unregistered: dict[Entry, None] = {}
+        # Borrowed entries that their owners may not know of yet: somebody else's hold covers them for now. The number is
+        # the token of the registration that was asked for, 0 while none was.
+        self.unregistered: dict[Entry, int] = {}
         self._next_token = 0
-        # What each awaited acknowledgement releases: an entry that is held, or a countdown shared by several.
-        self._acknowledgements: dict[int, Entry | Countdown] = {}
-        self._asked: dict[int, str] = {}
+        # What each awaited acknowledgement is about, and what it releases: entries that are held, countdowns.
+        self._asked: dict[int, Entry] = {}
+        self._releases: dict[int, list[Entry | Countdown]] = {}
 
     # --- entries -------------------------------------------------------------------------------------------------
 
@@ -165,7 +168,7 @@ class ObjectTable:
                 owner = ""
             entry = self.entries[object_id] = Entry(object_id, owner)
             if owner:
-                self.unregistered[entry] = None
+                self.unregistered[entry] = 0
         return entry
 
     def drop_locals(self, dropped: Iterable[Entry]) -> None:
@@ -240,8 +243,8 @@ class ObjectTable:
         waiters, entry.waiters = entry.waiters, None
         return waiters
 
-    def contain(self, outer: Entry, inners: list[Entry], registered: bool | None = True) -> None:
-        """`outer` holds the entries of the references inside its value."""
+    def contain(self, outer: Entry, inners: list[Entry], registered: bool | None = None) -> None:
+        """`outer` holds the entries of the references inside its value; see `complete` about `registered`."""
         for inner in inners:
             inner.holds += 1
             if inner.owner:
@@ -250,7 +253,10 @@ class ObjectTable:
                     self.unregistered.pop(inner, None)
                 elif registered is False and not inner.registrations:
                     outer.holds += 1
-                    self._register(inner, self.address, outer)
+                    self._register_own(inner, outer)
+            elif registered and inner.borrowers and self.address in inner.borrowers:
+                # Ours, and back home: it was registered for the journey.
+                self._count(inner, self.address, inner.borrowers[self.address] - 1)
         if outer.contains is None:
             outer.contains = inners
         else:
@@ -258,51 +264,58 @@ class ObjectTable:
 
     # --- borrowing, as the borrower or lender --------------------------------------------------------------------
 
-    def _register(self, entry: Entry, borrower: str, release: Entry | Countdown) -> None:
+    def _register_own(self, entry: Entry, release: Entry | Countdown) -> None:
+        entry.registrations += 1
+        self.unregistered[entry] = self._register(entry, self.address, release)
+
+    def _register(self, entry: Entry, borrower: str, release: Entry | Countdown) -> int:
         token = self._next_token = self._next_token + 1
-        self._acknowledgements[token] = release
-        self._asked[token] = entry.owner
-        if borrower == self.address:
-            entry.registrations += 1
-            self.unregistered.pop(entry, None)
+        self._asked[token] = entry
+        self._releases[token] = [release]
         self.outbox.append(RegisterBorrower(entry.owner, entry.object_id, borrower, token))
+        return token
 
     def register_before(self, lent: Iterable[Entry], borrower: str) -> Countdown | None:
         """What must be acknowledged before a task's reply may leave.
 
         Borrowed entries that are still alive here, though only the caller's hold covers them, are registered for this
         process. `lent` are the entries of references inside the result: they are registered for `borrower`, the
-        caller. Returns None if there is nothing to wait for.
+        caller, which counts that registration when the result arrives. Returns None if there is nothing to wait for.
         """
         countdown = Countdown()
-        for entry in list(self.unregistered):
+        for entry, token in self.unregistered.items():
             countdown.missing += 1
-            self._register(entry, self.address, countdown)
+            if token:
+                # The reply to another call asked for it; until the owner has answered, only our caller covers it.
+                self._releases[token].append(countdown)
+            else:
+                self._register_own(entry, countdown)
         for entry in lent:
             if not entry.owner:
                 self.register(entry.object_id, borrower)
-            elif entry.owner != borrower:
+            else:
                 countdown.missing += 1
                 entry.holds += 1
                 countdown.held.append(entry)
                 self._register(entry, borrower, countdown)
-            else:
-                # The caller owns it. Hold our own registration until the reply has been sent.
-                entry.holds += 1
-                countdown.held.append(entry)
-        return countdown if countdown.missing or countdown.held else None
+        return countdown if countdown.missing else None
 
-    def acknowledge(self, token: int) -> Countdown | None:
-        """An owner has answered a registration. Returns the countdown that this brought to zero, if any."""
-        waiting = self._acknowledgements.pop(token, None)
-        self._asked.pop(token, None)
-        if waiting is None:
-            return None
-        if isinstance(waiting, Entry):
-            self.unhold(waiting)
-            return None
-        waiting.missing -= 1
-        return waiting if waiting.missing == 0 else None
+    def acknowledge(self, token: int) -> list[Countdown]:
+        """An owner has answered a registration. Returns the countdowns that this brought to zero."""
+        asked = self._asked.pop(token, None)
+        if asked is None:
+            return []
+        if self.unregistered.get(asked) == token:
+            del self.unregistered[asked]
+        ended: list[Countdown] = []
+        for waiting in self._releases.pop(token):
+            if isinstance(waiting, Entry):
+                self.unhold(waiting)
+                continue
+            waiting.missing -= 1
+            if not waiting.missing:
+                ended.append(waiting)
+        return ended
 
     def release_held(self, countdown: Countdown) -> None:
         """The reply has been handed to the wire: what was held for it may go."""
@@ -313,12 +326,8 @@ class ObjectTable:
     def owner_died(self, owner: str) -> tuple[list[Entry], list[Countdown]]:
         """A process died. Returns the entries borrowed from it, and the countdowns that need not wait any more."""
         entries = [entry for entry in self.entries.values() if entry.owner == owner]
-        ended: list[Countdown] = []
-        for token in [token for token, asked in self._asked.items() if asked == owner]:
-            countdown = self.acknowledge(token)
-            if countdown is not None:
-                ended.append(countdown)
-        return entries, ended
+        tokens = [token for token, asked in self._asked.items() if asked.owner == owner]
+        return entries, [countdown for token in tokens for countdown in self.acknowledge(token)]
 
     # --- borrowing, as the owner ---------------------------------------------------------------------------------
 

@@ -1,0 +1,298 @@
+"""The object table, rule by rule. Several processes with a network between them are in `test_references_random`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from shoal.core.references import EndActor, FreeValue, GiveUp, ObjectTable, RegisterBorrower
+from shoal.errors import InternalError
+from shoal.messages.values import Location, Ref, Stored
+
+
+def stored(name: str = "segment", refs: Iterable[Ref] = ()) -> Stored:
+    return Stored(Location(name, 0, 1), "a", list(refs))
+
+
+def effects(table: ObjectTable) -> list[Any]:
+    table.check()
+    found = table.outbox[:]
+    table.outbox.clear()
+    return found
+
+
+def test_an_object_goes_with_its_last_handle() -> None:
+    table = ObjectTable("a")
+    entry = table.own(b"x")
+    entry.local += 1
+    value = stored()
+    assert table.complete(entry, value, [], registered=True) is None
+    table.drop_locals([entry])
+    assert effects(table) == []
+    table.drop_locals([entry])
+    assert effects(table) == [FreeValue(value)]
+    assert table.entries == {}
+    assert entry.value is None
+
+
+def test_handles_that_die_together_are_counted_one_by_one() -> None:
+    table = ObjectTable("a")
+    entry = table.own(b"x", local=3)
+    table.drop_locals([entry, entry, entry])
+    assert table.entries == {}
+
+
+def test_a_task_that_uses_an_object_keeps_it() -> None:
+    table = ObjectTable("a")
+    entry = table.own(b"x")
+    table.hold(entry)
+    table.drop_locals([entry])
+    assert b"x" in table.entries
+    table.unhold(entry)
+    assert table.entries == {}
+
+
+def test_waiters_are_returned_once_with_the_value() -> None:
+    table = ObjectTable("a")
+    entry = table.own(b"x")
+    entry.waiters = ["first", "second"]
+    assert table.complete(entry, b"value", [], registered=True) == ["first", "second"]
+    assert entry.value == b"value"
+    assert entry.waiters is None
+
+
+def test_a_value_that_nobody_waits_for_any_more_is_freed_at_once() -> None:
+    table = ObjectTable("a")
+    entry = table.own(b"x")
+    table.drop_locals([entry])
+    value = stored(refs=[Ref(b"theirs", "b")])
+    assert table.complete(entry, value, value.refs, registered=True) is None
+    assert effects(table) == [FreeValue(value), GiveUp("b", b"theirs", 1)]
+    assert table.entries == {}
+
+
+def test_a_chain_of_a_hundred_thousand_objects_is_freed_without_recursion() -> None:
+    table = ObjectTable("a")
+    previous = table.own(b"first")
+    for number in range(100_000):
+        entry = table.own(number.to_bytes(4, "big"))
+        table.contain(entry, [previous])
+        table.drop_locals([previous])
+        previous = entry
+    assert len(table.entries) == 100_001
+    table.drop_locals([previous])
+    assert table.entries == {}
+
+
+def test_what_two_objects_contain_lives_as_long_as_either() -> None:
+    table = ObjectTable("a")
+    inner, one, two = table.own(b"inner"), table.own(b"one"), table.own(b"two")
+    table.contain(one, [inner, inner])
+    table.contain(two, [inner])
+    table.drop_locals([inner, one])
+    assert set(table.entries) == {b"inner", b"two"}
+    table.drop_locals([two])
+    assert table.entries == {}
+
+
+def test_the_last_handle_of_an_actor_ends_it() -> None:
+    table = ObjectTable("a")
+    entry = table.own(b"x")
+    entry.actor_id = b"actor"
+    table.register(b"x", "b")
+    table.drop_locals([entry])
+    assert effects(table) == []
+    table.give_up(b"x", "b", 1)
+    assert effects(table) == [EndActor(b"actor")]
+
+
+def test_registrations_commute_and_a_count_below_zero_keeps_the_object() -> None:
+    table = ObjectTable("a")
+    entry = table.own(b"x")
+    table.give_up(b"x", "b", 2)
+    table.drop_locals([entry])
+    assert table.register(b"x", "b")
+    assert b"x" in table.entries
+    assert table.register(b"x", "b")
+    table.consider(entry)
+    assert table.entries == {}
+    assert table.by_borrower == {}
+
+
+def test_what_is_gone_cannot_be_registered_and_giving_it_up_changes_nothing() -> None:
+    table = ObjectTable("a")
+    assert not table.register(b"x", "b")
+    table.give_up(b"x", "b", 1)
+    theirs = table.borrow(Ref(b"y", "c"))
+    assert not table.register(b"y", "b")
+    assert theirs.borrowers is None
+
+
+def test_the_registrations_of_a_dead_process_go_with_it() -> None:
+    table = ObjectTable("a")
+    entries = [table.own(name) for name in (b"x", b"y")]
+    for name in (b"x", b"y", b"x"):
+        table.register(name, "b")
+    table.register(b"y", "c")
+    table.drop_locals(entries)
+    table.forget_borrower("b")
+    assert set(table.entries) == {b"y"}
+    table.forget_borrower("b")
+    table.forget_borrower("c")
+    assert table.entries == {}
+
+
+def test_a_borrowed_entry_is_given_up_as_often_as_it_was_registered() -> None:
+    table = ObjectTable("a")
+    results = [table.own(b"one"), table.own(b"two")]
+    for result in results:
+        table.complete(result, stored(), [Ref(b"x", "b")], registered=True)
+    assert table.unregistered == {}
+    table.drop_locals(results)
+    assert effects(table)[-1] == GiveUp("b", b"x", 2)
+
+
+def test_a_borrowed_argument_that_is_dropped_in_time_is_never_registered() -> None:
+    table = ObjectTable("a")
+    entry = table.borrow(Ref(b"x", "b"))
+    entry.local += 1
+    table.drop_locals([entry])
+    assert table.register_before([], "b") is None
+    assert effects(table) == []
+
+
+def test_a_borrowed_argument_that_is_kept_is_registered_before_the_reply() -> None:
+    table = ObjectTable("a")
+    entry = table.borrow(Ref(b"x", "b"))
+    entry.local += 1
+    countdown = table.register_before([], "b")
+    assert countdown is not None
+    (asked,) = effects(table)
+    assert asked == RegisterBorrower("b", b"x", "a", asked.token)
+    assert table.acknowledge(asked.token) == [countdown]
+    assert table.acknowledge(asked.token) == []
+    assert table.register_before([], "b") is None
+
+
+def test_a_reply_waits_for_what_another_reply_has_asked_for() -> None:
+    table = ObjectTable("actor")
+    entry = table.borrow(Ref(b"x", "owner"))
+    entry.local += 1
+    first = table.register_before([], "caller")
+    second = table.register_before([], "another caller, whose argument it was")
+    (asked,) = effects(table)
+    assert table.acknowledge(asked.token) == [first, second]
+    assert table.register_before([], "caller") is None
+
+
+def test_the_reply_waits_until_every_owner_has_registered_the_caller() -> None:
+    table = ObjectTable("executor")
+    ours, theirs, callers = (
+        table.own(b"ours"),
+        table.borrow(Ref(b"theirs", "owner")),
+        table.borrow(Ref(b"callers", "caller")),
+    )
+    theirs.local = callers.local = 1
+    countdown = table.register_before([ours, theirs, callers], "caller")
+    table.drop_locals([ours, theirs, callers])
+    asked = effects(table)
+    # Each once for the executor, which still has a handle, and once for the caller; the caller's own object too.
+    assert sorted((effect.owner, effect.borrower) for effect in asked) == [
+        ("caller", "caller"),
+        ("caller", "executor"),
+        ("owner", "caller"),
+        ("owner", "executor"),
+    ]
+    assert ours.borrowers == {"caller": 1}
+    done = [table.acknowledge(effect.token) for effect in asked]
+    assert done == [[], [], [], [countdown]]
+    assert effects(table) == []
+    assert countdown is not None
+    table.release_held(countdown)
+    assert effects(table) == [GiveUp("owner", b"theirs", 1), GiveUp("caller", b"callers", 1)]
+
+
+def test_a_fetched_value_is_held_until_the_owners_inside_it_know_of_us() -> None:
+    table = ObjectTable("a")
+    outer = table.borrow(Ref(b"outer", "b"))
+    outer.local += 1
+    table.complete(outer, stored(), [Ref(b"inner", "c")], registered=False)
+    table.drop_locals([outer])
+    (asked,) = effects(table)
+    assert asked == RegisterBorrower("c", b"inner", "a", asked.token)
+    assert table.acknowledge(asked.token) == []
+    assert effects(table) == [GiveUp("c", b"inner", 1)]
+    assert table.entries == {}
+
+
+def test_objects_made_here_leave_borrowed_references_as_they_are() -> None:
+    # An actor's arguments, a `put`: only the caller's hold covers what is inside, until the reply asks for more.
+    table = ObjectTable("a")
+    inner, outer = table.borrow(Ref(b"x", "b")), table.own(b"outer")
+    table.contain(outer, [inner])
+    assert inner.registrations == 0
+    assert list(table.unregistered) == [inner]
+
+
+def test_an_object_that_is_lent_home_is_counted_for_the_journey_only() -> None:
+    table = ObjectTable("a")
+    entry, result = table.own(b"x"), table.own(b"result")
+    # The executor asked for it: for us, by name, as it does for any caller.
+    assert table.register(b"x", "a")
+    table.drop_locals([entry])
+    assert b"x" in table.entries
+    table.complete(result, stored(), [Ref(b"x", "a")], registered=True)
+    assert entry.borrowers == {}
+    table.drop_locals([result])
+    assert table.entries == {}
+
+
+def test_when_an_owner_dies_nobody_waits_for_its_word() -> None:
+    table = ObjectTable("a")
+    lent = table.borrow(Ref(b"x", "dead"))
+    lent.local = 1
+    countdown = table.register_before([lent], "caller")
+    outer = table.borrow(Ref(b"outer", "alive"))
+    outer.local = 1
+    table.complete(outer, stored(), [Ref(b"y", "dead")], registered=False)
+    assert outer.holds == 1
+    entries, ended = table.owner_died("dead")
+    assert {entry.object_id for entry in entries} == {b"x", b"y"}
+    # The executor's registration for itself and the one for the caller.
+    assert countdown is not None
+    assert countdown.missing == 0
+    assert ended == [countdown]
+    assert outer.holds == 0
+
+
+def test_our_own_object_that_was_sent_without_a_hold_is_known_to_be_gone() -> None:
+    table = ObjectTable("a")
+    entry = table.borrow((b"x", "a"))
+    entry.local += 1
+    assert entry.owner == ""
+    assert table.unregistered == {}
+    result = table.own(b"result")
+    table.complete(result, stored(), [Ref(b"x", "a")], registered=True)
+    table.drop_locals([entry, result])
+    assert table.entries == {}
+
+
+@pytest.mark.parametrize("broken", ["dropped", "negative", "borrowers", "unheld", "misplaced"])
+def test_check_sees_a_table_that_contradicts_itself(broken: str) -> None:
+    table = ObjectTable("a")
+    entry = table.own(b"x")
+    match broken:
+        case "dropped":
+            entry.dropped = True
+        case "negative":
+            entry.holds = -1
+        case "borrowers":
+            entry.owner, entry.borrowers = "b", {"c": 1}
+        case "unheld":
+            entry.contains = [table.own(b"inner")]
+        case "misplaced":
+            table.entries[b"y"] = entry
+    with pytest.raises(InternalError):
+        table.check()
