@@ -1,0 +1,437 @@
+"""Actors: state, order, handles, names, methods and what they return."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import shoal
+from shoal.exceptions import ActorDiedError
+from tests.api.gates import Gate, Trace, wait_until
+
+pytestmark = pytest.mark.usefixtures("shared_cluster")
+
+
+class PlainCounter:
+    """Counts."""
+
+    def __init__(self, start: int = 0, *, step: int = 1) -> None:
+        self.total = start
+        self.step = step
+
+    def add(self, times: int = 1) -> int:
+        self.total += times * self.step
+        return self.total
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def fail(self) -> None:
+        raise ValueError(f"at {self.total}")
+
+    @shoal.method(num_returns=2)
+    def both(self) -> tuple[int, int]:
+        return self.total, self.step
+
+    def _private(self) -> str:
+        return "private"
+
+
+Counter = shoal.remote(PlainCounter)
+
+
+def get(ref: Any) -> Any:
+    return shoal.get(ref, timeout=30)
+
+
+# --- state and arguments -------------------------------------------------------------------------------------------------
+
+
+def test_an_actor_keeps_its_state() -> None:
+    counter = Counter.remote(10, step=2)
+    assert get([counter.add.remote(), counter.add.remote(3)]) == [12, 18]
+    assert get(counter.add.remote(times=0)) == 18
+
+
+def test_actors_are_apart_from_each_other_and_from_here() -> None:
+    one, other = Counter.remote(), Counter.remote(100)
+    get([one.add.remote(), other.add.remote()])
+    assert get([one.add.remote(), other.add.remote()]) == [2, 102]
+    assert len({*get([one.pid.remote(), other.pid.remote()]), os.getpid()}) == 3
+
+
+def test_arguments_that_do_not_fit_are_refused_at_the_call() -> None:
+    with pytest.raises(TypeError):
+        Counter.remote(1, 2)
+    counter = Counter.remote()
+    with pytest.raises(TypeError):
+        counter.add.remote(1, 2, 3)
+    assert get(counter.add.remote()) == 1
+
+
+def test_references_as_arguments_arrive_as_values() -> None:
+    start = shoal.put(40)
+    counter = Counter.remote(start)
+    assert get(counter.add.remote(shoal.put(2))) == 42
+
+
+def test_a_failing_method_leaves_the_actor_alive() -> None:
+    counter = Counter.remote(5)
+    with pytest.raises(ValueError, match="at 5"):
+        get(counter.fail.remote())
+    assert get(counter.add.remote()) == 6
+
+
+def test_methods_with_several_results() -> None:
+    counter = Counter.remote(3)
+    total, step = counter.both.remote()
+    assert get([total, step]) == [3, 1]
+    assert get(counter.both.options(num_returns=1).remote()) == (3, 1)
+
+
+def test_methods_that_begin_with_an_underscore() -> None:
+    assert get(Counter.remote()._private.remote()) == "private"
+
+
+def test_a_result_may_be_dropped() -> None:
+    counter = Counter.remote()
+    for _ in range(10):
+        counter.add.remote()
+    assert get(counter.add.remote()) == 11
+
+
+# --- order ---------------------------------------------------------------------------------------------------------------
+
+
+def test_calls_of_one_caller_run_in_the_order_of_submission() -> None:
+    @shoal.remote
+    class Log:
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        def add(self, i: int) -> None:
+            self.seen.append(i)
+
+        def all(self) -> list[int]:
+            return self.seen
+
+    log = Log.remote()
+    for i in range(500):
+        log.add.remote(i)
+    assert get(log.all.remote()) == list(range(500))
+
+
+def test_a_call_that_waits_for_an_argument_holds_its_place(gates: Callable[[str], Gate]) -> None:
+    gate = gates("argument")
+
+    @shoal.remote
+    def late(gate: Gate) -> int:
+        gate.wait()
+        return 100
+
+    counter = Counter.remote()
+    refs = [counter.add.remote(), counter.add.remote(late.remote(gate)), counter.add.remote()]
+    gate.open()
+    assert get(refs) == [1, 101, 102]
+
+
+def test_calls_of_several_callers_all_arrive() -> None:
+    counter = Counter.remote()
+
+    @shoal.remote(num_cpus=0.5)
+    def call(counter: Any, times: int) -> list[int]:
+        return shoal.get([counter.add.remote() for _ in range(times)], timeout=30)
+
+    seen = get([call.remote(counter, 50) for _ in range(4)])
+    assert all(one == sorted(one) for one in seen)
+    assert sorted(value for one in seen for value in one) == list(range(1, 201))
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------------
+
+
+def test_an_actor_class_is_not_called_directly() -> None:
+    with pytest.raises(TypeError, match="remote"):
+        Counter()
+
+
+def test_a_method_is_not_called_directly() -> None:
+    counter = Counter.remote()
+    with pytest.raises(TypeError, match="remote"):
+        counter.add()
+
+
+def test_an_actor_class_cannot_be_inherited_from() -> None:
+    with pytest.raises(TypeError) as caught:
+
+        class Child(Counter):  # type: ignore[misc, valid-type]  # this is what must fail
+            pass
+
+    assert type(caught.value).__name__ == "ActorClassInheritanceException"
+
+
+def test_the_plain_class_can_be_inherited_from() -> None:
+    @shoal.remote
+    class Doubling(PlainCounter):
+        def add(self, times: int = 1) -> int:
+            return super().add(2 * times)
+
+    child = Doubling.remote(1)
+    assert get(child.add.remote()) == 3
+    assert get(child.both.remote()) == [3, 1]
+
+
+def test_class_and_static_methods_and_attributes() -> None:
+    @shoal.remote
+    class Mixed:
+        names: tuple[str, ...] = ("a", "b")
+
+        @staticmethod
+        def static(x: int) -> int:
+            return x + 1
+
+        @classmethod
+        def named(cls) -> tuple[str, ...]:
+            return cls.names
+
+    mixed = Mixed.remote()
+    assert get([mixed.static.remote(1), mixed.named.remote()]) == [2, ("a", "b")]
+
+
+def test_a_class_without_init() -> None:
+    @shoal.remote
+    class Empty:
+        def here(self) -> bool:
+            return True
+
+    assert get(Empty.remote().here.remote())
+
+
+def test_a_method_that_does_not_exist() -> None:
+    counter = Counter.remote()
+    with pytest.raises(AttributeError, match="missing"):
+        _ = counter.missing
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"no_such_option": 1}, "no_such_option"),
+        ({"num_returns": 2}, "num_returns"),
+        ({"max_restarts": -2}, "max_restarts"),
+        ({"max_concurrency": 0}, "max_concurrency"),
+        ({"lifetime": "for ever"}, "lifetime"),
+        ({"num_cpus": -1}, "num_cpus"),
+        ({"get_if_exists": True}, "name"),
+    ],
+)
+def test_an_option_that_does_not_exist_or_fit_is_refused_by_name(
+    options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        shoal.remote(**options)(PlainCounter).remote()
+
+
+@pytest.mark.parametrize("options", [{"no_such_option": 1}, {"num_returns": -1}])
+def test_options_of_methods_are_checked(options: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        Counter.remote().add.options(**options).remote()
+
+
+def test_the_method_decorator_needs_options_that_exist() -> None:
+    with pytest.raises((TypeError, AssertionError)):
+        shoal.method()
+    with pytest.raises((ValueError, TypeError, AssertionError)):
+        shoal.method(no_such_option=1)
+
+
+# --- handles -------------------------------------------------------------------------------------------------------------
+
+
+def test_handles_travel_everywhere() -> None:
+    counter = Counter.remote()
+
+    @shoal.remote
+    def call(handle: Any, boxed: dict[str, list[Any]]) -> bool:
+        shoal.get([handle.add.remote(), boxed["deep"][0].add.remote()], timeout=30)
+        return handle == boxed["deep"][0]
+
+    @shoal.remote
+    class Keeper:
+        def __init__(self, handle: Any) -> None:
+            self.handle = handle
+
+        def call(self) -> int:
+            return shoal.get(self.handle.add.remote(), timeout=30)
+
+        def give(self) -> Any:
+            return self.handle
+
+    assert get(call.remote(counter, {"deep": [counter]}))
+    keeper = Keeper.remote(counter)
+    assert get(keeper.call.remote()) == 3
+    given = get(keeper.give.remote())
+    assert given == counter
+    assert hash(given) == hash(counter)
+    assert get(given.add.remote()) == 4
+    assert get(get(shoal.put(counter)).add.remote()) == 5
+
+
+def test_a_handle_reaches_the_actor_before_the_actor_has_started(
+    gates: Callable[[str], Gate],
+) -> None:
+    gate = gates("start")
+
+    @shoal.remote
+    class Slow:
+        def __init__(self, gate: Gate) -> None:
+            gate.wait()
+
+        def answer(self) -> int:
+            return 42
+
+    @shoal.remote(num_cpus=0)
+    def ask(handle: Any) -> int:
+        return shoal.get(handle.answer.remote(), timeout=30)
+
+    slow = Slow.remote(gate)
+    asked = ask.remote(slow)
+    assert shoal.wait([asked], timeout=0)[0] == []
+    gate.open()
+    assert get(asked) == 42
+
+
+def test_handles_of_different_actors_differ() -> None:
+    one, other = Counter.remote(), Counter.remote()
+    assert one != other
+    assert one._actor_id != other._actor_id
+    assert repr(one).startswith("Actor(")
+    assert one._actor_id.hex() in repr(one)
+    assert one._ray_actor_id == one._actor_id
+
+
+def test_an_actor_passes_on_itself() -> None:
+    @shoal.remote
+    class Node:
+        def value(self) -> int:
+            return 8
+
+        def me(self) -> Any:
+            return shoal.get_runtime_context().current_actor
+
+    node = Node.remote()
+    me = get(node.me.remote())
+    assert me == node
+    assert get(me.value.remote()) == 8
+
+
+def test_an_actor_ends_with_its_last_handle() -> None:
+    counter = Counter.remote()
+    pid = get(counter.pid.remote())
+    again = get(shoal.put([counter]))[0]
+    del counter
+    gc.collect()
+    assert get(again.add.remote()) == 1
+    del again
+    gc.collect()
+    wait_until(lambda: not alive(pid), "the actor's process ends")
+
+
+def test_calls_made_before_the_last_handle_went_still_run(
+    gates: Callable[[str], Gate], traces: Callable[[str], Trace]
+) -> None:
+    gate, ran = gates("go"), traces("ran")
+
+    @shoal.remote
+    class Worker:
+        def work(self, gate: Gate, ran: Trace, i: int) -> int:
+            gate.wait()
+            ran.add(i)
+            return i
+
+    worker = Worker.remote()
+    refs = [worker.work.remote(gate, ran, i) for i in range(5)]
+    del worker
+    gc.collect()
+    gate.open()
+    assert get(refs) == list(range(5))
+    assert ran.words() == list("01234")
+
+
+def test_a_call_right_at_creation_is_enough() -> None:
+    assert get(Counter.remote(1).add.remote()) == 2
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+# --- what every actor can do -----------------------------------------------------------------------------------------------
+
+
+def test_ready_call_and_terminate() -> None:
+    counter = Counter.remote(3)
+    get(counter.__ray_ready__.remote())
+
+    def doubled(actor: PlainCounter, factor: int) -> int:
+        return actor.total * factor
+
+    assert get(counter.__ray_call__.remote(doubled, 5)) == 15
+    pid = get(counter.pid.remote())
+    counter.__ray_terminate__.remote()
+    wait_until(lambda: not alive(pid), "the actor's process ends")
+    with pytest.raises(ActorDiedError):
+        get(counter.add.remote())
+
+
+def test_max_pending_calls_limits_what_waits(gates: Callable[[str], Gate]) -> None:
+    gate = gates("go")
+
+    @shoal.remote(max_pending_calls=3)
+    class Busy:
+        def work(self, gate: Gate) -> None:
+            gate.wait()
+
+    busy = Busy.remote()
+    refs = [busy.work.remote(gate) for _ in range(3)]
+    with pytest.raises(shoal.exceptions.PendingCallsLimitExceeded):
+        busy.work.remote(gate)
+    gate.open()
+    get(refs)
+    get(busy.work.remote(gate))
+
+
+def test_the_class_and_its_calls_by_the_names_that_libraries_use() -> None:
+    assert Counter.__ray_actor_class__ is PlainCounter or Counter.__ray_metadata__ is not None
+    counter = Counter._remote(args=[1], kwargs={"step": 4}, name="by_library")
+    assert get(counter.add._remote(args=[2])) == 9
+
+
+def test_actors_of_actors_to_any_depth() -> None:
+    @shoal.remote
+    class Nested:
+        def __init__(self, depth: int) -> None:
+            self.child = Nested.remote(depth - 1) if depth else None
+
+        def depth(self) -> int:
+            if self.child is None:
+                return 0
+            return 1 + shoal.get(self.child.depth.remote(), timeout=30)
+
+    assert get(Nested.remote(4).depth.remote()) == 4
+
+
+def test_a_handle_outside_of_values_is_not_lost() -> None:
+    counter = Counter.remote(1)
+    loaded = pickle.loads(shoal.cloudpickle.dumps(counter))
+    assert loaded == counter
+    assert get(loaded.add.remote()) == 2

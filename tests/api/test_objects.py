@@ -1,0 +1,393 @@
+"""Objects: `put`, `get`, references as arguments and inside values, large arrays, and what references are."""
+
+from __future__ import annotations
+
+import array
+import gc
+import pickle
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shoal
+from shoal.exceptions import GetTimeoutError
+from tests.api.gates import Gate, wait_until
+
+pytestmark = pytest.mark.usefixtures("shared_cluster")
+
+LARGE = 4 * 1024 * 1024
+"""Bytes: well above what travels inside messages."""
+
+
+@shoal.remote
+def identity(value: Any) -> Any:
+    return value
+
+
+@shoal.remote
+def wait_for(gate: Gate, value: Any = None) -> Any:
+    gate.wait()
+    return value
+
+
+@shoal.remote
+def kinds(*args: Any, **kwargs: Any) -> list[str]:
+    return [type(value).__name__ for value in (*args, *kwargs.values())]
+
+
+def get(ref: Any) -> Any:
+    return shoal.get(ref, timeout=30)
+
+
+# --- put and get -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        0,
+        "text",
+        b"",
+        b"\x00" * 200_000,
+        [1, [2, [3]]],
+        {"key": (1, 2.5, {3})},
+        bytearray(b"abc"),
+        array.array("d", [1.0, 2.0]),
+        float("inf"),
+        range(5),
+        ...,
+        2**100,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_survive_put_and_a_task(value: Any) -> None:
+    assert get(shoal.put(value)) == value
+    assert get(identity.remote(value)) == value
+
+
+def test_put_is_a_copy() -> None:
+    items = [1, 2]
+    ref = shoal.put(items)
+    items.append(3)
+    assert get(ref) == [1, 2]
+    got = get(ref)
+    got.append(4)
+    assert get(ref) == [1, 2]
+
+
+def test_get_of_a_list_keeps_order_and_repeats() -> None:
+    one, two = shoal.put(1), identity.remote(2)
+    assert get([two, one, two]) == [2, 1, 2]
+    assert get([]) == []
+
+
+def test_a_value_can_be_got_again_and_again() -> None:
+    ref = identity.remote("again")
+    assert [get(ref) for _ in range(3)] == ["again"] * 3
+
+
+@pytest.mark.parametrize("thing", [1, None, "text", [1], [None]], ids=repr)
+def test_get_takes_references_only(thing: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        shoal.get(thing, timeout=5)
+
+
+def test_get_refuses_a_list_with_one_stranger() -> None:
+    with pytest.raises((TypeError, ValueError)):
+        shoal.get([shoal.put(1), 2], timeout=5)
+
+
+def test_put_of_a_reference_is_refused() -> None:
+    with pytest.raises(TypeError):
+        shoal.put(shoal.put(1))
+
+
+# --- timeouts ----------------------------------------------------------------------------------------------------------
+
+
+def test_get_with_timeout_zero_takes_what_is_there(gates: Callable[[str], Gate]) -> None:
+    gate = gates("result")
+    ref = wait_for.remote(gate, "late")
+    with pytest.raises(GetTimeoutError):
+        shoal.get(ref, timeout=0)
+    gate.open()
+    assert get(ref) == "late"
+    assert shoal.get(ref, timeout=0) == "late"
+
+
+def test_get_waits_as_long_as_it_was_told(gates: Callable[[str], Gate]) -> None:
+    gate = gates("never")
+    ref = wait_for.remote(gate)
+    start = time.monotonic()
+    with pytest.raises(GetTimeoutError):
+        shoal.get([shoal.put(1), ref], timeout=0.2)
+    assert 0.2 <= time.monotonic() - start < 10
+    gate.open()
+
+
+def test_a_timeout_in_a_task_is_raised_there(gates: Callable[[str], Gate]) -> None:
+    gate = gates("inner")
+
+    @shoal.remote
+    def impatient() -> str:
+        try:
+            shoal.get(wait_for.remote(gate), timeout=0.05)
+        except TimeoutError:
+            return "timed out"
+        return "got it"
+
+    assert get(impatient.remote()) == "timed out"
+    gate.open()
+
+
+def test_get_of_many_fails_at_the_first_failure(gates: Callable[[str], Gate]) -> None:
+    """A failure is not kept waiting by values that may take for ever."""
+    gate = gates("never")
+
+    @shoal.remote(max_retries=0)
+    def fail() -> None:
+        raise ValueError("at once")
+
+    slow = wait_for.remote(gate)
+    with pytest.raises(ValueError, match="at once"):
+        shoal.get([slow, fail.remote()], timeout=10)
+    gate.open()
+
+
+# --- references as arguments ---------------------------------------------------------------------------------------------
+
+
+def test_references_as_arguments_arrive_as_values() -> None:
+    ref, small = identity.remote(5), shoal.put("x")
+    assert get(kinds.remote(ref, small, key=ref)) == ["int", "str", "int"]
+
+
+def test_a_task_waits_for_its_arguments(gates: Callable[[str], Gate]) -> None:
+    gate = gates("argument")
+    ref = identity.remote(wait_for.remote(gate, 7))
+    assert shoal.wait([ref], timeout=0)[0] == []
+    gate.open()
+    assert get(ref) == 7
+
+
+def test_references_inside_containers_stay_references() -> None:
+    ref = identity.remote(5)
+    assert get(kinds.remote([ref])) == ["list"]
+
+    @shoal.remote
+    def look_into(items: list[Any], table: dict[str, Any]) -> tuple[bool, bool, int]:
+        first, second = items[0], table["deep"][0]
+        return (
+            isinstance(first, shoal.ObjectRef),
+            first == second,
+            shoal.get(second, timeout=30),
+        )
+
+    assert get(look_into.remote([ref], {"deep": (ref,)})) == (True, True, 5)
+
+
+def test_references_in_objects_keep_what_they_name() -> None:
+    class Box:
+        def __init__(self, ref: Any) -> None:
+            self.ref = ref
+
+    outer = shoal.put(Box(shoal.put([1, 2, 3])))
+    gc.collect()
+    assert get(get(outer).ref) == [1, 2, 3]
+
+
+def test_references_three_levels_deep() -> None:
+    innermost = shoal.put(b"x" * LARGE)
+    outer = shoal.put([shoal.put([innermost])])
+    del innermost
+    gc.collect()
+    [middle] = get(outer)
+    del outer
+    [inner] = get(middle)
+    del middle
+    assert get(inner) == b"x" * LARGE
+
+
+def test_a_reference_captured_by_a_function_is_kept() -> None:
+    def reader(ref: Any) -> Any:
+        @shoal.remote
+        def read() -> Any:
+            return shoal.get(ref, timeout=30)
+
+        return read
+
+    read = reader(shoal.put("captured"))
+    gc.collect()
+    assert get([read.remote(), read.remote()]) == ["captured"] * 2
+
+
+def test_an_object_lives_until_the_task_that_uses_it_has_run(gates: Callable[[str], Gate]) -> None:
+    gate = gates("use")
+
+    @shoal.remote
+    def later(gate: Gate, boxed: list[Any]) -> int:
+        gate.wait()
+        return len(shoal.get(boxed[0], timeout=30))
+
+    ref = shoal.put(bytes(LARGE))
+    result = later.remote(gate, [ref])
+    del ref
+    gc.collect()
+    gate.open()
+    assert get(result) == LARGE
+
+
+def test_what_a_task_puts_outlives_it() -> None:
+    @shoal.remote
+    def make() -> list[Any]:
+        return [shoal.put(i) for i in range(3)] + [shoal.put(bytes(LARGE))]
+
+    *small, large = get(make.remote())
+    assert get(small) == [0, 1, 2]
+    assert len(get(large)) == LARGE
+
+
+def test_references_of_tasks_that_are_still_running_travel(gates: Callable[[str], Gate]) -> None:
+    gate = gates("inner")
+
+    @shoal.remote
+    def start() -> list[Any]:
+        return [wait_for.remote(gate, "done")]
+
+    [inner] = get(start.remote())
+    gate.open()
+    assert get(inner) == "done"
+
+
+def test_many_references_at_once() -> None:
+    refs = [shoal.put(i) for i in range(2_000)]
+
+    @shoal.remote
+    def add_up(*numbers: int) -> int:
+        return sum(numbers)
+
+    assert get(refs) == list(range(2_000))
+    assert get(add_up.remote(*refs[:500])) == sum(range(500))
+    assert get(get(shoal.put(refs))) == list(range(2_000))
+
+
+# --- large values ----------------------------------------------------------------------------------------------------------
+
+
+def test_large_arrays_are_read_in_place_and_only_read() -> None:
+    ref = shoal.put(np.arange(1_000_000))
+    first, second = get(ref), get(ref)
+    assert np.array_equal(first, np.arange(1_000_000))
+    assert np.shares_memory(first, second)
+    assert not first.flags.writeable
+    with pytest.raises(ValueError, match="read-only"):
+        first[0] = 1
+
+
+def test_an_array_outlives_its_reference() -> None:
+    ref = shoal.put(np.full(1_000_000, 7.0))
+    view = get(ref)[10:20]
+    del ref
+    gc.collect()
+    others = [shoal.put(np.zeros(1_000_000)) for _ in range(3)]
+    assert view.tolist() == [7.0] * 10
+    assert len(others) == 3
+
+
+def test_large_arguments_and_results() -> None:
+    @shoal.remote
+    def double(values: np.ndarray, *, times: int) -> np.ndarray:
+        assert not values.flags.writeable
+        return values * 2 * times
+
+    values = np.ones(1_000_000)
+    assert get(double.remote(shoal.put(values), times=1)).sum() == 2_000_000
+    assert get(double.remote(values, times=2)).sum() == 4_000_000
+
+
+def test_structured_values_with_arrays_inside() -> None:
+    value = {"weights": [np.ones((300, 300)), np.zeros(4)], "name": "policy"}
+    got = get(identity.remote(value))
+    assert got["name"] == "policy"
+    assert all(
+        np.array_equal(ours, theirs)
+        for ours, theirs in zip(value["weights"], got["weights"], strict=True)
+    )
+
+
+def test_memory_of_dropped_objects_comes_back() -> None:
+    """Far more than fits at once passes through the store, a piece at a time."""
+    fits = int(shoal.cluster_resources()["object_store_memory"])
+    piece = min(fits // 4, 64 * 1024 * 1024)
+    for i in range(12):
+        ref = shoal.put(np.full(piece // 8, float(i)))
+        assert get(ref)[-1] == i
+        del ref
+
+
+# --- what a reference is -------------------------------------------------------------------------------------------------
+
+
+def test_references_are_equal_by_the_object_they_name() -> None:
+    ref, other = shoal.put(1), shoal.put(1)
+    [same] = get(shoal.put([ref]))
+    assert same == ref
+    assert hash(same) == hash(ref)
+    assert ref != other
+    assert ref != 1
+    assert len({ref, same, other}) == 2
+
+
+def test_ids_of_a_reference() -> None:
+    ref = identity.remote(1)
+    assert ref.hex() == ref.binary().hex()
+    assert ref.hex() in repr(ref)
+    assert len(ref.binary()) == ref.size()
+    assert not ref.is_nil()
+    assert shoal.ObjectRef.nil().is_nil()
+    assert shoal.ObjectRef.from_random() != shoal.ObjectRef.from_random()
+    assert ref.job_id().hex() == shoal.get_runtime_context().get_job_id()
+
+
+def test_the_task_of_a_reference() -> None:
+    @shoal.remote
+    def own_id() -> str:
+        return shoal.get_runtime_context().get_task_id()
+
+    ref = own_id.remote()
+    assert ref.task_id().hex() == get(ref)
+
+
+def test_a_callback_is_called_with_the_value() -> None:
+    seen: list[Any] = []
+    ref = identity.remote("done")
+    ref._on_completed(seen.append)
+    wait_until(lambda: seen, "the callback runs")
+    assert seen == ["done"]
+
+
+def test_a_callback_without_the_value(gates: Callable[[str], Gate]) -> None:
+    gate = gates("value")
+    seen: list[Any] = []
+    ref, late = identity.remote("done"), wait_for.remote(gate)
+    ref._on_ready(seen.append)
+    late._on_ready(seen.append)()  # cancelled at once
+    wait_until(lambda: seen, "the callback runs")
+    gate.open()
+    get(late)
+    assert seen == [None]
+
+
+def test_generators_of_references_cannot_be_pickled() -> None:
+    @shoal.remote
+    def count() -> Any:
+        yield 1
+
+    stream = count.remote()
+    with pytest.raises((TypeError, ValueError)):
+        pickle.dumps(stream)
+    assert [get(ref) for ref in stream] == [1]
