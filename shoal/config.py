@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any, Final, get_type_hints
 
 import msgspec
 
@@ -112,6 +112,10 @@ def _parse(name: str, text: str, kind: Any) -> Any:
         raise ValueError(f"{name}={text!r} is not a valid {kind.__name__}: {error}") from None
 
 
+# Once, for the zygote and all its forks.
+_HINTS: Final = get_type_hints(Config)
+
+
 def load_config(
     overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
 ) -> Config:
@@ -121,7 +125,7 @@ def load_config(
         ValueError: an override that does not exist, or a value of the wrong type.
     """
     environ = os.environ if environ is None else environ
-    hints = get_type_hints(Config)
+    hints = _HINTS
     fields: dict[str, Any] = {}
     for name, kind in hints.items():
         text = environ.get(f"SHOAL_{name.upper()}")

@@ -262,7 +262,7 @@ class ActorHandle:
         "_actor_id_bytes",
         "_description",
         "_drop",
-        "_entry",
+        "_life",
         "_link",
         "_max_pending_calls",
         "_max_task_retries",
@@ -283,7 +283,7 @@ class ActorHandle:
         self._description = description
         self._max_task_retries = max_task_retries
         self._max_pending_calls = max_pending_calls
-        self._entry = entry
+        self._life = entry
         self._drop = process.drop
         self._link: ActorCalls | None = None
 
@@ -299,8 +299,8 @@ class ActorHandle:
 
     def __del__(self) -> None:
         try:
-            if self._entry is not None:
-                self._drop(self._entry)
+            if self._life is not None:
+                self._drop(self._life)
         except AttributeError:
             # Never completely made: there is nothing to count.
             return
@@ -393,15 +393,15 @@ class ActorMethod:
         if retries is None:
             retries = handle._max_task_retries
         if options is _PLAIN or options == _PLAIN:
-            return process.owner.submit_call(link, self._name, args, kwargs, retries, handle._entry)
+            return process.owner.submit_call(link, self._name, args, kwargs, retries, handle._life)
         task = Task(process.ids.task_id(), None, link, b"", (), retries)
         task.method = self._name
         task.error_retry = options.retry_exceptions
         task.group = options.concurrency_group
         task.name = options.name
         task.window = options.window
-        if handle._entry is not None:
-            task.holds = [handle._entry]
+        if handle._life is not None:
+            task.holds = [handle._life]
         returns = 1 if options.num_returns is None else options.num_returns
         return launch(
             process, task, args, kwargs, returns, f"{handle._description.class_name}.{self._name}"
@@ -456,7 +456,7 @@ def handle_of(process: Process, info: ActorInfo, entry: Entry | None) -> ActorHa
 
 def reduce_handle(handle: ActorHandle) -> tuple[Any, ...]:
     """How a handle is written inside a value."""
-    entry = handle._entry
+    entry = handle._life
     owner = "" if entry is None else entry.owner or current_process.require().address
     return load_handle, (
         handle._actor_id_bytes,

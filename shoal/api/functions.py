@@ -192,10 +192,13 @@ def launch(
         if returns == STREAMING:
             task.stream = process.make_stream(task)
         process.owner.start(task, deps, holds)
-    process.owner.after_submit()
     refs: list[ObjectRef[Any]] = [ObjectRef._of(entry, process.drop) for entry in task.returns]
-    if returns == STREAMING:
-        return ObjectRefGenerator(process, task, task.stream, refs[0])
+    generator = (
+        ObjectRefGenerator(process, task, task.stream, refs[0]) if returns == STREAMING else None
+    )
+    process.owner.after_submit()
+    if generator is not None:
+        return generator
     if returns == 0:
         return None
     return refs[0] if returns == 1 else refs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from operator import attrgetter
 from typing import Any, TypeVar, overload
 
 from shoal.api.actors import ActorHandle, handle_of
@@ -16,8 +15,6 @@ from shoal.runtime.streams import ObjectRefGenerator
 from shoal.serial.values import serialize
 
 T = TypeVar("T")
-
-_entry_of = attrgetter("_entry")
 
 
 def _timeout(value: Any, what: str) -> float | None:
@@ -149,14 +146,16 @@ def wait(
         raise ValueError(f"wait() needs num_returns of 1 or more, not {num_returns}")
     if num_returns > len(refs):
         raise ValueError(f"wait() cannot return {num_returns} ready objects of {len(refs)}")
-    kinds = set(map(type, refs))
-    if kinds != _ONLY_REFS:
+    try:
+        # Nothing but references and generators has an entry: one pass both checks and collects.
+        entries = [ref._entry for ref in refs]
+    except AttributeError:
         for position, ref in enumerate(refs):
             if not isinstance(ref, ObjectRef | ObjectRefGenerator):
                 raise TypeError(
                     f"wait() takes a list of references; item {position} is a {type(ref).__name__}: {_short(ref)}"
-                )
-    entries = list(map(_entry_of, refs))
+                ) from None
+        raise
     if len(set(entries)) != len(refs):
         raise ValueError("wait() takes each reference once; one of them occurs twice in the list")
     return process.waiting.wait(refs, entries, num_returns, seconds)

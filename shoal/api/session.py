@@ -14,13 +14,15 @@ import sys
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from shoal.api.options import canonical_env
 from shoal.config import load_config
 from shoal.messages.node import Job
 from shoal.runtime import current_process
-from shoal.runtime.driver import Driver
+
+if TYPE_CHECKING:
+    from shoal.runtime.driver import Driver
 
 logger = logging.getLogger("shoal")
 
@@ -156,6 +158,9 @@ def init(
         )
         if log_to_driver is None:
             log_to_driver = config.log_to_driver
+        # Only drivers need it: the processes of the session start sooner without.
+        from shoal.runtime.driver import Driver
+
         _driver = Driver(
             config,
             job,

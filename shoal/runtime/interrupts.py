@@ -3,17 +3,19 @@
 Ctrl-C at a driver, and `cancel` of a task that runs, raise `KeyboardInterrupt` in the main thread; Python may do so between any two
 instructions, also while the runtime's tables are half changed. So the signal handler looks at the stack first: if the innermost
 code that counts is the user's, it raises; if it is shoal's own, it only makes a note, which is turned into the exception
-at a safe place: between two rounds of the reactor, or shortly after, when the signal is sent again.
+at a safe place: between two rounds of the reactor, after some submissions, or shortly after, when the signal is sent again.
 
 Looking at the stack when a signal comes costs nothing on any path before.
 """
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sysconfig
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
@@ -43,15 +45,22 @@ class Interrupts:
     def __init__(self, wake: Callable[[], None], wanted: Callable[[], bool] | None = None) -> None:
         self._wake = wake
         self._wanted = wanted
+        self._pid = os.getpid()
         self._noted = False
+        self._sending = False
         self._previous: Any = None
         self._installed = False
+        self._over = False
 
     def install(self) -> bool:
         """Take SIGINT over, if this is the main thread and the program has not changed it."""
         if threading.current_thread() is not threading.main_thread():
             return False
         previous = signal.getsignal(signal.SIGINT)
+        owner = getattr(previous, "__self__", None)
+        if isinstance(owner, Interrupts) and owner._over:
+            # Another thread ended that session, and could not give the signal back.
+            previous = owner._previous
         if previous is not signal.default_int_handler:
             return False
         self._previous = previous
@@ -60,27 +69,46 @@ class Interrupts:
         return True
 
     def uninstall(self) -> None:
-        """Give SIGINT back, if it is still ours and this is the main thread."""
-        if not self._installed or threading.current_thread() is not threading.main_thread():
+        """Give SIGINT back, if it is still ours and this is the main thread; in another one, do as if. Raises what was noted
+        and could not be raised before: call it last."""
+        if not self._installed:
+            return
+        self._over = True
+        if threading.current_thread() is not threading.main_thread():
             return
         self._installed = False
         if signal.getsignal(signal.SIGINT) == self._on_signal:
             signal.signal(signal.SIGINT, self._previous)
+        if self._noted:
+            self._noted = False
+            raise KeyboardInterrupt
 
     def _on_signal(self, _number: int, frame: FrameType | None) -> None:
-        if self._wanted is not None and not self._wanted():
+        ours = not self._over and os.getpid() == self._pid
+        if ours and self._wanted is not None and not self._wanted():
+            self._noted = False
             return
-        if in_engine(frame):
+        if ours and in_engine(frame):
             self._noted = True
             self._wake()
-            # A waiting thread raises at once. Should no safe place come (this is a submit), the signal comes again.
-            _send_again(self._is_noted)
+            # A waiting thread raises at once. Should no safe place come, the signal comes again. Not by `threading`, whose
+            # own locks the interrupted code may hold.
+            if not self._sending:
+                self._sending = True
+                _thread.start_new_thread(self._send_again, (threading.get_ident(),))
             return
         self._noted = False
         raise KeyboardInterrupt
 
-    def _is_noted(self) -> bool:
-        return self._noted
+    def _send_again(self, main: int) -> None:
+        while True:
+            time.sleep(_AGAIN_S)
+            # In this order, as the handler notes first and looks at `_sending` then: one of the two sees the other.
+            self._sending = False
+            if not self._noted:
+                return
+            self._sending = True
+            signal.pthread_kill(main, signal.SIGINT)
 
     def check(self) -> None:
         """A safe place: raise what was noted. Only the main thread raises."""
@@ -88,17 +116,3 @@ class Interrupts:
             self._noted = False
             if self._wanted is None or self._wanted():
                 raise KeyboardInterrupt
-
-
-def _send_again(noted: Callable[[], bool]) -> None:
-    main = threading.main_thread().ident
-    assert main is not None
-    target: int = main
-
-    def send() -> None:
-        if noted():
-            signal.pthread_kill(target, signal.SIGINT)
-
-    timer = threading.Timer(_AGAIN_S, send)
-    timer.daemon = True
-    timer.start()

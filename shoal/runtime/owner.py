@@ -167,10 +167,10 @@ class Owner:
         with process.lock:
             self._objects.entries[entry.object_id] = entry
             self.start(task, deps, holds)
-        self.after_submit()
         ref: ObjectRef[Any] = ObjectRef.__new__(ObjectRef)
         ref._entry = entry
         ref._drop = process.drop
+        self.after_submit()
         return ref
 
     def submit_call(
@@ -201,10 +201,10 @@ class Owner:
         with process.lock:
             self._objects.entries[entry.object_id] = entry
             self.start(task, deps, holds)
-        self.after_submit()
         ref: ObjectRef[Any] = ObjectRef.__new__(ObjectRef)
         ref._entry = entry
         ref._drop = process.drop
+        self.after_submit()
         return ref
 
     def start(self, task: Task, deps: Any, holds: list[Entry] | None) -> None:
@@ -242,10 +242,13 @@ class Owner:
             self._reactor.flush_locked()
 
     def after_submit(self) -> None:
-        """Keep things moving while a thread does nothing but submit."""
+        """Keep things moving while a thread does nothing but submit. May raise `KeyboardInterrupt`: the references that the
+        caller returns must exist by now, or what they count would never be freed."""
         self._submitted += 1
         if self._submitted % _PUMP_EVERY == 0:
             self._reactor.pump()
+            if self._reactor.interrupted is not None:
+                self._reactor.interrupted()
         elif self._reactor.dirty:
             self._reactor.nudge()
 
@@ -439,7 +442,9 @@ class Owner:
     def _on_hand_back(self, connection: Connection, message: HandBack) -> None:
         lane = connection.lane
         if isinstance(lane, Lane):
-            self.tasks.handed_back(lane, message.task_ids)
+            for task in self.tasks.handed_back(lane, message.task_ids):
+                assert task.function is not None
+                self.fail(task, cancelled(task.function.name, task.task_id))
             self._touched[lane] = None
 
     def _on_pause(self, connection: Connection, message: Pause) -> None:

@@ -66,6 +66,8 @@ logger = logging.getLogger("shoal")
 # Made at import, once for the zygote and all its forks: building it takes a millisecond.
 _decoder = decoder_of(FromNode)
 
+_BACKLOG: Final = 4096
+
 _VERDICT_S: Final = 2.0
 """How long the node may take to declare a process dead whose connection broke."""
 
@@ -143,8 +145,14 @@ class Process:
         self._warned: set[str] = set()
         self._missing: dict[str, None] = {}
 
+        # Before the node hears of this process: whoever is told its address must be able to connect.
+        self._listener = Listener(self.reactor, address, backlog=_BACKLOG)
         handler = _NodeHandler()
-        self.registered = self._join(handler, node_address, token, register)
+        try:
+            self.registered = self._join(handler, node_address, token, register)
+        except BaseException:
+            self._listener.close()
+            raise
         self.config = self.registered.config
         self.job_id = self.registered.job_id
         self.node_id = self.registered.node_id
@@ -182,7 +190,7 @@ class Process:
         self.root = TaskContext(kind, self.ids.task_id(), self.ids)
         self.reactor.after_poll = self._after_poll
         self.reactor.backlog = self.dropped
-        self._listener = Listener(self.reactor, address, self.peers.accept, backlog=4096)
+        self._listener.start(self.peers.accept)
         self._node_handler = handler
 
     def _make_drop(self) -> Callable[[Entry], None]:
@@ -494,5 +502,3 @@ class Process:
             self._listener.close()
         self.reactor.close()
         self.store.close(unlink)
-        if os.path.exists(self.address):
-            os.unlink(self.address)

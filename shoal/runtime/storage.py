@@ -7,7 +7,7 @@ Any thread. Room is drawn from the node daemon in chunks; when the store is full
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from shoal.errors import ObjectStoreFullError
 from shoal.messages.node import QuotaGranted, QuotaRequest, QuotaReturn
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from shoal.messages.values import Stored
     from shoal.runtime.node_link import NodeLink
     from shoal.serial.record import Serialized
+
+
+_EVERYTHING: Final = 1 << 62
 
 
 class ObjectStore:
@@ -97,7 +100,7 @@ class ObjectStore:
     def leave(self) -> None:
         """This process ends, but objects that it made may be owned by others: only idle memory goes."""
         if self._arena is not None:
-            given = self._arena.release_idle(0)
+            given = self._arena.reclaim(_EVERYTHING)
             self._node.send_now(QuotaReturn(given))
 
     def close(self, unlink: bool) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.errors import InternalError, TaskError
 from shoal.messages.values import Failed, Inline, Ref, Stored
+from shoal.runtime.refs import ObjectRef
 from shoal.serial.layout import read_layout
 from shoal.serial.values import deserialize
 
@@ -37,7 +38,10 @@ class Values:
     @staticmethod
     def entries_of(handles: Sequence[Any]) -> list[Entry]:
         """The same, for handles that were found inside a value."""
-        return [handle._entry for handle in handles if handle._entry is not None]
+        entries = [
+            handle._entry if isinstance(handle, ObjectRef) else handle._life for handle in handles
+        ]
+        return [entry for entry in entries if entry is not None]
 
     def wire_refs(self, entries: list[Entry]) -> list[Ref]:
         """References as messages name them."""

@@ -9,6 +9,7 @@ the runtime's lock held. The handler takes that lock itself.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -275,17 +276,14 @@ class Connection:
 
 
 class Listener:
-    """Accepts connections on a Unix socket and hands each to `on_accept` (called by the leader, without the lock)."""
+    """Listens on a Unix socket from the moment it is made; accepts once it is started.
 
-    def __init__(
-        self,
-        reactor: Reactor,
-        path: str,
-        on_accept: Callable[[socket.socket], None],
-        backlog: int = 128,
-    ) -> None:
+    So a process can be reached before it announces its address, and is answered when it is ready.
+    """
+
+    def __init__(self, reactor: Reactor, path: str, backlog: int = 128) -> None:
         self._reactor = reactor
-        self._on_accept = on_accept
+        self._on_accept: Callable[[socket.socket], None]
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             # Nobody but this user may even connect, from the first moment that the file exists: the folder is 0700,
@@ -297,7 +295,11 @@ class Listener:
             self._sock.close()
             raise
         self.path = path
-        reactor.register(self._sock.fileno(), self._on_ready)
+
+    def start(self, on_accept: Callable[[socket.socket], None]) -> None:
+        """Hand every connection to `on_accept` (called by the leader, without the lock)."""
+        self._on_accept = on_accept
+        self._reactor.register(self._sock.fileno(), self._on_ready)
 
     def _on_ready(self, _mask: int) -> None:
         while True:
@@ -314,6 +316,8 @@ class Listener:
         """Stop listening and remove the socket's file."""
         self._reactor.unregister(self._sock.fileno())
         self._sock.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
 
 
 def _bind_private(sock: socket.socket, path: str) -> None:

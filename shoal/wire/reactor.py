@@ -114,6 +114,8 @@ class Reactor:
         self._service_leads = False
         self._service_wanted = False
         self._closed = False
+        self._woken = False
+        self._step_down = False
         self._service_ident = 0
         self._service = threading.Thread(target=self._serve, name=name, daemon=True)
 
@@ -217,13 +219,19 @@ class Reactor:
         return self._service_leads
 
     def pump(self) -> None:
-        """Poll once without waiting, if nobody leads: lets a thread that submits in a loop keep the work flowing."""
+        """Poll once without waiting, if nobody leads: lets a thread that submits in a loop keep the work flowing.
+
+        A service thread that leads is asked to step down: this thread is at the sockets often enough.
+        """
         if self._leadership.acquire(False):
             self._leader = get_ident()
             try:
                 self._poll(0)
             finally:
                 self._give_up_leadership()
+        elif self._service_leads:
+            self._step_down = True
+            self.wake()
 
     # --- waiting -------------------------------------------------------------------------------------------------
 
@@ -315,7 +323,9 @@ class Reactor:
 
     def wake(self) -> None:
         """Make the leader's current poll return."""
-        os.eventfd_write(self._wake_fd, 1)
+        if not self._woken:
+            self._woken = True
+            os.eventfd_write(self._wake_fd, 1)
 
     def interrupt(self) -> None:
         """Make every waiting thread look at `interrupted`. Called from a signal handler: takes no lock."""
@@ -330,6 +340,8 @@ class Reactor:
                     continue
 
     def _on_wake(self, _mask: int) -> None:
+        # First, so that whoever has something new from here on wakes us again.
+        self._woken = False
         try:
             os.eventfd_read(self._wake_fd)
         except BlockingIOError:
@@ -380,9 +392,9 @@ class Reactor:
                     turns = self._turns
                     continue
             elif turns == self._turns or self._service_wanted:
+                # Whoever made it step down comes next: it looks in again only after a while.
                 self._lead_service()
                 turns = self._turns
-                continue
             else:
                 turns = self._turns
             self._look_in()
@@ -407,10 +419,11 @@ class Reactor:
             return
         self._leader = get_ident()
         self._service_wanted = False
+        self._step_down = False
         try:
             self._service_leads = True
             self._look_in()
-            while not self._closed and not self._followers and not self.hosted:
+            while not (self._closed or self._followers or self._step_down or self.hosted):
                 try:
                     self._poll(_FOREVER)
                 except Exception:

@@ -123,5 +123,5 @@ class ArenaMachine(RuleBasedStateMachine):
         remove_session(self.directory)
 
 
-class TestArenaMachine(ArenaMachine.TestCase):  # type: ignore[misc,valid-type]
+class TestArenaMachine(ArenaMachine.TestCase):  # type: ignore[misc,valid-type]  # hypothesis makes the base at run time
     settings = settings(max_examples=60, stateful_step_count=50, deadline=None)

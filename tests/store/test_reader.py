@@ -253,7 +253,7 @@ def test_a_view_that_dies_while_the_reader_is_busy_is_let_go_by_whoever_was(
 
     def hold_and_collect(self: Reader, *args: object) -> object:
         views.clear()
-        return hold(self, *args)  # type: ignore[arg-type]
+        return hold(self, *args)  # type: ignore[arg-type]  # the arguments of the function it stands for
 
     monkeypatch.setattr(Reader, "_hold", hold_and_collect)
     view = reader.view(second)
