@@ -193,7 +193,7 @@ def launch(
             task.stream = process.make_stream(task)
         process.owner.start(task, deps, holds)
     refs: list[ObjectRef[Any]] = [ObjectRef._of(entry, process.drop) for entry in task.returns]
-    generator = (
+    generator: ObjectRefGenerator[Any] | None = (
         ObjectRefGenerator(process, task, task.stream, refs[0]) if returns == STREAMING else None
     )
     process.owner.after_submit()

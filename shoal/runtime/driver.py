@@ -26,6 +26,8 @@ _GOODBYE_TIMEOUT_S = 5.0
 class Driver:
     """See the module's docstring."""
 
+    process: Process
+
     def __init__(
         self,
         config: Config,
@@ -44,6 +46,10 @@ class Driver:
         session = Session(temp_dir)
         job.owner = f"{session.directory}/d-{os.urandom(4).hex()}.sock"
         self.head = launch_head(session, config, job=job, preload=preload, **resources)
+        self._closed = False
+        # First of all: from here on Ctrl-C interrupts no code of ours half-way.
+        self._interrupts = Interrupts(self._interrupt_waiting)
+        installed = self._interrupts.install()
         try:
             register = RegisterDriver(self._pid, job.owner, job, preload, log_to_driver)
             self.process = Process(
@@ -51,6 +57,7 @@ class Driver:
             )
         except BaseException:
             self.head.stop()
+            self._interrupts.uninstall()
             raise
         process = self.process
         process.job = job
@@ -58,11 +65,15 @@ class Driver:
         process.env = job.env
         process.node_handlers[Log] = self._on_log
         process.on_node_lost = self._on_node_lost
-        self._interrupts = Interrupts(process.reactor.interrupt)
-        if self._interrupts.install():
+        if installed:
             process.reactor.interrupted = self._interrupts.check
         current_process.set_process(process)
         process.begin()
+
+    def _interrupt_waiting(self) -> None:
+        # While the runtime is being made nobody waits in it.
+        if hasattr(self, "process") and not self._closed:
+            self.process.reactor.interrupt()
 
     def _on_log(self, message: Log) -> None:
         self._console.show(message)
@@ -87,22 +98,30 @@ class Driver:
         logger.error("%s%s", why, said)
 
     def close(self) -> None:
-        """End the session. Leaves no process, file or shared memory behind."""
-        if os.getpid() != self._pid:
+        """End the session. Leaves no process, file or shared memory behind, also if Ctrl-C interrupts it: that ends the waiting
+        for a goodbye, and is raised when everything has gone."""
+        if os.getpid() != self._pid or self._closed:
             return
-        process = self.process
         try:
-            process.node.request(Goodbye, Reply, _GOODBYE_TIMEOUT_S)
+            self.process.node.request(Goodbye, Reply, _GOODBYE_TIMEOUT_S)
         except (ShoalError, TimeoutError) as error:
             # The node is gone or stuck: ending the head below takes care of everything.
             logger.debug("the node did not say goodbye: %s", error)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        process = self.process
+        self._closed = True
+        # From here on an interrupt waits until all is done.
+        process.reactor.interrupted = None
         if current_process.process is process:
             current_process.set_process(None)
-        self._interrupts.uninstall()
         process.run_callbacks()
         process.close(unlink=True)
         self._console.close()
         self.head.stop()
+        self._interrupts.uninstall()
 
 
 def _forget_in_child() -> None:
