@@ -43,20 +43,25 @@ class Driver:
         self._console = Console.from_environment(config)
         self._console_timer = False
         self._pid = os.getpid()
-        session = Session(temp_dir)
-        job.owner = f"{session.directory}/d-{os.urandom(4).hex()}.sock"
-        self.head = launch_head(session, config, job=job, preload=preload, **resources)
         self._closed = False
-        # First of all: from here on Ctrl-C interrupts no code of ours half-way.
+        # Before anything is made: from here on Ctrl-C interrupts no code of ours half-way.
         self._interrupts = Interrupts(self._interrupt_waiting)
-        installed = self._interrupts.install()
+        interrupted = self._interrupts.check if self._interrupts.install() else None
         try:
-            register = RegisterDriver(self._pid, job.owner, job, preload, log_to_driver)
-            self.process = Process(
-                "driver", self.head.address, session.token, job.owner, register, config
+            session = Session(temp_dir)
+            job.owner = f"{session.directory}/d-{os.urandom(4).hex()}.sock"
+            self.head = launch_head(
+                session, config, job=job, preload=preload, interrupted=interrupted, **resources
             )
+            try:
+                register = RegisterDriver(self._pid, job.owner, job, preload, log_to_driver)
+                self.process = Process(
+                    "driver", self.head.address, session.token, job.owner, register, config
+                )
+            except BaseException:
+                self.head.stop()
+                raise
         except BaseException:
-            self.head.stop()
             self._interrupts.uninstall()
             raise
         process = self.process
@@ -65,8 +70,7 @@ class Driver:
         process.env = job.env
         process.node_handlers[Log] = self._on_log
         process.on_node_lost = self._on_node_lost
-        if installed:
-            process.reactor.interrupted = self._interrupts.check
+        process.reactor.interrupted = interrupted
         current_process.set_process(process)
         process.begin()
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Final
 
@@ -38,6 +38,7 @@ __all__ = ["HEAD_PROGRAM", "Head", "Session", "launch_head"]
 START_TIMEOUT_S: Final = 30.0
 _STOP_TIMEOUT_S: Final = 8.0
 _TAIL_BYTES: Final = 4096
+_LOOK_S: Final = 0.05
 _PRESTART: Final = 2
 _MAX_ANSWER_BYTES: Final = 64 * 1024
 
@@ -107,6 +108,7 @@ def launch_head(
     prestart: int = _PRESTART,
     timeout_s: float = START_TIMEOUT_S,
     program: str = HEAD_PROGRAM,
+    interrupted: Callable[[], None] | None = None,
 ) -> Head:
     """Start the head of a session and wait until it serves.
 
@@ -129,6 +131,7 @@ def launch_head(
         prestart: How many workers to fork for `job` at once.
         timeout_s: How long the head may take to start.
         program: What the head process runs (tests have workers of their own).
+        interrupted: Called again and again while the head starts; may raise (a deferred Ctrl-C).
 
     Raises:
         ValueError: an amount of a resource is negative.
@@ -172,7 +175,7 @@ def launch_head(
         raise
     try:
         sweep_dead_sessions(os.path.dirname(session.directory))
-        _await_ready(head, timeout_s)
+        _await_ready(head, timeout_s, interrupted)
     except BaseException:
         head.stop(timeout_s=1.0)
         raise
@@ -208,10 +211,12 @@ def _spawn(session: Session, boot: Boot, program: str) -> Head:
     return head
 
 
-def _await_ready(head: Head, timeout_s: float) -> None:
+def _await_ready(
+    head: Head, timeout_s: float, interrupted: Callable[[], None] | None = None
+) -> None:
     process = head._process
     assert process.stdout is not None
-    data = _read_answer(process.stdout.fileno(), time.monotonic() + timeout_s)
+    data = _read_answer(process.stdout.fileno(), time.monotonic() + timeout_s, interrupted)
     process.stdout.close()
     said = head.log_tail()
     what_it_said = f"\nIts last words:\n{said}" if said else ""
@@ -230,13 +235,18 @@ def _await_ready(head: Head, timeout_s: float) -> None:
         raise InternalError(f"the head process could not start: {answer.reason}.{what_it_said}")
 
 
-def _read_answer(fd: int, deadline: float) -> bytes | None:
+def _read_answer(fd: int, deadline: float, interrupted: Callable[[], None] | None) -> bytes | None:
     """One frame's payload; no bytes if the stream ends before, None if the time does."""
     data = b""
     wanted = HEADER_BYTES
     while len(data) < wanted:
-        ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+        left_s = max(0.0, deadline - time.monotonic())
+        ready, _, _ = select.select([fd], [], [], min(left_s, _LOOK_S))
+        if interrupted is not None:
+            interrupted()
         if not ready:
+            if left_s:
+                continue
             return None
         piece = os.read(fd, wanted - len(data))
         if not piece:
