@@ -1,6 +1,6 @@
 """Submitting tasks and taking their replies: the owner's side of the task path.
 
-Carries out the effects of `core.tasks` (leases, pushes) and feeds it what the node and the workers say. Everything from
+Pushes what `core.tasks` decides and feeds it what the workers say; the workers themselves are leased by `leases`. Everything from
 `submit` downwards is the hot path: see `bench/` before and after a change.
 
 Threads: `submit` and `cancel` are called by user threads and take the lock; the handlers are called with it.
@@ -15,11 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shoal.core.references import Entry
 from shoal.core.tasks import (
-    CancelLease,
     Function,
     Lane,
-    RequestLease,
-    ReturnLease,
     SchedulingClass,
     State,
     Task,
@@ -27,24 +24,14 @@ from shoal.core.tasks import (
 )
 from shoal.errors import (
     NodeDiedError,
-    RuntimeEnvSetupError,
-    ShoalError,
     TaskCancelledError,
     WorkerCrashedError,
 )
 from shoal.ids import FIRST_RETURN, return_id
 from shoal.messages.node import (
     KillProcess,
-    LeaseCancel,
-    LeaseGranted,
-    LeasePending,
-    LeaseRefused,
-    LeaseRequest,
-    LeaseReturn,
-    LeaseWanted,
 )
 from shoal.messages.peer import (
-    Bind,
     Cancel,
     Define,
     Done,
@@ -59,6 +46,7 @@ from shoal.messages.peer import (
     StreamItem,
 )
 from shoal.messages.values import Dep, Failed, Inline, Stored
+from shoal.runtime.leases import Leases
 from shoal.runtime.refs import ObjectRef
 from shoal.runtime.values import wire_args
 from shoal.serial.exceptions import dump_exception
@@ -89,12 +77,8 @@ class Owner:
             config.lease_requests_per_shape,
             config.lease_idle_ms,
         )
-        self._lease_idle_s = config.lease_idle_ms / 1000
-        self._requests: dict[int, SchedulingClass] = {}
-        self._lanes: dict[str, dict[Lane, None]] = {}
-        self._lanes_by_lease: dict[int, Lane] = {}
+        self.leases = Leases(process, self.tasks, self._push, self.fail)
         self._touched: dict[Any, None] = {}
-        self._expiring = False
         self._submitted = 0
         self.handlers: dict[type, Callable[[Any, Any], None]] = {
             Done: self._on_done,
@@ -104,12 +88,6 @@ class Owner:
             HandBack: self._on_hand_back,
             Pause: self._on_pause,
             Resume: self._on_resume,
-        }
-        self.node_handlers: dict[type, Callable[[Any], None]] = {
-            LeaseGranted: self._on_granted,
-            LeaseRefused: self._on_refused,
-            LeaseWanted: self._on_wanted,
-            LeasePending: self._on_pending,
         }
 
     # --- submitting ----------------------------------------------------------------------------------------------
@@ -463,108 +441,17 @@ class Owner:
             for lane in touched:
                 if type(lane) is Lane:
                     self.tasks.refill(lane, now)
-                    if not lane.inflight and not self._expiring:
-                        self._expire_later()
+                    if not lane.inflight:
+                        self.leases.look_later()
             touched.clear()
-        while self.tasks.outbox:
-            self._carry_out()
-
-    def _carry_out(self) -> None:
-        effects = self.tasks.outbox.copy()
-        self.tasks.outbox.clear()
-        node = self._process.node
-        for effect in effects:
-            if type(effect) is RequestLease:
-                self._requests[effect.req] = effect.queue
-                node.send_locked(
-                    LeaseRequest(effect.req, effect.queue.shape, effect.backlog, effect.name)
-                )
-            elif type(effect) is CancelLease:
-                self._requests.pop(effect.req, None)
-                node.send_locked(LeaseCancel(effect.req))
-            elif type(effect) is ReturnLease:
-                self._give_back(effect.lane, discard=effect.lane.retiring)
-
-    # --- leases --------------------------------------------------------------------------------------------------
-
-    def _on_granted(self, message: LeaseGranted) -> None:
-        queue = self._requests.pop(message.req, None)
-        if queue is None:
-            self._process.node.send_locked(LeaseReturn(message.lease_id))
-            return
-        lane = Lane(queue, message.lease_id, message.address, message.pid, self._push)
-        lane.gpu_ids = message.gpu_ids
-        try:
-            connection = self._process.peers.connect(message.address)
-        except ConnectionError:
-            queue.requests.pop(message.req, None)
-            self._process.node.send_locked(LeaseReturn(message.lease_id, discard=True))
-            queue.room = True
-            self.tasks.dispatch(queue)
-            return
-        lane.connection = connection
-        connection.lane = lane
-        self._lanes.setdefault(message.address, {})[lane] = None
-        self._lanes_by_lease[lane.lease_id] = lane
-        connection.send(Bind(lane.lease_id, queue.shape, lane.gpu_ids))
-        self.tasks.granted(message.req, queue, lane, monotonic())
-        if not lane.inflight and not self._expiring:
-            self._expire_later()
-
-    def _give_back(self, lane: Lane, discard: bool) -> None:
-        self._forget(lane)
-        self._process.node.send_locked(LeaseReturn(lane.lease_id, discard))
-
-    def _forget(self, lane: Lane) -> None:
-        self._lanes_by_lease.pop(lane.lease_id, None)
-        lanes = self._lanes.get(lane.address)
-        if lanes is not None:
-            lanes.pop(lane, None)
-            if not lanes:
-                del self._lanes[lane.address]
-        if lane.connection is not None and lane.connection.lane is lane:
-            lane.connection.lane = None
-
-    def _expire_later(self) -> None:
-        self._expiring = True
-        self._reactor.call_later(self._lease_idle_s, self._expire)
-
-    def _expire(self) -> None:
-        with self._process.lock:
-            self._expiring = False
-            again = self.tasks.expire(monotonic())
-            self._process.settle()
-            if again is not None and not self._expiring:
-                self._expire_later()
-
-    def _on_refused(self, message: LeaseRefused) -> None:
-        queue = self._requests.pop(message.req, None)
-        if queue is None:
-            return
-        error = (
-            RuntimeEnvSetupError(message.reason)
-            if message.kind == "env"
-            else ShoalError(f"no worker could be started: {message.reason}")
-        )
-        failed = Failed(dump_exception(error))
-        for task in self.tasks.refused(message.req, queue):
-            self.fail(task, failed)
-
-    def _on_wanted(self, message: LeaseWanted) -> None:
-        lane = self._lanes_by_lease.get(message.lease_id)
-        if lane is not None:
-            self.tasks.wanted(lane)
-
-    def _on_pending(self, message: LeasePending) -> None:
-        if message.req in self._requests:
-            self._process.warn(message.reason)
+        if self.tasks.outbox:
+            self.leases.carry_out()
 
     # --- failures and cancelling ---------------------------------------------------------------------------------
 
     def process_died(self, address: str, cause: str) -> None:
         """A worker is gone (with the lock held)."""
-        for lane in list(self._lanes.get(address, ())):
-            self._forget(lane)
+        for lane in self.leases.forget_worker(address):
             for task in self.tasks.lost(lane):
                 assert task.function is not None
                 if task.cancelled:

@@ -175,7 +175,7 @@ class Process:
             **self.borrowing.handlers,
         }
         self.node_handlers: dict[type, Callable[[Any], None]] = {
-            **self.owner.node_handlers,
+            **self.owner.leases.node_handlers,
             **self.actors.node_handlers,
             PeerGone: self._on_peer_gone,
             QuotaWanted: self._on_quota_wanted,

@@ -1,0 +1,164 @@
+"""The workers that this process has leased: asked for, used, given back.
+
+Carries out the effects of `core.tasks` towards the node, and feeds it what the node says. All methods are called with the
+runtime's lock held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from shoal.core.tasks import (
+    CancelLease,
+    Lane,
+    RequestLease,
+    ReturnLease,
+    SchedulingClass,
+    Task,
+    TaskTable,
+)
+from shoal.errors import RuntimeEnvSetupError, ShoalError
+from shoal.messages.node import (
+    LeaseCancel,
+    LeaseGranted,
+    LeasePending,
+    LeaseRefused,
+    LeaseRequest,
+    LeaseReturn,
+    LeaseWanted,
+)
+from shoal.messages.peer import Bind
+from shoal.messages.values import Failed
+from shoal.serial.exceptions import dump_exception
+
+if TYPE_CHECKING:
+    from shoal.runtime.process import Process
+
+
+class Leases:
+    """See the module's docstring. `push` puts a task on a lane's connection; `fail` tells who waits for a task."""
+
+    def __init__(
+        self,
+        process: Process,
+        tasks: TaskTable,
+        push: Callable[[Lane, Task], None],
+        fail: Callable[[Task, Failed], None],
+    ) -> None:
+        self._process = process
+        self._node = process.node
+        self._tasks = tasks
+        self._push = push
+        self._fail = fail
+        self._idle_s = process.config.lease_idle_ms / 1000
+        self._expiring = False
+        self._requests: dict[int, SchedulingClass] = {}
+        self._lanes: dict[str, dict[Lane, None]] = {}
+        self._lanes_by_lease: dict[int, Lane] = {}
+        self.node_handlers: dict[type, Callable[[Any], None]] = {
+            LeaseGranted: self._on_granted,
+            LeaseRefused: self._on_refused,
+            LeaseWanted: self._on_wanted,
+            LeasePending: self._on_pending,
+        }
+
+    def carry_out(self) -> None:
+        """Carry out what the table of tasks has decided."""
+        outbox = self._tasks.outbox
+        node = self._node
+        # Returning a lane may let the table ask for another.
+        for effect in outbox:
+            if type(effect) is RequestLease:
+                self._requests[effect.req] = effect.queue
+                node.send_locked(
+                    LeaseRequest(effect.req, effect.queue.shape, effect.backlog, effect.name)
+                )
+            elif type(effect) is CancelLease:
+                self._requests.pop(effect.req, None)
+                node.send_locked(LeaseCancel(effect.req))
+            elif type(effect) is ReturnLease:
+                self._give_back(effect.lane, discard=effect.lane.retiring)
+        outbox.clear()
+
+    def _on_granted(self, message: LeaseGranted) -> None:
+        queue = self._requests.pop(message.req, None)
+        if queue is None:
+            self._node.send_locked(LeaseReturn(message.lease_id))
+            return
+        lane = Lane(queue, message.lease_id, message.address, message.pid, self._push)
+        lane.gpu_ids = message.gpu_ids
+        try:
+            connection = self._process.peers.connect(message.address)
+        except ConnectionError:
+            queue.requests.pop(message.req, None)
+            self._node.send_locked(LeaseReturn(message.lease_id, discard=True))
+            queue.room = True
+            self._tasks.dispatch(queue)
+            return
+        lane.connection = connection
+        connection.lane = lane
+        self._lanes.setdefault(message.address, {})[lane] = None
+        self._lanes_by_lease[lane.lease_id] = lane
+        connection.send(Bind(lane.lease_id, queue.shape, lane.gpu_ids))
+        self._tasks.granted(message.req, queue, lane, monotonic())
+        if not lane.inflight:
+            self.look_later()
+
+    def _give_back(self, lane: Lane, discard: bool) -> None:
+        self._forget(lane)
+        self._node.send_locked(LeaseReturn(lane.lease_id, discard))
+
+    def _forget(self, lane: Lane) -> None:
+        self._lanes_by_lease.pop(lane.lease_id, None)
+        lanes = self._lanes.get(lane.address)
+        if lanes is not None:
+            lanes.pop(lane, None)
+            if not lanes:
+                del self._lanes[lane.address]
+        if lane.connection is not None and lane.connection.lane is lane:
+            lane.connection.lane = None
+
+    def look_later(self) -> None:
+        """A lane is idle: see in a while whether it should be given back."""
+        if not self._expiring:
+            self._expiring = True
+            self._process.reactor.call_later(self._idle_s, self._expire)
+
+    def _expire(self) -> None:
+        with self._process.lock:
+            self._expiring = False
+            again = self._tasks.expire(monotonic())
+            self._process.settle()
+            if again is not None:
+                self.look_later()
+
+    def _on_refused(self, message: LeaseRefused) -> None:
+        queue = self._requests.pop(message.req, None)
+        if queue is None:
+            return
+        error = (
+            RuntimeEnvSetupError(message.reason)
+            if message.kind == "env"
+            else ShoalError(f"no worker could be started: {message.reason}")
+        )
+        failed = Failed(dump_exception(error))
+        for task in self._tasks.refused(message.req, queue):
+            self._fail(task, failed)
+
+    def _on_wanted(self, message: LeaseWanted) -> None:
+        lane = self._lanes_by_lease.get(message.lease_id)
+        if lane is not None:
+            self._tasks.wanted(lane)
+
+    def _on_pending(self, message: LeasePending) -> None:
+        if message.req in self._requests:
+            self._process.warn(message.reason)
+
+    def forget_worker(self, address: str) -> list[Lane]:
+        """A process has ended. Returns the lanes that it was."""
+        lanes = list(self._lanes.get(address, ()))
+        for lane in lanes:
+            self._forget(lane)
+        return lanes
