@@ -15,7 +15,7 @@ Tasks, actors and objects on one dynamic task graph, with the names and meanings
 
 import cloudpickle
 
-from shoal import actor, exceptions
+from shoal import actor, exceptions, util
 from shoal.api.actors import ActorClass, ActorHandle, ActorMethod, exit_actor, method
 from shoal.api.cluster import available_resources, cluster_resources, nodes, timeline
 from shoal.api.functions import RemoteFunction, remote
@@ -80,5 +80,6 @@ __all__ = [
     "remote",
     "shutdown",
     "timeline",
+    "util",
     "wait",
 ]

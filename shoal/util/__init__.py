@@ -1,0 +1,20 @@
+"""What programs use beside tasks, actors and objects, under the names of Ray's `ray.util`.
+
+`actor_pool` spreads work over actors; `queue` is a queue between processes (import it by name: `shoal.util.queue`);
+`lookups` answers questions about the session. Serialisation belongs to `shoal.serial`; its entrances for users are
+named here.
+"""
+
+from shoal.serial.hooks import deregister_serializer, register_serializer
+from shoal.serial.inspection import inspect_serializability
+from shoal.util.actor_pool import ActorPool
+from shoal.util.lookups import get_node_ip_address, list_named_actors
+
+__all__ = [
+    "ActorPool",
+    "deregister_serializer",
+    "get_node_ip_address",
+    "inspect_serializability",
+    "list_named_actors",
+    "register_serializer",
+]
