@@ -6,6 +6,7 @@ sent to tasks by their path, and both belong to one test: the fixtures `gates` a
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,15 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = DEAD
         if time.monotonic() > deadline:
             raise AssertionError(f"this did not happen within {seconds:g} s: {what}")
         time.sleep(_PAUSE_S)
+
+
+def alive(pid: int) -> bool:
+    """Whether there is a process of that id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class Gate:

@@ -12,8 +12,7 @@ import pytest
 
 import shoal
 from shoal.exceptions import ActorAlreadyExistsError, ActorDiedError, ActorError
-from tests.api.gates import Gate, Trace, wait_until
-from tests.api.test_actors import alive
+from tests.api.gates import Gate, Trace, alive, wait_until
 
 pytestmark = pytest.mark.usefixtures("shared_cluster")
 
@@ -100,6 +99,19 @@ def test_get_if_exists_makes_one_or_takes_it() -> None:
     assert get(second.add.remote()) == 11
 
 
+def test_get_if_exists_makes_one_however_many_ask() -> None:
+    @shoal.remote(num_cpus=0.25)
+    def ask(i: int) -> int:
+        counter = Counter.options(
+            name="contested", get_if_exists=True, lifetime="detached"
+        ).remote()
+        return shoal.get(counter.add.remote(), timeout=30)
+
+    assert sorted(get([ask.remote(i) for i in range(8)])) == list(range(1, 9))
+    shoal.kill(shoal.get_actor("contested"))
+    wait_until(lambda: not named("contested"), "the actor is gone")
+
+
 def test_a_name_is_free_again_after_the_actor() -> None:
     counter = Counter.options(name="reused").remote()
     get(counter.add.remote())
@@ -157,6 +169,15 @@ def test_kill_ends_the_actor_and_fails_what_waits(gates: Callable[[str], Gate]) 
     shoal.kill(counter)
 
 
+def test_kill_before_it_could_begin() -> None:
+    counter = Counter.options(resources={"unobtainable": 1}).remote()
+    ref = counter.add.remote()
+    assert shoal.wait([ref], timeout=0.1)[0] == []
+    shoal.kill(counter)
+    with pytest.raises(ActorDiedError):
+        get(ref)
+
+
 def test_kill_takes_actors_only() -> None:
     with pytest.raises(ValueError):
         shoal.kill(shoal.remote(lambda: 1).remote())
@@ -167,8 +188,10 @@ def test_kill_does_not_restart_unless_it_may() -> None:
     first = get(counter.pid.remote())
     shoal.kill(counter, no_restart=False)
     wait_until(lambda: not alive(first), "the actor's process ends")
-    assert call_until_alive(counter.pid) != first
+    second = call_until_alive(counter.pid)
+    assert second != first
     shoal.kill(counter)
+    wait_until(lambda: not alive(second), "the actor's second process ends")
     with pytest.raises(ActorDiedError):
         get(counter.add.remote())
 

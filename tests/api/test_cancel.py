@@ -222,6 +222,39 @@ def test_children_are_cancelled_too_unless_told_otherwise(
     wait_until(lambda: trace.words() == ["begin", last], f"the child's last word is {last}")
 
 
+def test_a_parent_goes_on_when_its_child_is_cancelled(
+    gates: Callable[[str], Gate], traces: Callable[[str], Trace]
+) -> None:
+    begun, never, kept = gates("begun"), gates("never"), gates("kept")
+    trace = traces("child")
+
+    @shoal.remote
+    class Box:
+        def put(self, boxed: list[Any]) -> None:
+            self.boxed = boxed
+
+        def get(self) -> list[Any]:
+            return self.boxed
+
+    @shoal.remote(num_cpus=0)
+    def parent(box: Any) -> str:
+        child = work.remote(begun, never, trace)
+        shoal.get(box.put.remote([child]), timeout=30)
+        kept.open()
+        try:
+            shoal.get(child, timeout=60)
+        except TaskCancelledError:
+            return "went on"
+        return "was not told"
+
+    box = Box.remote()
+    ref = parent.remote(box)
+    kept.wait()
+    begun.wait()
+    shoal.cancel(get(box.get.remote())[0])
+    assert get(ref) == "went on"
+
+
 # --- actors ------------------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import shoal
 from shoal.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError, WorkerCrashedError
-from tests.api.gates import DEADLINE_S, Gate, Trace, wait_until
+from tests.api.gates import DEADLINE_S, Gate, Trace, alive, wait_until
 
 pytestmark = pytest.mark.usefixtures("shared_cluster")
 
@@ -175,12 +175,15 @@ def test_what_an_actor_put_is_lost_with_it() -> None:
         def put(self, size: int) -> list[Any]:
             return [shoal.put(bytes(size))]
 
+        def pid(self) -> int:
+            return os.getpid()
+
     owner = Owner.remote()
     small = get(owner.put.remote(10))[0]
     large = get(owner.put.remote(1_000_000))[0]
+    pid = get(owner.pid.remote())
     shoal.kill(owner)
-    with pytest.raises(ActorDiedError):
-        get(owner.put.remote(1))
+    wait_until(lambda: not alive(pid), "the owner's process ends")
     for ref in (small, large):
         with pytest.raises(OwnerDiedError) as caught:
             get(ref)

@@ -144,6 +144,25 @@ def test_groups_are_caught_with_except_star() -> None:
     assert isinstance(caught.value, TaskError)
 
 
+def test_notes_of_an_exception_arrive() -> None:
+    @shoal.remote(max_retries=0)
+    def noted() -> None:
+        error = ValueError("no")
+        error.add_note("look here")
+        raise error
+
+    error = failure_of(noted.remote())
+    assert "look here" in str(error)
+    assert error.cause.__notes__ == ["look here"]
+
+
+def test_an_error_can_be_sent_on() -> None:
+    again = get(identity.remote(failure_of(throw_value_error.remote())))
+    assert isinstance(again, ValueError)
+    assert isinstance(again, TaskError)
+    assert "in deeper" in str(again)
+
+
 def test_an_exception_that_cannot_be_pickled() -> None:
     class LockedError(Exception):
         def __init__(self) -> None:

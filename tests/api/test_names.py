@@ -78,6 +78,10 @@ def test_names_of_the_actor_module(name: str) -> None:
     assert hasattr(shoal.actor, name)
 
 
+def test_references_can_be_named_with_their_type() -> None:
+    assert shoal.ObjectRef[int] is not None
+
+
 # --- exceptions ------------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -117,6 +118,50 @@ def test_a_decorated_function() -> None:
         return x + 1
 
     assert get(one_more.remote(4)) == 10
+
+
+def test_functions_of_other_modules() -> None:
+    assert get(shoal.remote(textwrap.dedent).remote("  indented")) == "indented"
+
+
+def test_functions_of_one_name_are_not_mixed_up() -> None:
+    made = []
+    for answer in (1, 2):
+
+        @shoal.remote
+        def same_name(answer: int = answer) -> int:
+            return answer
+
+        made.append(same_name)
+    assert get([function.remote() for function in made]) == [1, 2]
+
+
+def test_remote_functions_and_actor_classes_as_arguments() -> None:
+    @shoal.remote
+    class Holder:
+        def __init__(self, value: int) -> None:
+            self.value = value
+
+        def get(self) -> int:
+            return self.value
+
+    @shoal.remote
+    def apply(function: Any, actor_class: Any, value: int) -> tuple[int, int]:
+        actor = actor_class.remote(value)
+        return tuple(shoal.get([function.remote(value), actor.get.remote()], timeout=30))
+
+    assert get(apply.remote(add, Holder, 3)) == (13, 3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_closure_may_be_large() -> None:
+    table = bytes(5_000_000)
+
+    @shoal.remote
+    def size() -> int:
+        return len(table)
+
+    assert get([size.remote() for _ in range(3)]) == [5_000_000] * 3
 
 
 @pytest.mark.parametrize("thing", [3, "f", None])
@@ -389,6 +434,14 @@ def test_max_calls_ends_the_worker_process() -> None:
 
     pids = [get(pid.remote()) for _ in range(6)]
     assert all(pids.count(one) <= 2 for one in pids)
+
+
+def test_every_call_in_a_process_of_its_own() -> None:
+    @shoal.remote(max_calls=1)
+    def pid() -> int:
+        return os.getpid()
+
+    assert len(set(get([pid.remote() for _ in range(12)]))) == 12
 
 
 def test_state_of_a_module_lasts_in_a_process() -> None:

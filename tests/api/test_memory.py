@@ -1,0 +1,71 @@
+"""A store with little room: what is told when a value does not fit, and that the room comes back."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shoal
+from shoal.exceptions import ObjectStoreFullError
+
+MEGABYTE = 1024 * 1024
+
+pytestmark = [
+    pytest.mark.usefixtures("shared_cluster"),
+    pytest.mark.cluster(
+        num_cpus=2,
+        object_store_memory=100 * MEGABYTE,
+        _system_config={"store_full_timeout_s": 0.5},
+    ),
+]
+
+
+def get(ref: Any) -> Any:
+    return shoal.get(ref, timeout=30)
+
+
+def megabytes(count: int) -> np.ndarray:
+    return np.ones(count * MEGABYTE, dtype=np.uint8)
+
+
+def test_the_room_is_what_was_given() -> None:
+    assert shoal.cluster_resources()["object_store_memory"] == 100 * MEGABYTE
+
+
+def test_a_value_that_can_never_fit_is_refused() -> None:
+    with pytest.raises(ObjectStoreFullError):
+        shoal.put(megabytes(200))
+    assert get(shoal.put(megabytes(10))).size == 10 * MEGABYTE
+
+
+def test_when_it_is_full_it_says_so_and_room_comes_back() -> None:
+    kept = [shoal.put(megabytes(20)) for _ in range(4)]
+    with pytest.raises(ObjectStoreFullError):
+        shoal.put(megabytes(40))
+    kept.clear()
+    gc.collect()
+    assert get(shoal.put(megabytes(40))).size == 40 * MEGABYTE
+
+
+def test_a_result_that_does_not_fit_fails_its_task() -> None:
+    @shoal.remote(max_retries=0)
+    def make(count: int) -> np.ndarray:
+        return megabytes(count)
+
+    with pytest.raises(shoal.ShoalError, match=r"store|room|memory"):
+        get(make.remote(200))
+    assert get(make.remote(10)).size == 10 * MEGABYTE
+
+
+def test_far_more_than_fits_passes_through() -> None:
+    @shoal.remote
+    def total(values: np.ndarray) -> int:
+        return int(values.sum())
+
+    for _ in range(30):
+        assert get(total.remote(megabytes(20))) == 20 * MEGABYTE
+    results = [total.remote(shoal.put(megabytes(5))) for _ in range(60)]
+    assert get(results) == [5 * MEGABYTE] * 60
