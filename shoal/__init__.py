@@ -15,7 +15,7 @@ Tasks, actors and objects on one dynamic task graph, with the names and meanings
 
 import cloudpickle
 
-from shoal import actor, exceptions, util
+from shoal import actor, dag, exceptions, util
 from shoal.api.actors import ActorClass, ActorHandle, ActorMethod, exit_actor, method
 from shoal.api.cluster import available_resources, cluster_resources, nodes, timeline
 from shoal.api.functions import RemoteFunction, remote
@@ -65,6 +65,7 @@ __all__ = [
     "cancel",
     "cloudpickle",
     "cluster_resources",
+    "dag",
     "exceptions",
     "exit_actor",
     "get",

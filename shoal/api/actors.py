@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import msgspec
 
+from shoal.api.dag import ClassMethodNode, ClassNode
 from shoal.api.functions import launch, register
 from shoal.api.options import STREAMING, ActorOptions, MethodOptions, actor_options, method_options
 from shoal.api.signatures import Row, Signature
@@ -196,6 +197,10 @@ class ActorClass:
             spec.max_pending_calls,
             entry,
         )
+
+    def bind(self, *args: Any, **kwargs: Any) -> ClassNode:
+        """An actor for later: a node of a graph, whose methods can be bound (see `shoal.dag`)."""
+        return ClassNode(self, args, kwargs)
 
     def __repr__(self) -> str:
         return f"<ActorClass {self._name}>"
@@ -411,6 +416,11 @@ class ActorMethod:
         """`options(**options).remote(*args, **kwargs)`, as libraries call it."""
         target = self.options(**options) if options else self
         return target.remote(*(args or ()), **(kwargs or {}))
+
+    def bind(self, *args: Any, **kwargs: Any) -> ClassMethodNode:
+        """A call for later: a node of a graph, which may have other nodes as arguments (see `shoal.dag`)."""
+        label = f"{self._handle._description.class_name}.{self._name}"
+        return ClassMethodNode(lambda _results: self.remote, label, args, kwargs)
 
     def __repr__(self) -> str:
         return f"<ActorMethod {self._handle._description.class_name}.{self._name}>"

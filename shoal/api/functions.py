@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
+from shoal.api.dag import FunctionNode
 from shoal.api.options import STREAMING, TaskOptions, task_options
 from shoal.api.signatures import Signature
 from shoal.core.tasks import Function, Task
@@ -89,6 +90,10 @@ class RemoteFunction(Generic[P, R]):
         task.name = checked.name
         task.window = checked.window
         return launch(process, task, args, kwargs, self._returns, self._function)
+
+    def bind(self, *args: Any, **kwargs: Any) -> FunctionNode:
+        """A call for later: a node of a graph, which may have other nodes as arguments (see `shoal.dag`)."""
+        return FunctionNode(self, args, kwargs)
 
     def _bind(self) -> Process:
         """Make this function known to the runtime that is current now."""
