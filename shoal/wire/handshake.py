@@ -39,7 +39,8 @@ def new_token() -> bytes:
     return os.urandom(TOKEN_BYTES)
 
 
-def _proof(token: bytes, role: bytes, first: bytes, second: bytes) -> bytes:
+def proof(token: bytes, role: bytes, first: bytes, second: bytes) -> bytes:
+    """What a side in the role `role` sends to show that it holds the token."""
     return hmac.digest(token, role + first + second, hashlib.sha256)
 
 
@@ -98,11 +99,11 @@ class ServerHandshake:
                 raise AuthenticationError("the greeting's nonce has the wrong size")
             self._client_nonce = message.nonce
             self.peer_address = message.address
-            proof = _proof(self._token, b"server", message.nonce, self._nonce)
-            self.outbox.append(encode_frame(_encoder.encode(Challenge(self._nonce, proof))))
+            ours = proof(self._token, b"server", message.nonce, self._nonce)
+            self.outbox.append(encode_frame(_encoder.encode(Challenge(self._nonce, ours))))
             return False
         if not isinstance(message, Proof) or not hmac.compare_digest(
-            message.proof, _proof(self._token, b"client", self._nonce, self._client_nonce)
+            message.proof, proof(self._token, b"client", self._nonce, self._client_nonce)
         ):
             raise AuthenticationError(
                 "wrong token: the client belongs to another session, or its SHOAL_TOKEN is not this cluster's"
@@ -136,13 +137,13 @@ class ClientHandshake:
             raise AuthenticationError(
                 "the server answered the greeting with something else than a challenge"
             )
-        expected = _proof(self._token, b"server", self._nonce, message.nonce)
+        expected = proof(self._token, b"server", self._nonce, message.nonce)
         if not hmac.compare_digest(message.proof, expected):
             raise AuthenticationError(
                 "the server does not hold this session's token: another session's process listens at that address"
             )
-        proof = _proof(self._token, b"client", message.nonce, self._nonce)
-        self.outbox.append(encode_frame(_encoder.encode(Proof(proof))))
+        ours = proof(self._token, b"client", message.nonce, self._nonce)
+        self.outbox.append(encode_frame(_encoder.encode(Proof(ours))))
         self.done = True
         return True
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import mmap
 import os
 import select
 import threading
@@ -92,8 +93,11 @@ class Reactor:
         """What `after_poll` attends to; not empty keeps the leader from sleeping."""
         self._epoll = select.epoll()
         # One buffer for all connections: whatever is received is decoded before the next read. (A fresh one for each read
-        # would be mapped and unmapped by the allocator each time.)
-        self.receive_buffer = bytearray(_RECEIVE_BYTES)
+        # would be mapped and unmapped by the allocator each time.) Its pages come as they are used: most workers of a
+        # thousand never receive much.
+        self.receive_buffer = mmap.mmap(
+            -1, _RECEIVE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        )
         self.received = memoryview(self.receive_buffer)
         # Polls the epoll descriptor itself: is there anything to poll?
         self._poller = select.poll()
@@ -453,6 +457,8 @@ class Reactor:
         mine = self._leader == get_ident()
         if not mine and not self._leadership.acquire(timeout=_CLOSE_PATIENCE_S):
             self.wake()
+        self.received.release()
+        self.receive_buffer.close()
         self._epoll.close()
         os.close(self._wake_fd)
         self.handlers.clear()

@@ -19,11 +19,16 @@ from shoal.messages.node import Events, RegisterWorker
 from shoal.runtime import current_process, reducers
 from shoal.runtime.interrupts import Interrupts
 from shoal.runtime.process import Process
+from shoal.wire.handshake import proof
 from shoal.worker import output
 from shoal.worker.executor import Executor
 
 if TYPE_CHECKING:
     from shoal.messages.boot import WorkerBoot
+
+
+# Sets the cryptographic library up once, in the zygote, rather than in every worker.
+proof(b"", b"", b"", b"")
 
 
 def run(boot: WorkerBoot) -> None:
