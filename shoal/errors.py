@@ -180,7 +180,9 @@ def _copy_members(cause: BaseException, error: BaseException) -> None:
         if cls in {Exception, BaseException, object}:
             continue
         for name, member in vars(cls).items():
-            if name.startswith("__") or not isinstance(member, MemberDescriptorType | GetSetDescriptorType):
+            if name.startswith("__") or not isinstance(
+                member, MemberDescriptorType | GetSetDescriptorType
+            ):
                 continue
             try:
                 setattr(error, name, getattr(cause, name))
