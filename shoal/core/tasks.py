@@ -376,10 +376,15 @@ class TaskTable:
         """No worker, for good: returns the tasks that were queued for it, which fail."""
         queue.requests.pop(req, None)
         self._cancel_requests(queue)
-        failed = [task for task in queue.queue if task.state is _QUEUED]
+        failed: list[Task] = []
+        for task in queue.queue:
+            # One that ran in place and is retried stands in the queue twice.
+            if task.state is _QUEUED:
+                task.state = _FINISHED
+                failed.append(task)
         queue.queue.clear()
-        for task in failed:
-            task.state = _FINISHED
+        # The next one that comes is tried again.
+        queue.room = True
         return failed
 
     def wanted(self, lane: Lane) -> None:
@@ -466,20 +471,27 @@ class TaskTable:
         task.queue.room = True
         self.dispatch(task.queue)
 
-    def handed_back(self, lane: Lane, task_ids: list[bytes]) -> None:
-        """The worker will not run these; they go to the front of the queue in their order."""
+    def handed_back(self, lane: Lane, task_ids: list[bytes]) -> list[Task]:
+        """The worker will not run these; they go to the front of the queue in their order. Returns those that were cancelled
+        meanwhile: the word of that will not find them at the worker."""
         queue = lane.queue
+        cancelled: list[Task] = []
         for task_id in reversed(task_ids):
             task = lane.inflight.pop(task_id, None)
             if task is None:
                 continue
             lane.load_us -= task.cost_us
             task.lane = None
-            task.state = _QUEUED
-            queue.queue.appendleft(task)
+            if task.cancelled:
+                task.state = _FINISHED
+                cancelled.append(task)
+            else:
+                task.state = _QUEUED
+                queue.queue.appendleft(task)
         queue.room = True
         self.dispatch(queue)
         self._settle(lane)
+        return cancelled
 
     def lost(self, lane: Lane) -> list[Task]:
         """The worker is gone. Requeues what may be retried and returns the tasks that have failed."""
@@ -530,7 +542,17 @@ class TaskTable:
             task.retries = 0
             if state in {_WAITING, _QUEUED}:
                 task.state = _FINISHED
+                self._drop_finished(task.queue)
         return state
+
+    def _drop_finished(self, queue: SchedulingClass) -> None:
+        """If nothing but cancelled tasks is queued, no worker is wanted any more."""
+        tasks = queue.queue
+        while tasks and tasks[0].state is not _QUEUED:
+            tasks.popleft()
+        if not tasks and queue.requests:
+            self._cancel_requests(queue)
+            queue.room = True
 
     # --- invariants ----------------------------------------------------------------------------------------------
 
@@ -550,9 +572,10 @@ class TaskTable:
                     raise InternalError(
                         f"the load of {lane!r} is not the sum of its tasks ({cost})"
                     )
-            ready = [task for task in queue.queue if task.state is _QUEUED]
-            if len({task.task_id for task in ready}) != len(ready):
-                raise InternalError("a task is queued twice")
+            ready = {task.task_id: task for task in queue.queue if task.state is _QUEUED}
+            for task in ready.values():
+                if task.lane is not None or task.queue is not queue:
+                    raise InternalError(f"{task!r} is queued, but belongs elsewhere")
             if ready and not queue.requests and not any(lane.inflight for lane in queue.lanes):
                 raise InternalError(
                     f"{len(ready)} tasks are queued, but nothing will ever run them"
