@@ -19,6 +19,7 @@ from shoal import actor, dag, exceptions, util
 from shoal.api.actors import ActorClass, ActorHandle, ActorMethod, exit_actor, method
 from shoal.api.cluster import available_resources, cluster_resources, nodes, timeline
 from shoal.api.functions import RemoteFunction, remote
+from shoal.api.logging_config import LoggingConfig
 from shoal.api.objects import cancel, get, get_actor, kill, put, wait
 from shoal.api.runtime_context import RuntimeContext, get_gpu_ids, get_runtime_context
 from shoal.api.session import RayContext, init, is_initialized, shutdown
@@ -47,6 +48,7 @@ __all__ = [
     "ClusterID",
     "FunctionID",
     "JobID",
+    "LoggingConfig",
     "NodeID",
     "ObjectID",
     "ObjectRef",

@@ -13,12 +13,13 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from shoal.api.logging_config import LoggingConfig
 from shoal.api.options import canonical_env
 from shoal.config import load_config
-from shoal.messages.node import Job
+from shoal.messages.node import Job, LogFormat
 from shoal.runtime import current_process
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ logger = logging.getLogger("shoal")
 
 _lock = threading.RLock()
 _driver: Driver | None = None
+_restore_logging: Callable[[], None] | None = None
 
 _PRELOADABLE: Final = ("numpy",)
 """Imported by the zygote when the driver has them loaded: workers then share their pages and need no import."""
@@ -86,6 +88,7 @@ def init(
     configure_logging: bool = True,
     logging_level: int | str = logging.INFO,
     logging_format: str | None = None,
+    logging_config: LoggingConfig | None = None,
     log_to_driver: bool | None = None,
     namespace: str | None = None,
     runtime_env: Mapping[str, Any] | None = None,
@@ -108,9 +111,11 @@ def init(
         include_dashboard: There is none yet; True is refused.
         dashboard_host: Accepted, without effect while there is no dashboard.
         dashboard_port: The same.
-        configure_logging: Whether to set the level (and format) of the logger "shoal".
+        configure_logging: Whether to set up loggers in this process: the level (and format) of the logger "shoal".
         logging_level: Its level.
         logging_format: Its format.
+        logging_config: How the root loggers of this process and of all workers write, instead of the two above; until
+            the session ends.
         log_to_driver: Whether to show here what workers print.
         namespace: Where the names of this job's actors live; by default one of its own.
         runtime_env: Environment of this job's tasks and actors.
@@ -125,7 +130,7 @@ def init(
         ValueError: an option has a value that it cannot have.
         ConnectionError: nobody answers at `address`.
     """
-    global _driver  # noqa: PLW0603 - the session of this process
+    global _driver, _restore_logging  # noqa: PLW0603 - the session of this process
     if unknown:
         raise RuntimeError(
             f"init() has no option {', '.join(map(repr, sorted(unknown)))}; see help(shoal.init)"
@@ -144,9 +149,13 @@ def init(
         if include_dashboard:
             raise ValueError("include_dashboard=True: this release of shoal has no dashboard")
         _check_numbers(object_store_memory=object_store_memory, _memory=_memory)
+        _check_texts(namespace=namespace, _node_name=_node_name, _temp_dir=_temp_dir)
+        for key, value in (labels or {}).items():
+            _check_texts(**{"a label's name": key, f"label {key!r}": value})
         config = load_config(_system_config)
         env = canonical_env(runtime_env) if runtime_env else ""
-        if configure_logging:
+        log_format = _log_format(logging_config)
+        if configure_logging and log_format is None:
             _configure_logging(logging_level, logging_format)
         job = Job(
             job_id=os.urandom(16),
@@ -155,6 +164,7 @@ def init(
             cwd=os.getcwd(),
             env=env,
             entrypoint=" ".join(sys.argv),
+            log_format=log_format,
         )
         if log_to_driver is None:
             log_to_driver = config.log_to_driver
@@ -175,6 +185,11 @@ def init(
             object_store_memory=object_store_memory,
             node_name=_node_name or "",
         )
+        if log_format is not None and configure_logging:
+            from shoal.runtime.log_records import install
+
+            logger.setLevel(logging.NOTSET)
+            _restore_logging = install(log_format)
         if env:
             variables = json.loads(env).get("env_vars", {})
             logger.debug("the job's environment sets %s", ", ".join(variables))
@@ -189,6 +204,20 @@ def _check_numbers(**values: Any) -> None:
             raise TypeError(f"{name} must be a number of bytes, not {value!r}")
         if value <= 0:
             raise ValueError(f"{name} must be more than 0 bytes, not {value!r}")
+
+
+def _check_texts(**values: Any) -> None:
+    for name, value in values.items():
+        if value is not None and (not isinstance(value, str) or not value):
+            raise TypeError(f"{name} must be a text that is not empty, not {value!r}")
+
+
+def _log_format(wanted: LoggingConfig | None) -> LogFormat | None:
+    if wanted is None:
+        return None
+    if not isinstance(wanted, LoggingConfig):
+        raise TypeError(f"logging_config must be a shoal.LoggingConfig, not {wanted!r}")
+    return wanted._format()
 
 
 def _configure_logging(level: int | str, format_: str | None) -> None:
@@ -211,11 +240,16 @@ def shutdown(*, wait_for_processes: bool = False) -> None:
     Args:
         wait_for_processes: Accepted for compatibility; shutdown always waits.
     """
-    global _driver
+    global _driver, _restore_logging
     with _lock:
         driver, _driver = _driver, None
-        if driver is not None:
-            driver.close()
+        restore, _restore_logging = _restore_logging, None
+        try:
+            if driver is not None:
+                driver.close()
+        finally:
+            if restore is not None:
+                restore()
 
 
 def is_initialized() -> bool:

@@ -36,6 +36,14 @@ class Shape(msgspec.Struct, array_like=True, frozen=True):
     env: str = ""
 
 
+class LogFormat(msgspec.Struct, array_like=True):
+    """How the job's processes log. `encoding` is "TEXT" or "JSON"; `attributes` of log records are written too."""
+
+    encoding: str
+    level: int
+    attributes: list[str]
+
+
 class Job(msgspec.Struct, array_like=True):
     """What a worker must know of the driver on whose behalf it runs."""
 
@@ -46,6 +54,8 @@ class Job(msgspec.Struct, array_like=True):
     env: str = ""
     entrypoint: str = ""
     owner: str = ""
+    log_format: LogFormat | None = None
+    """None: loggers of workers are as Python leaves them."""
 
 
 # --- registration ---------------------------------------------------------------------------------------------------

@@ -54,6 +54,11 @@ def _work(boot: WorkerBoot) -> int:
     process.namespace = boot.job.namespace
     process.env = boot.job.env
     process.worker_id = boot.worker_id
+    if boot.job.log_format is not None:
+        # Only here: the workers of other jobs need not hold it.
+        from shoal.runtime.log_records import install
+
+        install(boot.job.log_format)
     executor = Executor(process, source, boot.job)
     interrupts = Interrupts(process.reactor.interrupt, executor.interrupt_wanted)
     interrupts.install()
