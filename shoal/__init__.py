@@ -25,6 +25,7 @@ from shoal.api.runtime_context import RuntimeContext, get_gpu_ids, get_runtime_c
 from shoal.api.session import RayContext, init, is_initialized, shutdown
 from shoal.errors import ShoalError
 from shoal.ids import (
+    ActorClassID,
     ActorID,
     ClusterID,
     FunctionID,
@@ -42,6 +43,7 @@ from shoal.version import __version__
 
 __all__ = [
     "ActorClass",
+    "ActorClassID",
     "ActorHandle",
     "ActorID",
     "ActorMethod",

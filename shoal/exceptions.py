@@ -1,16 +1,20 @@
-"""shoal's exceptions under their own names, and under the names that Ray programs catch."""
+"""shoal's exceptions under their own names, and under the names that Ray programs catch.
+
+What Ray tells apart and shoal does not is an alias of what shoal raises in that place, so that `except` clauses keep working.
+"""
 
 from shoal.api.actors import ActorClassInheritanceException
 from shoal.errors import *  # noqa: F403 - this module is exactly that set of names, and aliases
 from shoal.errors import (
-    ActorDiedError,
     ActorError,
-    ActorUnavailableError,
+    ActorUnschedulableError,
     InternalError,
+    NodeDiedError,
     ObjectLostError,
     ShoalError,
     StreamEndError,
     TaskError,
+    TaskUnschedulableError,
     UnserializableError,
 )
 
@@ -18,24 +22,16 @@ RayError = ShoalError
 RayTaskError = TaskError
 RayActorError = ActorError
 RaySystemError = InternalError
+LocalRayletDiedError = NodeDiedError
+ObjectFetchTimedOutError = ObjectLostError
 ObjectRefStreamEndOfStreamError = StreamEndError
+TaskPlacementGroupRemoved = TaskUnschedulableError
+ActorPlacementGroupRemoved = ActorUnschedulableError
 UnserializableException = UnserializableError
 
-__all__ = [
-    "ActorClassInheritanceException",
-    "ActorDiedError",
-    "ActorError",
-    "ActorUnavailableError",
-    "InternalError",
-    "ObjectLostError",
-    "ObjectRefStreamEndOfStreamError",
-    "RayActorError",
-    "RayError",
-    "RaySystemError",
-    "RayTaskError",
-    "ShoalError",
-    "StreamEndError",
-    "TaskError",
-    "UnserializableError",
-    "UnserializableException",
-]
+
+class ReferenceCountingAssertionError(ObjectLostError, AssertionError):
+    """What Ray raises when its own counts are wrong; programs may name it. shoal raises `ObjectLostError`."""
+
+
+__all__ = ["ActorClassInheritanceException", "ReferenceCountingAssertionError"]

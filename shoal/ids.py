@@ -14,6 +14,7 @@ extra); the classes below are what users see.
 
 from __future__ import annotations
 
+import builtins
 import itertools
 import os
 from typing import Final, Self
@@ -148,6 +149,12 @@ class FunctionID(UniqueID):
     __slots__ = ()
 
 
+class ActorClassID(UniqueID):
+    """An actor class: the hash of its pickled definition."""
+
+    __slots__ = ()
+
+
 class PlacementGroupID(UniqueID):
     """A placement group."""
 
@@ -158,6 +165,15 @@ class JobID(UniqueID):
     """A job: one driver and everything that it started."""
 
     __slots__ = ()
+
+    @classmethod
+    def from_int(cls, number: builtins.int) -> Self:
+        """The id with this number."""
+        return cls(number.to_bytes(ID_SIZE, "big"))
+
+    def int(self) -> builtins.int:
+        """The id as a number."""
+        return builtins.int.from_bytes(self._bytes, "big")
 
 
 class TaskID(BaseID):

@@ -127,6 +127,12 @@ class ObjectRef(Generic[T]):
             lambda future: callback(future.exception() or future.result())
         )
 
+    def _on_ready(self, callback: Callable[[None], Any]) -> Callable[[], None]:
+        """Call `callback(None)` once the object is ready, in another thread; returns what cancels that."""
+        wanted = [callback]
+        self.future().add_done_callback(lambda _: wanted and wanted.pop()(None))
+        return wanted.clear
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Only pickling outside of shoal comes here: shoal's own pickler has a reducer that keeps the object alive.
         warnings.warn(

@@ -99,8 +99,8 @@ class ServerHandshake:
                 raise AuthenticationError("the greeting's nonce has the wrong size")
             self._client_nonce = message.nonce
             self.peer_address = message.address
-            ours = proof(self._token, b"server", message.nonce, self._nonce)
-            self.outbox.append(encode_frame(_encoder.encode(Challenge(self._nonce, ours))))
+            shown = proof(self._token, b"server", message.nonce, self._nonce)
+            self.outbox.append(encode_frame(_encoder.encode(Challenge(self._nonce, shown))))
             return False
         if not isinstance(message, Proof) or not hmac.compare_digest(
             message.proof, proof(self._token, b"client", self._nonce, self._client_nonce)

@@ -134,21 +134,6 @@ def test_a_job_is_also_a_number() -> None:
     assert shoal.JobID.from_int(7).int() == 7
 
 
-def test_identifiers_lead_to_those_they_belong_to() -> None:
-    @shoal.remote
-    class Actor:
-        def here(self) -> bool:
-            return True
-
-    job_id = shoal.get_runtime_context().get_job_id()
-    actor = Actor.remote()
-    ref = actor.here.remote()
-    assert ref.job_id().hex() == job_id
-    assert ref.task_id().job_id().hex() == job_id
-    assert ref.task_id().actor_id() == actor._actor_id
-    assert actor._actor_id.job_id().hex() == job_id
-
-
 def test_the_owner_of_a_reference() -> None:
     @shoal.remote
     def make() -> list[Any]:
