@@ -420,7 +420,7 @@ class ActorMethod:
     def bind(self, *args: Any, **kwargs: Any) -> ClassMethodNode:
         """A call for later: a node of a graph, which may have other nodes as arguments (see `shoal.dag`)."""
         label = f"{self._handle._description.class_name}.{self._name}"
-        return ClassMethodNode(lambda _results: self.remote, label, args, kwargs)
+        return ClassMethodNode(label, lambda _results: self.remote, args, kwargs)
 
     def __repr__(self) -> str:
         return f"<ActorMethod {self._handle._description.class_name}.{self._name}>"

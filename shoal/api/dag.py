@@ -22,6 +22,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NoReturn, Self
 
+from shoal.api.graph_input import GraphInput
+
 Results = dict["DAGNode", Any]
 
 _CONTAINERS: Final = (list, tuple, dict)
@@ -68,12 +70,12 @@ class DAGNode(ABC):
             )
         if (args or kwargs) and not inputs:
             raise TypeError("execute() was given input, and the graph has no InputNode to take it")
-        results: Results = {node: _Input(args, kwargs) for node in inputs}
+        results: Results = {node: GraphInput(args, kwargs) for node in inputs}
         for node in order:
             if node not in results:
                 results[node] = node._submit(results)
         result = results[self]
-        return result.whole() if isinstance(result, _Input) else result
+        return result.whole() if isinstance(result, GraphInput) else result
 
     def _order(self) -> list[DAGNode]:
         """This node and all below it, each after those it depends on. No recursion: chains may be long."""
@@ -96,11 +98,6 @@ class DAGNode(ABC):
     def _submit(self, results: Results) -> Any:
         """Submit this node, those below it being done; what comes back is its result."""
 
-    def _call(self, remote: Callable[..., Any], results: Results) -> Any:
-        args = [_filled(value, results) for value in self._args]
-        kwargs = {name: _filled(value, results) for name, value in self._kwargs.items()}
-        return remote(*args, **kwargs)
-
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             f"{self!r} is part of a graph and cannot be sent. As an argument of .bind() it may stand inside lists, tuples "
@@ -108,42 +105,54 @@ class DAGNode(ABC):
         )
 
 
-class FunctionNode(DAGNode):
-    """A task. Made by `bind` of a remote function."""
+class _CallNode(DAGNode):
+    """A call of what `remote(results)` returns."""
 
-    def __init__(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        super().__init__(args, kwargs)
-        self._function = function
+    def __init__(
+        self,
+        label: str,
+        remote: Callable[[Results], Callable[..., Any]],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        before: Sequence[DAGNode] = (),
+    ) -> None:
+        super().__init__(args, kwargs, before)
+        self._label = label
+        self._remote = remote
 
     def _submit(self, results: Results) -> Any:
-        return self._call(self._function.remote, results)
+        args = [_filled(value, results) for value in self._args]
+        kwargs = {name: _filled(value, results) for name, value in self._kwargs.items()}
+        return self._remote(results)(*args, **kwargs)
 
     def __repr__(self) -> str:
-        return f"<FunctionNode {self._function._name}>"
+        return f"<{type(self).__name__} {self._label}>"
 
 
-class ClassNode(DAGNode):
+class FunctionNode(_CallNode):
+    """A task. Made by `bind` of a remote function."""
+
+
+class ClassMethodNode(_CallNode):
+    """A call of an actor's method. Made by `bind` of a method, of an actor that lives or of a `ClassNode`."""
+
+
+class ClassNode(_CallNode):
     """An actor, of which there will be a new one in every execution. Its attributes are methods to bind."""
 
     def __init__(self, actor_class: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        super().__init__(args, kwargs)
-        self._actor_class = actor_class
+        super().__init__(actor_class._name, lambda _: actor_class.remote, args, kwargs)
+        self._cls = actor_class._cls
         self._last_call: ClassMethodNode | None = None
 
     def __getattr__(self, name: str) -> UnboundMethod:
         if name.startswith("_"):
             raise AttributeError(f"{name}: methods that begin with an underscore cannot be bound")
-        if not callable(getattr(self._actor_class._cls, name, None)):
+        if not callable(getattr(self._cls, name, None)):
             raise AttributeError(  # noqa: TRY004 - a missing attribute, as Python says it
-                f"actor class {self._actor_class._name} has no method {name!r}"
+                f"actor class {self._label} has no method {name!r}"
             )
         return UnboundMethod(self, name, {})
-
-    def _submit(self, results: Results) -> Any:
-        return self._call(self._actor_class.remote, results)
-
-    def __repr__(self) -> str:
-        return f"<ClassNode {self._actor_class._name}>"
 
 
 class UnboundMethod:
@@ -167,35 +176,9 @@ class UnboundMethod:
             method = getattr(results[actor], self._name)
             return (method.options(**self._options) if self._options else method).remote
 
-        label = f"{actor._actor_class._name}.{self._name}"
-        actor._last_call = node = ClassMethodNode(remote, label, args, kwargs, before)
+        node = ClassMethodNode(f"{actor._label}.{self._name}", remote, args, kwargs, before)
+        actor._last_call = node
         return node
-
-    def __repr__(self) -> str:
-        return f"<method {self._name} of {self._actor!r}>"
-
-
-class ClassMethodNode(DAGNode):
-    """A call of an actor's method. Made by `bind` of a method, of an actor that lives or of a `ClassNode`."""
-
-    def __init__(
-        self,
-        remote: Callable[[Results], Callable[..., Any]],
-        label: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        before: Sequence[DAGNode] = (),
-    ) -> None:
-        """A call of what `remote(results)` returns, after the nodes `before`."""
-        super().__init__(args, kwargs, before)
-        self._remote = remote
-        self._label = label
-
-    def _submit(self, results: Results) -> Any:
-        return self._call(self._remote(results), results)
-
-    def __repr__(self) -> str:
-        return f"<ClassMethodNode {self._label}>"
 
 
 class MultiOutputNode(DAGNode):
@@ -265,48 +248,11 @@ class InputAttributeNode(DAGNode):
         self._attribute = attribute
 
     def _submit(self, results: Results) -> Any:
-        given: _Input = results[self._source]
+        given: GraphInput = results[self._source]
         return given.part(self._key, self._attribute)
 
     def __repr__(self) -> str:
         return f"<InputNode.{self._key}>" if self._attribute else f"<InputNode[{self._key!r}]>"
-
-
-class _Input:
-    """The arguments of one `execute`."""
-
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._args = args
-        self._kwargs = kwargs
-
-    def _single(self) -> bool:
-        return len(self._args) == 1 and not self._kwargs
-
-    def whole(self) -> Any:
-        if not self._single():
-            raise TypeError(
-                f"the graph takes its input as one value; execute() was given {self._given()}. For several, use inp[0] "
-                "or inp.name where the graph is bound"
-            )
-        return self._args[0]
-
-    def part(self, key: int | str, attribute: bool) -> Any:
-        if self._single():
-            value = self._args[0]
-            if attribute:
-                return getattr(value, str(key))
-            return value[key]
-        found: Any = self._kwargs if isinstance(key, str) else self._args
-        try:
-            return found[key]
-        except LookupError:
-            raise TypeError(
-                f"the graph takes input {key!r}; execute() was given {self._given()}"
-            ) from None
-
-    def _given(self) -> str:
-        names = [f"{len(self._args)} by position", *map(repr, self._kwargs)]
-        return "nothing" if not self._args and not self._kwargs else ", ".join(names)
 
 
 # --- arguments -----------------------------------------------------------------------------------------------------------
@@ -330,7 +276,7 @@ def _filled(value: Any, results: Results) -> Any:
 
     def result_of(node: DAGNode) -> Any:
         result = results[node]
-        return result.whole() if isinstance(result, _Input) else result
+        return result.whole() if isinstance(result, GraphInput) else result
 
     return _replaced(value, result_of)
 

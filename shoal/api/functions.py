@@ -93,7 +93,7 @@ class RemoteFunction(Generic[P, R]):
 
     def bind(self, *args: Any, **kwargs: Any) -> FunctionNode:
         """A call for later: a node of a graph, which may have other nodes as arguments (see `shoal.dag`)."""
-        return FunctionNode(self, args, kwargs)
+        return FunctionNode(self._name, lambda _results: self.remote, args, kwargs)
 
     def _bind(self) -> Process:
         """Make this function known to the runtime that is current now."""
