@@ -29,6 +29,7 @@ logger = logging.getLogger("shoal")
 
 _lock = threading.RLock()
 _driver: Driver | None = None
+_exiting = False
 _restore_logging: Callable[[], None] | None = None
 
 _PRELOADABLE: Final = ("numpy",)
@@ -263,9 +264,16 @@ def is_initialized() -> bool:
 
 
 def _auto_init() -> None:
-    if os.environ.get("SHOAL_ENABLE_AUTO_CONNECT", "1") != "0":
+    if not _exiting and os.environ.get("SHOAL_ENABLE_AUTO_CONNECT", "1") != "0":
         init(ignore_reinit_error=True)
 
 
+def _at_exit() -> None:
+    global _exiting  # noqa: PLW0603 - a state of this process
+    # A session that began by itself from now on would have nobody to end it.
+    _exiting = True
+    shutdown()
+
+
 current_process.auto_init = _auto_init
-atexit.register(shutdown)
+atexit.register(_at_exit)
