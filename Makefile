@@ -18,7 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Tests of the pure layers: no processes, hence quick enough for every change.
-CORE_TESTS := tests/layers tests/core tests/wire tests/serial tests/store
+CORE_TESTS := tests/layers tests/core tests/wire tests/serial tests/store tests/runtime bench/tests
 PYTEST := $(BIN)/python -m pytest
 
 say = @printf '\033[1m==>\033[0m %s\n' $(1)
@@ -70,7 +70,7 @@ install: $(READY) ## make .venv with shoal (editable) and everything that the ot
 
 .PHONY: clean
 clean: ## remove .venv, caches and built files
-	rm -rf $(VENV) .venv.lock build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-ray .venv.lock build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The first of the candidates that really runs, is new enough and can make environments: a name on the PATH may be a
