@@ -5,10 +5,14 @@
 named here.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from shoal.serial.hooks import deregister_serializer, register_serializer
-from shoal.serial.inspection import inspect_serializability
 from shoal.util.actor_pool import ActorPool
 from shoal.util.lookups import get_node_ip_address, list_named_actors
+
+if TYPE_CHECKING:
+    from shoal.serial.inspection import inspect_serializability
 
 __all__ = [
     "ActorPool",
@@ -18,3 +22,12 @@ __all__ = [
     "list_named_actors",
     "register_serializer",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when it is asked for: the search behind it would cost every start of a session some milliseconds.
+    if name == "inspect_serializability":
+        from shoal.serial.inspection import inspect_serializability
+
+        return inspect_serializability
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
