@@ -38,6 +38,7 @@ class ActorCalls:
         "cause",
         "class_name",
         "connection",
+        "ended",
         "error",
         "incarnation",
         "inflight",
@@ -62,6 +63,8 @@ class ActorCalls:
         self.out_of_order = out_of_order
         self.queue: deque[Task] = deque()
         self.inflight: dict[bytes, Task] = {}
+        # Cancelled calls that are still in the queue.
+        self.ended = 0
         self.state = "PENDING"
         self.incarnation = 0
         self.address = ""
@@ -74,22 +77,28 @@ class ActorCalls:
     @property
     def pending(self) -> int:
         """Calls that have no result yet."""
-        return len(self.queue) + len(self.inflight)
+        return len(self.queue) - self.ended + len(self.inflight)
 
     def submit(self, task: Task) -> bool:
         """Take a call; False if the actor is dead, and the call with it."""
         if self.state == "DEAD":
             task.state = State.FINISHED
             return False
-        if not task.unready and self.connection is not None and not self.queue:
+        if (
+            not task.unready
+            and self.connection is not None
+            and (not self.queue or self.out_of_order)
+        ):
             task.state = State.PUSHED
             task.lane = self
             self.inflight[task.task_id] = task
             self.push(self, task)
             return True
-        task.state = State.WAITING if task.unready else State.QUEUED
         self.queue.append(task)
-        if self.connection is not None:
+        if task.unready:
+            task.state = State.WAITING
+        else:
+            task.state = State.QUEUED
             self.advance()
         return True
 
@@ -98,7 +107,18 @@ class ActorCalls:
         task.unready -= 1
         if not task.unready and task.state is State.WAITING:
             task.state = State.QUEUED
-            self.advance()
+            if self.out_of_order and self.connection is not None:
+                # It need not look at the others that wait, which may be many.
+                self.queue.remove(task)
+                self._send(task)
+            else:
+                self.advance()
+
+    def _send(self, task: Task) -> None:
+        task.state = State.PUSHED
+        task.lane = self
+        self.inflight[task.task_id] = task
+        self.push(self, task)
 
     def advance(self) -> None:
         """Send what may be sent."""
@@ -109,16 +129,14 @@ class ActorCalls:
         while queue:
             task = queue.popleft()
             if task.state is State.FINISHED:
+                self.ended -= 1
                 continue
             if task.state is State.WAITING:
                 kept.append(task)
                 if not self.out_of_order:
                     break
                 continue
-            task.state = State.PUSHED
-            task.lane = self
-            self.inflight[task.task_id] = task
-            self.push(self, task)
+            self._send(task)
         queue.extendleft(reversed(kept))
 
     def connected(self, connection: Any) -> None:
@@ -167,6 +185,7 @@ class ActorCalls:
         ]
         self.inflight.clear()
         self.queue.clear()
+        self.ended = 0
         for task in failed:
             task.state = State.FINISHED
             task.lane = None
@@ -180,8 +199,8 @@ class ActorCalls:
             task.retries = 0
             if state is not State.PUSHED:
                 task.state = State.FINISHED
-                if self.connection is not None:
-                    self.advance()
+                self.ended += 1
+                self.advance()
         return state
 
     def retry(self, task: Task) -> None:
@@ -198,5 +217,10 @@ class ActorCalls:
                 raise InternalError(
                     f"{task!r} is in flight to actor {self.actor_id.hex()} but does not know"
                 )
+        ended = sum(task.state is State.FINISHED for task in self.queue)
+        if ended != self.ended:
+            raise InternalError(
+                f"{ended} calls in the queue have ended, but {self.ended} are known to"
+            )
         if self.state == "DEAD" and self.pending:
             raise InternalError(f"a dead actor has {self.pending} pending calls")
