@@ -53,6 +53,11 @@ def task_of(object_id: bytes) -> bytes:
     return object_id[:13] + b"\0\0\0"
 
 
+def prefix_of(binary: bytes) -> bytes:
+    """The part of an id that names the process which made it. Ids with the same prefix ascend in the order of their making."""
+    return binary[:8]
+
+
 class IdSource:
     """Makes the task ids of one process: its random prefix and a counter."""
 

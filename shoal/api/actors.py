@@ -334,6 +334,7 @@ class ActorHandle:
                     self._actor_id_bytes,
                     self._description.class_name,
                     self._description.out_of_order,
+                    "" if self._life is None else self._life.owner,
                 )
         return process, link
 

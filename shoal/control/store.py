@@ -203,8 +203,8 @@ class ControlStore:
                 self._jobs.pop(job_id, None)
                 self._journal.write(JOBS, job_id, None)
                 actors.on_job_gone(job_id, reason)
-            case WatchActor(actor_id, client):
-                actors.on_watch(actor_id, (node_id, client))
+            case WatchActor(actor_id, client, owner):
+                actors.on_watch(actor_id, (node_id, client), owner)
             case ClientGone(client, address, who, how):
                 actors.on_watcher_gone((node_id, client))
                 actors.on_owner_gone(address, who, how)

@@ -14,7 +14,8 @@ Guarantees:
 - an actor that is DEAD stays dead, with a cause that is a sentence; the causes of the last `REMEMBERED` are kept;
 - an actor starts at most `max_restarts` times again (-1: always), and never after its `__init__` raised, after it ended
   by its own wish, or after its owner or its last handle went (a detached actor has neither);
-- whoever watches an actor gets its present state at once, and then every change.
+- whoever watches an actor gets its present state at once, and then every change. One whose creation has not arrived yet (a
+  handle can travel faster than the news of what it belongs to) is expected for as long as its owner lives.
 
 The shell turns the effects in `outbox` into orders to nodes and messages to watchers, in order.
 """
@@ -27,12 +28,15 @@ from enum import Enum
 from typing import Final
 
 from shoal.errors import InternalError
+from shoal.ids import prefix_of
 from shoal.messages.node import ActorChange, ActorInfo, ActorSpec
 
 REMEMBERED: Final = 10_000
 """Dead actors whose cause is kept. More: later askers get the true cause, at some 300 bytes each."""
 
 Watcher = Hashable
+
+_KILLED: Final = "it was killed by shoal.kill()"
 
 
 class ActorState(Enum):
@@ -168,6 +172,17 @@ class Actor:
         )
 
 
+class _Expected:
+    """An actor that somebody has a handle on and whose creation has not arrived."""
+
+    __slots__ = ("killed", "owner", "watchers")
+
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+        self.watchers: dict[Watcher, None] = {}
+        self.killed = False
+
+
 class ActorDirectory:
     """See the module's docstring."""
 
@@ -175,7 +190,11 @@ class ActorDirectory:
         self.outbox: list[Effect] = []
         self._actors: dict[bytes, Actor] = {}
         self._names: dict[tuple[str, str], bytes] = {}
+        self._expected: dict[bytes, _Expected] = {}
         self._dead: dict[bytes, ActorChange] = {}
+        # By the creating process's part of the id, the last actor that is remembered no more. Ids of one process ascend: what
+        # comes after that one may be on its way, what comes before is long dead.
+        self._forgotten: dict[bytes, bytes] = {}
 
     # --- questions -----------------------------------------------------------------------------------------------
 
@@ -220,18 +239,33 @@ class ActorDirectory:
                 )
             self._names[key] = spec.actor_id
         actor = self._actors[spec.actor_id] = Actor(spec, job_id)
+        info = actor.info(existed=False)
         self.outbox.append(Save(spec.actor_id))
+        expected = self._expected.pop(spec.actor_id, None)
+        if expected is not None:
+            actor.watchers.update(expected.watchers)
+            if expected.killed:
+                self._end(actor, _KILLED, None)
+                return info
+            self._tell(actor)
         self.outbox.append(Place(spec, 0, job_id))
-        return actor.info(existed=False)
+        return info
 
-    def on_watch(self, actor_id: bytes, watcher: Watcher) -> None:
-        """`watcher` wants the state, now and on every change."""
+    def on_watch(self, actor_id: bytes, watcher: Watcher, owner: str = "") -> None:
+        """`watcher` wants the state, now and on every change. `owner` is the process that the handle names as the actor's, if
+        it lives."""
         actor = self._actors.get(actor_id)
         if actor is not None:
             actor.watchers[watcher] = None
             self.outbox.append(Tell((watcher,), actor.change()))
             return
         change = self._dead.get(actor_id)
+        if change is None and owner and actor_id > self._forgotten.get(prefix_of(actor_id), b""):
+            expected = self._expected.get(actor_id)
+            if expected is None:
+                expected = self._expected[actor_id] = _Expected(owner)
+            expected.watchers[watcher] = None
+            return
         if change is None:
             cause = "The actor is not known to this session: it ended long ago, or belongs to another session."
             change = ActorChange(actor_id, ActorState.DEAD.value, 0, cause=cause)
@@ -241,17 +275,22 @@ class ActorDirectory:
         """A watcher has ended."""
         for actor in self._actors.values():
             actor.watchers.pop(watcher, None)
+        for actor_id, expected in list(self._expected.items()):
+            expected.watchers.pop(watcher, None)
+            if not expected.watchers:
+                del self._expected[actor_id]
 
     def on_kill(self, actor_id: bytes, *, no_restart: bool) -> None:
         """`shoal.kill`."""
         actor = self._actors.get(actor_id)
         if actor is None:
+            if actor_id in self._expected and no_restart:
+                self._expected[actor_id].killed = True
             return
-        reason = "it was killed by shoal.kill()"
         if no_restart:
-            self._end(actor, reason, StopHow.KILL)
+            self._end(actor, _KILLED, StopHow.KILL)
         else:
-            self._restart_or_end(actor, reason, StopHow.KILL)
+            self._restart_or_end(actor, _KILLED, StopHow.KILL)
 
     def on_unreferenced(self, actor_id: bytes) -> None:
         """The last handle is gone."""
@@ -267,6 +306,13 @@ class ActorDirectory:
         for actor in [a for a in self._actors.values() if a.spec.owner == owner]:
             if not actor.spec.detached:
                 self._end(actor, f"its owner ({who}) {how}", StopHow.KILL)
+        for actor_id, expected in list(self._expected.items()):
+            if expected.owner == owner:
+                del self._expected[actor_id]
+                cause = _sentence(f"its owner ({who}) {how} before it was created")
+                change = ActorChange(actor_id, ActorState.DEAD.value, 0, cause=cause)
+                self._remember(change)
+                self.outbox.append(Tell(tuple(expected.watchers), change))
 
     def on_job_gone(self, job_id: bytes, reason: str) -> None:
         """A job has ended, with all its actors that are not detached. `reason` is a clause."""
@@ -373,9 +419,17 @@ class ActorDirectory:
         del self._actors[spec.actor_id]
         if spec.name:
             del self._names[spec.namespace, spec.name]
-        self._dead[spec.actor_id] = actor.change()
+        self._remember(actor.change())
+
+    def _remember(self, change: ActorChange) -> None:
+        self._dead[change.actor_id] = change
         if len(self._dead) > REMEMBERED:
-            del self._dead[next(iter(self._dead))]
+            oldest = next(iter(self._dead))
+            del self._dead[oldest]
+            process = prefix_of(oldest)
+            self._forgotten[process] = max(oldest, self._forgotten.get(process, b""))
+            if len(self._forgotten) > REMEMBERED:
+                del self._forgotten[next(iter(self._forgotten))]
 
     def _tell(self, actor: Actor) -> None:
         if actor.watchers:
@@ -396,6 +450,10 @@ class ActorDirectory:
             assert actor.spec.max_restarts < 0 or actor.restarts_used <= actor.spec.max_restarts
             assert actor.state is not ActorState.ALIVE or actor.address
             assert (actor.state is ActorState.PENDING) <= (actor.incarnation == 0)
+        for actor_id, expected in self._expected.items():
+            assert actor_id not in self._actors
+            assert actor_id not in self._dead
+            assert expected.watchers
         assert len(self._dead) <= REMEMBERED
 
 

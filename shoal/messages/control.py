@@ -92,10 +92,12 @@ class JobEnded(msgspec.Struct, array_like=True, tag=22):
 
 
 class WatchActor(msgspec.Struct, array_like=True, tag=23):
-    """Send `ActorChanged` for this actor to a client of this node, now and on every change."""
+    """Send `ActorChanged` for this actor to a client of this node, now and on every change. `owner` is the address of the process
+    that made it, if it is known and lives."""
 
     actor_id: bytes
     client: int
+    owner: str = ""
 
 
 class ClientGone(msgspec.Struct, array_like=True, tag=24):

@@ -249,9 +249,11 @@ class ActorCreate(msgspec.Struct, array_like=True, tag=30):
 
 
 class ActorWatch(msgspec.Struct, array_like=True, tag=31):
-    """Send `ActorChange` for this actor: now and on every change."""
+    """Send `ActorChange` for this actor: now and on every change. `owner` made it, if the handle says so: its message may still be
+    on its way when others hear of the actor."""
 
     actor_id: bytes
+    owner: str = ""
 
 
 class ActorChange(msgspec.Struct, array_like=True, tag=32):

@@ -303,7 +303,7 @@ class Daemon:
             KillProcess: self._on_kill_process,
             Goodbye: self._on_goodbye,
             ActorCreate: self._on_actor_create,
-            ActorWatch: lambda client, m: post(WatchActor(m.actor_id, client.number)),
+            ActorWatch: self._on_actor_watch,
             ActorKill: lambda _, m: post(KillActor(m.actor_id, m.no_restart)),
             ActorUnreferenced: lambda _, m: post(DropActor(m.actor_id)),
             ActorStarted: self._actors.on_started,
@@ -343,10 +343,16 @@ class Daemon:
 
     def _on_watch(self, client: Client, message: Watch) -> None:
         address = message.address
-        alive = self._workers.at(address) is not None or any(
+        self._clients.watch(client, address, alive=self._is_alive(address))
+
+    def _is_alive(self, address: str) -> bool:
+        return self._workers.at(address) is not None or any(
             driver.address == address for driver in self._clients.drivers()
         )
-        self._clients.watch(client, address, alive=alive)
+
+    def _on_actor_watch(self, client: Client, message: ActorWatch) -> None:
+        owner = message.owner if self._is_alive(message.owner) else ""
+        self._control.post(WatchActor(message.actor_id, client.number, owner))
 
     def _on_kill_process(self, client: Client, message: KillProcess) -> None:
         process = self._workers.at(message.address)

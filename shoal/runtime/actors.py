@@ -112,8 +112,11 @@ class Actors:
 
     # --- calling -------------------------------------------------------------------------------------------------
 
-    def link(self, actor_id: bytes, class_name: str = "", out_of_order: bool = False) -> ActorCalls:
-        """The record of the calls to an actor (with the lock held); made on first use."""
+    def link(
+        self, actor_id: bytes, class_name: str = "", out_of_order: bool = False, owner: str = ""
+    ) -> ActorCalls:
+        """The record of the calls to an actor (with the lock held); made on first use. `owner` made the actor, unless this
+        process did."""
         link = self._links.get(actor_id)
         if link is None:
             link = self._links[actor_id] = ActorCalls(
@@ -121,7 +124,7 @@ class Actors:
             )
         if not link.watched:
             link.watched = True
-            self._process.node.send_locked(ActorWatch(actor_id))
+            self._process.node.send_locked(ActorWatch(actor_id, owner))
         return link
 
     def check_limit(self, link: ActorCalls, limit: int) -> None:
