@@ -21,6 +21,7 @@ def test_lines_of_tasks_and_actors_come_with_their_name_and_pid(tmp_path: Path) 
         tmp_path,
         """
         import os, sys
+        from pathlib import Path
         import shoal
         shoal.init(num_cpus=1)
 
@@ -37,11 +38,12 @@ def test_lines_of_tasks_and_actors_come_with_their_name_and_pid(tmp_path: Path) 
                 return os.getpid()
 
         speaker = Speaker.remote()
-        print("pids", *shoal.get([speak.remote(), speaker.speak.remote()], timeout=30))
+        task_pid, actor_pid = shoal.get([speak.remote(), speaker.speak.remote()], timeout=30)
+        # Not printed: where output is unbuffered, lines of workers come between the pieces of a line.
+        Path("pids").write_text(f"{task_pid} {actor_pid}")
         """,
     )
-    [pids] = [line.split()[1:] for line in result.stdout.splitlines() if line.startswith("pids")]
-    task_pid, actor_pid = map(int, pids)
+    task_pid, actor_pid = map(int, (tmp_path / "pids").read_text().split())
     out, err = printed(result.stdout), printed(result.stderr)
     assert ("speak", task_pid, "from a task") in out
     assert ("Speaker", actor_pid, "from an actor") in out
