@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("shoal")
 
 _FOREVER: Final = -1.0
+_LONGEST_S: Final = 1e6  # epoll counts milliseconds in 32 bits; who waits longer waits again
 _QUIET_LOOKS: Final = 3
 _HOST_PATIENCE_S: Final = 0.05
 _MAX_EVENTS: Final = 64
@@ -68,7 +69,15 @@ class Waiter:
         self.done = True
         gate = self.gate
         if gate is not None and gate.locked():
-            gate.release()
+            _open(gate)
+
+
+def _open(gate: LockType) -> None:
+    try:
+        gate.release()
+    except RuntimeError:
+        # A signal handler (`interrupt`) opened it in the same moment.
+        return
 
 
 class Reactor:
@@ -167,12 +176,13 @@ class Reactor:
         return max(timers[0][0] - monotonic(), 0.0) if timers else None
 
     def _run_timers(self) -> None:
+        # One at a time: should a callback raise, the others stay in the heap.
         now = monotonic()
-        due = []
-        with self.lock:
-            while self._timers and self._timers[0][0] <= now:
-                due.append(heapq.heappop(self._timers)[2])
-        for callback in due:
+        while True:
+            with self.lock:
+                if not self._timers or self._timers[0][0] > now:
+                    return
+                callback = heapq.heappop(self._timers)[2]
             callback()
 
     # --- polling (the leader) ------------------------------------------------------------------------------------
@@ -182,7 +192,7 @@ class Reactor:
         self._turns += 1
         timers = self._timers
         if timers:
-            until_due = max(timers[0][0] - monotonic(), 0.0)
+            until_due = min(max(timers[0][0] - monotonic(), 0.0), _LONGEST_S)
             if timeout_s < 0 or until_due < timeout_s:
                 timeout_s = until_due
         self.asleep = True
@@ -266,15 +276,16 @@ class Reactor:
     def _lead(self, waiter: Waiter, deadline: float | None) -> None:
         poll = self._poll
         while not waiter.done:
+            # A signal that comes after this look makes the poll return.
+            if self.interrupted is not None:
+                self.interrupted()
             if deadline is None:
                 poll(_FOREVER)
             else:
                 left_s = deadline - monotonic()
-                poll(max(left_s, 0.0))
+                poll(min(max(left_s, 0.0), _LONGEST_S))
                 if left_s <= 0:
                     return
-            if self.interrupted is not None:
-                self.interrupted()
 
     def _follow(self, waiter: Waiter, deadline: float | None) -> bool:
         """Sleep until `waiter` is done or leadership is free; False if the time is up."""
@@ -292,12 +303,13 @@ class Reactor:
         try:
             if not self._leadership.locked():
                 return True
-            if deadline is None:
-                gate.acquire()
-            elif not gate.acquire(timeout=max(deadline - monotonic(), 0.0)):
-                return False
+            # A signal that comes after this look opens the gate.
             if self.interrupted is not None:
                 self.interrupted()
+            if deadline is None:
+                gate.acquire()
+            elif not gate.acquire(timeout=min(max(deadline - monotonic(), 0.0), _LONGEST_S)):
+                return monotonic() < deadline
             return True
         finally:
             with self.lock:
@@ -320,7 +332,7 @@ class Reactor:
                 if not waiter.done:
                     gate = waiter.gate
                     if gate is not None and gate.locked():
-                        gate.release()
+                        _open(gate)
                         return
 
     # --- the service thread --------------------------------------------------------------------------------------
@@ -337,19 +349,18 @@ class Reactor:
         for waiter in list(self._followers):
             gate = waiter.gate
             if gate is not None and gate.locked():
-                try:
-                    gate.release()
-                except RuntimeError:
-                    # Somebody else woke it in the same moment.
-                    continue
+                _open(gate)
 
     def _on_wake(self, _mask: int) -> None:
-        # First, so that whoever has something new from here on wakes us again.
-        self._woken = False
+        # In this order. Whoever wakes us before the flag falls is not heard by the kernel, but we look at everything after
+        # this. The other way round, the read could take a second call with it and leave the flag up: nobody would
+        # ever wake us again.
         try:
             os.eventfd_read(self._wake_fd)
         except BlockingIOError:
             return
+        finally:
+            self._woken = False
 
     def _ring(self) -> None:
         if self._bell.locked():
@@ -411,12 +422,16 @@ class Reactor:
         self._dozing = False
 
     def _look_in(self) -> None:
-        if self.dirty:
-            self.flush()
-        if self.backlog and self.after_poll is not None:
-            self.after_poll()
-        if self.watch is not None:
-            self.watch()
+        try:
+            if self.dirty:
+                self.flush()
+            if self.backlog and self.after_poll is not None:
+                self.after_poll()
+            if self.watch is not None:
+                self.watch()
+        except Exception:
+            # As below: this thread may be the only one left to serve.
+            logger.exception("looking after the process's messages failed")
 
     def _lead_service(self) -> None:
         if not self._leadership.acquire(False):
@@ -457,8 +472,7 @@ class Reactor:
         mine = self._leader == get_ident()
         if not mine and not self._leadership.acquire(timeout=_CLOSE_PATIENCE_S):
             self.wake()
-        self.received.release()
-        self.receive_buffer.close()
+        # The buffer goes with its last view: the traceback of a peer's error may hold one.
         self._epoll.close()
         os.close(self._wake_fd)
         self.handlers.clear()
