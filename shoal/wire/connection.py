@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from shoal.errors import AuthenticationError, ProtocolError
-from shoal.wire.framing import HEADER_BYTES, Buffer, FrameDecoder, cut_frame
+from shoal.wire.framing import HEADER_BYTES, Buffer, FrameDecoder, cut_frame, encode_frame
 from shoal.wire.handshake import HANDSHAKE_BYTES, ClientHandshake, ServerHandshake, refusal
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ _EPOLLIN: Final = 0x001
 _EPOLLOUT: Final = 0x004
 
 _pack_into = struct.Struct("<I").pack_into
-_encode_into = msgspec.msgpack.Encoder().encode_into
+_encoder = msgspec.msgpack.Encoder()
+_encode = _encoder.encode
+_encode_into = _encoder.encode_into
 
 
 class Handler(Protocol):
@@ -60,6 +62,7 @@ class Connection:
         "_decoder",
         "_greeting",
         "_handshake",
+        "_most_bytes",
         "_on_readable",
         "_reactor",
         "_sock",
@@ -101,6 +104,7 @@ class Connection:
         self._buffer = bytearray(4096)
         self._unsent = bytearray()
         self._watching_write = False
+        self._most_bytes = HEADER_BYTES + max_frame_bytes
         self._decoder = FrameDecoder(max_frame_bytes)
         self._greeting = bytearray()
         self._decode: Callable[[Any], list[Any]] = messages.decode
@@ -134,6 +138,9 @@ class Connection:
         buffer = self._buffer
         _encode_into(out, buffer, HEADER_BYTES)
         size = len(buffer)
+        if size > self._most_bytes:
+            self._flush_in_parts()
+            return
         _pack_into(buffer, 0, size - HEADER_BYTES)
         out.clear()
         self.dirty = False
@@ -149,6 +156,24 @@ class Connection:
             self._watch_write(True)
         if size > _KEPT_BUFFER_BYTES:
             self._buffer = bytearray(4096)
+
+    def _flush_in_parts(self) -> None:
+        """Send what waits as several frames: the peer would refuse a single one."""
+        self._buffer = bytearray(4096)
+        frames: list[bytes] = []
+        todo = [self.out[:]]
+        self.out.clear()
+        self.dirty = False
+        while todo:
+            part = todo.pop()
+            payload = _encode(part)
+            half = len(part) // 2
+            if HEADER_BYTES + len(payload) > self._most_bytes and half:
+                todo += [part[half:], part[:half]]
+            else:
+                # A single message that is too large is for the peer to refuse, by name.
+                frames.append(encode_frame(payload))
+        self._send_raw(frames)
 
     def _send_raw(self, frames: list[bytes]) -> None:
         if not frames:
@@ -172,7 +197,10 @@ class Connection:
 
     def _on_writable(self) -> None:
         with self._reactor.lock:
-            if self._unsent and not self.closed:
+            if self.closed:
+                # While we waited for the lock. The descriptor may be another's by now.
+                return
+            if self._unsent:
                 try:
                     sent = self._sock.send(self._unsent)
                 except BlockingIOError:
@@ -213,14 +241,14 @@ class Connection:
             return
         try:
             self._on_readable(self._reactor.received[:received])
-        except (ProtocolError, AuthenticationError, msgspec.DecodeError) as error:
+        except (ProtocolError, AuthenticationError) as error:
             self._fail(error)
 
     def _receive(self, data: Buffer) -> None:
         for payload in self._decoder.feed(data):
             try:
                 messages = self._decode(payload)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, RecursionError) as error:
                 reason = refusal(payload)
                 if reason is not None:
                     raise AuthenticationError(f"refused: {reason}") from None

@@ -53,10 +53,11 @@ def cut_frame(data: bytearray, max_frame_bytes: int) -> bytes | None:
 class FrameDecoder:
     """Cuts a stream of bytes into payloads."""
 
-    __slots__ = ("_max_frame_bytes", "_missing", "_parts")
+    __slots__ = ("_max_frame_bytes", "_missing", "_most_bytes", "_parts")
 
     def __init__(self, max_frame_bytes: int) -> None:
         self._max_frame_bytes = max_frame_bytes
+        self._most_bytes = HEADER_BYTES + max_frame_bytes
         # Pieces of an unfinished frame, and how many bytes complete it (0: not known, header incomplete or no frame).
         self._parts = bytearray()
         self._missing = 0
@@ -86,7 +87,9 @@ class FrameDecoder:
         payloads: list[Buffer] = []
         position, end = 0, len(data)
         # The common case, one whole frame, must not pay for a memoryview.
-        if end >= HEADER_BYTES and HEADER_BYTES + _unpack_header(data, 0)[0] == end:
+        if end >= HEADER_BYTES and (
+            HEADER_BYTES + _unpack_header(data, 0)[0] == end <= self._most_bytes
+        ):
             payloads.append(memoryview(data)[HEADER_BYTES:])
             return payloads
         view = memoryview(data)

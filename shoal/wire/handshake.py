@@ -47,7 +47,8 @@ def proof(token: bytes, role: bytes, first: bytes, second: bytes) -> bytes:
 def _decode(payload: Buffer) -> Hello | Challenge | Proof | Refused:
     try:
         message: Hello | Challenge | Proof | Refused = _decoder.decode(payload)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
+        # Four thousand bytes can nest a thousand lists, before anybody has proved anything.
         raise AuthenticationError(
             f"the peer does not speak shoal's handshake ({error}); is the address that of a shoal process?"
         ) from None
@@ -155,6 +156,6 @@ def refusal(payload: Buffer) -> str | None:
     """
     try:
         message = _decoder.decode(payload)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
     return message.reason if isinstance(message, Refused) else None
