@@ -17,7 +17,7 @@ import msgspec
 
 from shoal.errors import AuthenticationError, ProtocolError, ShoalError
 from shoal.wire.framing import FrameDecoder, cut_frame, pack_header
-from shoal.wire.handshake import HANDSHAKE_BYTES, ServerHandshake
+from shoal.wire.handshake import HANDSHAKE_BYTES, UNDECODABLE, ServerHandshake
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 MAX_OUTPUT_BYTES: Final = 256 * 1024 * 1024
@@ -117,7 +117,7 @@ class ServerConnection(asyncio.Protocol):
         for payload in self._frames.feed(data):
             try:
                 messages = self._decode(payload)
-            except msgspec.DecodeError as error:
+            except UNDECODABLE as error:
                 raise ProtocolError(
                     f"a message does not fit its schema: {error}; both sides must run the same version of shoal"
                 ) from None

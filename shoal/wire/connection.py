@@ -20,7 +20,13 @@ import msgspec
 
 from shoal.errors import AuthenticationError, ProtocolError
 from shoal.wire.framing import HEADER_BYTES, Buffer, FrameDecoder, cut_frame, encode_frame
-from shoal.wire.handshake import HANDSHAKE_BYTES, ClientHandshake, ServerHandshake, refusal
+from shoal.wire.handshake import (
+    HANDSHAKE_BYTES,
+    UNDECODABLE,
+    ClientHandshake,
+    ServerHandshake,
+    refusal,
+)
 
 if TYPE_CHECKING:
     from shoal.wire.reactor import Reactor
@@ -248,7 +254,7 @@ class Connection:
         for payload in self._decoder.feed(data):
             try:
                 messages = self._decode(payload)
-            except (msgspec.DecodeError, RecursionError) as error:
+            except UNDECODABLE as error:
                 reason = refusal(payload)
                 if reason is not None:
                     raise AuthenticationError(f"refused: {reason}") from None

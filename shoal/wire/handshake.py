@@ -28,6 +28,8 @@ from shoal.wire.framing import Buffer, encode_frame
 HANDSHAKE_BYTES: Final = 4096
 TOKEN_BYTES: Final = 32
 MAGIC: Final = "shoal"
+UNDECODABLE: Final = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
+"""What bytes that a peer chose can make a decoder raise: wrong ones, lists in lists in lists, text that is none."""
 _NONCE_BYTES: Final = 16
 
 _decoder = msgspec.msgpack.Decoder(Handshake)
@@ -47,8 +49,7 @@ def proof(token: bytes, role: bytes, first: bytes, second: bytes) -> bytes:
 def _decode(payload: Buffer) -> Hello | Challenge | Proof | Refused:
     try:
         message: Hello | Challenge | Proof | Refused = _decoder.decode(payload)
-    except (msgspec.DecodeError, RecursionError) as error:
-        # Four thousand bytes can nest a thousand lists, before anybody has proved anything.
+    except UNDECODABLE as error:
         raise AuthenticationError(
             f"the peer does not speak shoal's handshake ({error}); is the address that of a shoal process?"
         ) from None
@@ -156,6 +157,6 @@ def refusal(payload: Buffer) -> str | None:
     """
     try:
         message = _decoder.decode(payload)
-    except (msgspec.DecodeError, RecursionError):
+    except UNDECODABLE:
         return None
     return message.reason if isinstance(message, Refused) else None
