@@ -374,6 +374,20 @@ class FreeOrphans(msgspec.Struct, array_like=True, tag=54):
     locations: list[Location]
 
 
+class WhoUses(msgspec.Struct, array_like=True, tag=55):
+    """Node to every client: the process at `address` has ended (for `cause`) and left objects. Answered by `InUse`."""
+
+    address: str
+    cause: str
+
+
+class InUse(msgspec.Struct, array_like=True, tag=56):
+    """Which objects of a process that has ended this client still counts on; what no client names is freed."""
+
+    address: str
+    locations: list[Location]
+
+
 # --- queries --------------------------------------------------------------------------------------------------------
 
 
@@ -490,6 +504,7 @@ ToNode = (
     | QuotaRequest
     | QuotaReturn
     | FreeOrphans
+    | InUse
     | KvPut
     | KvGet
     | KvDelete
@@ -512,6 +527,7 @@ FromNode = (
     | StartActor
     | QuotaGranted
     | QuotaWanted
+    | WhoUses
     | EventsQuery
     | Reply
 )

@@ -61,6 +61,7 @@ from shoal.messages.node import (
     Exit,
     FreeOrphans,
     Goodbye,
+    InUse,
     Job,
     KillProcess,
     KvDelete,
@@ -221,6 +222,7 @@ class Daemon:
             return
         self._clients.remove(client)
         self._queries.on_client_gone(client)
+        self._store.on_client_gone(client)
         process = self._workers.process(client.worker_id) if client.worker_id else None
         if process is not None:
             self._workers.on_disconnected(process)
@@ -320,6 +322,7 @@ class Daemon:
             QuotaRequest: store.on_request,
             QuotaReturn: lambda client, m: store.on_return(client, m.returned),
             FreeOrphans: lambda _, m: store.free(m.locations),
+            InUse: store.on_in_use,
         }
 
     def _is_leaving(self, client: Client) -> bool:
@@ -447,8 +450,10 @@ class Daemon:
         self._control.post(
             ClientGone(number, process.address, f"the worker, pid {process.pid}", cause)
         )
-        self._store.on_process_gone(process.address, process.job.job_id)
+        left_objects = self._store.on_process_gone(process.address, process.job.job_id)
         self._clients.gone(process.address, cause, expected=process.expected)
+        if left_objects:
+            self._store.ask_who_uses(process.address, cause, list(self._clients))
         self._finish_goodbye(process.job.job_id)
 
     def _on_goodbye(self, client: Client, message: Goodbye) -> None:

@@ -4,6 +4,10 @@ A process manages its own segments; the node knows only how many bytes it may us
 hold objects that others refer to: from then on the node frees them, block by block, as their owners say so, and
 the rest when the job ends. What a dead process holds is measured, not believed: the blocks that its files have.
 
+Some of it nobody will ever speak of: what the process itself owned, and what its owners told it to free when it could not
+hear them any more. So when a process has left anything, every client is asked what of it it still uses; when all have
+answered (or ended), the rest is freed.
+
 Limit: which blocks of a dead process live, the node does not know. A process that ends in order gives its idle memory back
 first; what one that crashed had idle stays until its job ends, and so do the pages at the edges of freed blocks.
 """
@@ -20,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 from shoal.clock import monotonic_ns
 from shoal.core.quotas import Granted, StoreQuotas, Wanted
 from shoal.messages.boot import Boot
-from shoal.messages.node import QuotaGranted, QuotaRequest, QuotaWanted
+from shoal.messages.node import InUse, QuotaGranted, QuotaRequest, QuotaWanted, WhoUses
 from shoal.messages.values import Location
 from shoal.node.clients import Client
 from shoal.wire.session import creator_at
@@ -35,14 +39,22 @@ _HELD_RETRY_S: Final = 1.0
 
 
 class _Estate:
-    """What one dead process left: its segments with the bytes that each takes."""
+    """What one dead process left: its segments with the bytes that each takes.
 
-    __slots__ = ("freed", "job_id", "segments")
+    Attributes:
+        freed: What was freed of each slab.
+        asked: Numbers of the clients that have not said yet what they use.
+        used: Blocks that some client uses, by segment, as offsets and sizes.
+    """
+
+    __slots__ = ("asked", "freed", "job_id", "segments", "used")
 
     def __init__(self, job_id: bytes, segments: dict[str, int]) -> None:
         self.job_id = job_id
         self.segments = segments
         self.freed: dict[str, Extents] = {}
+        self.asked: dict[int, None] = {}
+        self.used: dict[str, set[tuple[int, int]]] = {}
 
     def bytes(self) -> int:
         return sum(self.segments.values())
@@ -106,14 +118,19 @@ class StoreKeeper:
 
     # --- the dead ------------------------------------------------------------------------------------------------
 
-    def on_process_gone(self, address: str, job_id: bytes) -> None:
-        """A process has ended: what it left is the node's now."""
+    def on_process_gone(self, address: str, job_id: bytes) -> bool:
+        """A process has ended: what it left is the node's now. Whether there is anything."""
         creator = creator_at(address)
-        self._clients.pop(creator, None)
+        drew = self._clients.pop(creator, None) is not None
         self.quotas.on_holder_gone(creator)
         if not self.quotas.held(creator):
+            if drew:
+                from shoal.store.session import sweep
+
+                # It gave everything back. Its lock file is left.
+                sweep(self._directory, creator)
             self._drain()
-            return
+            return False
         from shoal.store.layout import parse_segment
 
         segments = {}
@@ -124,6 +141,70 @@ class StoreKeeper:
         estate = self._estates[creator] = _Estate(job_id, segments)
         self._account(creator, estate)
         self._drain()
+        return bool(segments)
+
+    def ask_who_uses(self, address: str, cause: str, clients: list[Client]) -> None:
+        """Ask everybody what they use of what a process has left."""
+        estate = self._estates[creator_at(address)]
+        for client in clients:
+            estate.asked[client.number] = None
+            client.send(WhoUses(address, cause))
+        if not clients:
+            self._free_unused(creator_at(address), estate)
+
+    def on_in_use(self, client: Client, message: InUse) -> None:
+        """A client says what it uses of what a process has left."""
+        creator = creator_at(message.address)
+        estate = self._estates.get(creator)
+        if estate is None or client.number not in estate.asked:
+            return
+        for location in message.locations:
+            estate.used.setdefault(location.segment, set()).add((location.offset, location.size))
+        self._answered(creator, estate, client.number)
+
+    def on_client_gone(self, client: Client) -> None:
+        """A client has ended: it uses nothing."""
+        for creator, estate in list(self._estates.items()):
+            if client.number in estate.asked:
+                self._answered(creator, estate, client.number)
+
+    def _answered(self, creator: str, estate: _Estate, number: int) -> None:
+        del estate.asked[number]
+        if not estate.asked:
+            self._free_unused(creator, estate)
+
+    def _free_unused(self, creator: str, estate: _Estate) -> None:
+        """Everybody has said what they use: free all else."""
+        unused: list[Location] = []
+        for segment in list(estate.segments):
+            used = estate.used.get(segment)
+            if not used:
+                # Unlinking is safe at any time: whoever has it mapped keeps it.
+                (self._directory / segment).unlink(missing_ok=True)
+                del estate.segments[segment]
+                estate.freed.pop(segment, None)
+            elif segment.endswith("s"):
+                unused += self._gaps(estate, segment, used)
+        estate.used.clear()
+        self._account(creator, estate)
+        self.free(unused)
+
+    def _gaps(self, estate: _Estate, slab: str, used: set[tuple[int, int]]) -> list[Location]:
+        """What lies between the blocks of a slab that are used, freed, or about to be."""
+        from shoal.store.layout import ALIGNMENT, round_up
+
+        pending = {(held.offset, held.size) for held in self._held if held.segment == slab}
+        taken = [(offset, round_up(max(1, size), ALIGNMENT)) for offset, size in used | pending]
+        if slab in estate.freed:
+            taken += estate.freed[slab].ranges()
+        taken.append(((self._directory / slab).stat().st_size, 0))
+        gaps: list[Location] = []
+        end = 0
+        for offset, size in sorted(taken):
+            if offset > end:
+                gaps.append(Location(slab, end, offset - end))
+            end = max(end, offset + size)
+        return gaps
 
     def on_job_gone(self, job_id: bytes) -> None:
         """A job has ended: nobody refers to what its dead processes left."""

@@ -62,6 +62,8 @@ class Peers:
         self._by_address: dict[str, Peer] = {}
         self._connections: dict[Connection, None] = {}
         self.watched: set[str] = set()
+        # Why processes ended whose connections are not read to their ends yet.
+        self.ended: dict[str, str] = {}
         self.gone: dict[str, str] = {}
         self.on_unreachable: Callable[[str, str], None] | None = None
 
@@ -135,6 +137,10 @@ class Peers:
         peer = self._by_address.get(address)
         return None if peer is None or peer.connection.closed else peer.connection
 
+    def is_connected(self, address: str) -> bool:
+        """Whether there is any connection to a process, made by either side."""
+        return any(connection.peer_address == address for connection in self._connections)
+
     def forget_connection(self, connection: Connection) -> None:
         """A connection broke."""
         self._connections.pop(connection, None)
@@ -144,6 +150,7 @@ class Peers:
 
     def forget(self, address: str, cause: str) -> None:
         """A process has ended."""
+        self.ended.pop(address, None)
         self.gone[address] = cause
         if len(self.gone) > 10_000:
             # Causes explain late messages about the dead; ten thousand of them do.

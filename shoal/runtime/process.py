@@ -29,6 +29,7 @@ from shoal.errors import AuthenticationError, NodeDiedError, NotInitializedError
 from shoal.ids import IdSource, return_id
 from shoal.messages.node import (
     FromNode,
+    InUse,
     PeerGone,
     QuotaGranted,
     QuotaWanted,
@@ -37,8 +38,9 @@ from shoal.messages.node import (
     RegisterWorker,
     Reply,
     Shape,
+    WhoUses,
 )
-from shoal.messages.values import Failed
+from shoal.messages.values import Failed, Stored
 from shoal.runtime.actors import Actors
 from shoal.runtime.borrowing import Borrowing
 from shoal.runtime.context import TaskContext, current
@@ -70,6 +72,9 @@ _BACKLOG: Final = 4096
 
 _VERDICT_S: Final = 2.0
 """How long the node may take to declare a process dead whose connection broke."""
+
+_LAST_WORDS_S: Final = 1.0
+"""How long the connections of a process that has ended may take to end."""
 
 _REGISTER_TIMEOUT_S: Final = 30.0
 
@@ -143,6 +148,7 @@ class Process:
         self.node = NodeLink(self.reactor)
         self._req = 0
         self._warned: set[str] = set()
+        self._inquiries: dict[str, None] = {}
         self._missing: dict[str, None] = {}
 
         # Before the node hears of this process: whoever is told its address must be able to connect.
@@ -178,6 +184,7 @@ class Process:
             **self.owner.leases.node_handlers,
             **self.actors.node_handlers,
             PeerGone: self._on_peer_gone,
+            WhoUses: self._on_who_uses,
             QuotaWanted: self._on_quota_wanted,
         }
         self.functions: dict[bytes, Function] = {}
@@ -280,6 +287,11 @@ class Process:
             self.peers.forget_connection(connection)
             if not address or address in self.peers.gone or self.closed:
                 return
+            ended = self.peers.ended.get(address)
+            if ended is not None:
+                if not self.peers.is_connected(address):
+                    self._peer_died(address, ended)
+                return
             cause = "closed its connection" if error is None else f"lost its connection ({error})"
             self.peers.watch(address)
 
@@ -336,7 +348,35 @@ class Process:
         self.tick()
 
     def _on_peer_gone(self, message: PeerGone) -> None:
-        self._peer_died(message.address, message.cause)
+        """A process has ended. What it said last may be unread: its connections are read to their ends first."""
+        address, cause = message.address, message.cause
+        if not self.peers.is_connected(address):
+            self._peer_died(address, cause)
+            return
+
+        def conclude() -> None:
+            with self.lock:
+                self._peer_died(address, cause)
+
+        if self.peers.ended.setdefault(address, cause) is cause:
+            # Not for ever: a process that it forked may hold them.
+            self.reactor.call_later(_LAST_WORDS_S, conclude)
+
+    def _on_who_uses(self, message: WhoUses) -> None:
+        """Say which objects of a dead process are known here, when all is read that it said."""
+        if message.address in self.peers.gone:
+            self._say_in_use(message.address)
+        else:
+            self._inquiries[message.address] = None
+            self._on_peer_gone(PeerGone(message.address, message.cause))
+
+    def _say_in_use(self, address: str) -> None:
+        locations = [
+            entry.value.location
+            for entry in self.objects.entries.values()
+            if type(entry.value) is Stored and entry.value.creator == address
+        ]
+        self.node.send_locked(InUse(address, locations))
 
     def _peer_died(self, address: str, cause: str) -> None:
         if address in self.peers.gone:
@@ -345,6 +385,9 @@ class Process:
         self.owner.process_died(address, cause)
         self.actors.process_died(address)
         self.borrowing.process_died(address, cause)
+        if address in self._inquiries:
+            del self._inquiries[address]
+            self._say_in_use(address)
         self.settle()
         self.tick()
 
