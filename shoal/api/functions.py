@@ -163,6 +163,10 @@ def register(process: Process, code: Any, name: str, max_calls: int = 0) -> Func
     entries = process.values.entries_in(serialized) if serialized.refs else []
     code_value = wire_args(process.values.pack(serialized, entries))
     with process.lock:
+        known = process.functions.get(function_id)
+        if known is not None:
+            # Another thread was quicker. Two records would share an index with the next function.
+            return known
         for entry in entries:
             # As long as the function may be called, what it captured must be there.
             process.objects.hold(entry)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, overload
 from shoal.api.actors import ActorHandle, handle_of
 from shoal.core.tasks import Task
 from shoal.errors import ShoalError
-from shoal.messages.node import ActorInfo, ActorKill, ActorLookup
+from shoal.messages.node import ActorInfo, ActorLookup
 from shoal.runtime import current_process
 from shoal.runtime.refs import ObjectRef
 from shoal.runtime.streams import ObjectRefGenerator
@@ -217,7 +217,11 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
             f"kill() takes the handle of an actor, not a {type(actor).__name__}; tasks are ended by shoal.cancel()"
         )
     process, link = actor._connect()
-    process.node.send_now(ActorKill(link.actor_id, no_restart))
+    with process.lock:
+        process.actors.kill(link, no_restart)
+        process.settle()
+        process.tick()
+        process.reactor.flush_locked()
 
 
 def get_actor(name: str, namespace: str | None = None) -> ActorHandle:

@@ -20,9 +20,16 @@ from shoal.errors import (
     PendingCallsLimitExceeded,
 )
 from shoal.ids import return_id
-from shoal.messages.node import ActorChange, ActorCreate, ActorInfo, ActorSpec, ActorWatch
+from shoal.messages.node import (
+    ActorChange,
+    ActorCreate,
+    ActorInfo,
+    ActorKill,
+    ActorSpec,
+    ActorWatch,
+)
 from shoal.messages.peer import Call, CallFull
-from shoal.messages.values import Dep, Failed, Ref
+from shoal.messages.values import Dep, Failed, Ref, Stored
 from shoal.runtime.owner import cancelled
 from shoal.runtime.values import wire_args
 from shoal.serial.exceptions import dump_exception, load_exception
@@ -42,6 +49,8 @@ class Actors:
         # Links live as long as handles, pending calls or a connection refer to them.
         self._links: WeakValueDictionary[bytes, ActorCalls] = WeakValueDictionary()
         self._by_address: WeakValueDictionary[str, ActorCalls] = WeakValueDictionary()
+        # Links with calls that could not be sent yet: nothing else may refer to those.
+        self._unsent: dict[bytes, ActorCalls] = {}
         self.node_handlers: dict[type, Callable[[Any], None]] = {ActorChange: self._on_change}
 
     # --- creating ------------------------------------------------------------------------------------------------
@@ -103,6 +112,11 @@ class Actors:
         entry.actor_id = spec.actor_id
         if holds:
             process.objects.contain(entry, list(holds), None)
+        if type(spec.args) is Stored:
+            # Large arguments were put into shared memory for this actor alone: an object that only it contains.
+            large = process.objects.own(process.ids.task_id(), local=0)
+            large.value = spec.args
+            process.objects.contain(entry, [large], None)
         for key, dep in deps or ():
             value = dep.value
             if value is None or type(value) is Failed:
@@ -126,6 +140,20 @@ class Actors:
             link.watched = True
             self._process.node.send_locked(ActorWatch(actor_id, owner))
         return link
+
+    def kill(self, link: ActorCalls, no_restart: bool) -> None:
+        """End an actor (with the lock held): calls made from here on do not reach the process that is about to end."""
+        self._process.node.send_locked(ActorKill(link.actor_id, no_restart))
+        if no_restart:
+            self._die(link, "it was killed by shoal.kill()", b"")
+        else:
+            link.connection = None
+            self.keep(link)
+
+    def keep(self, link: ActorCalls) -> None:
+        """A call waits for the actor's process: keep its link, whatever becomes of handles and references."""
+        if link.connection is None:
+            self._unsent[link.actor_id] = link
 
     def check_limit(self, link: ActorCalls, limit: int) -> None:
         """Refuse a call beyond `max_pending_calls`.
@@ -197,11 +225,14 @@ class Actors:
         link.pid = pid
         connection.lane = link
         self._by_address[address] = link
+        self._unsent.pop(link.actor_id, None)
         link.connected(connection)
 
     def _lose(self, link: ActorCalls, cause: str) -> None:
         self._by_address.pop(link.address, None)
         self._fail_lost(link, link.lost(), cause)
+        if link.pending:
+            self.keep(link)
 
     def _fail_lost(self, link: ActorCalls, failed: list[Task], cause: str) -> None:
         for task in failed:
@@ -209,7 +240,7 @@ class Actors:
                 self._process.owner.fail(task, cancelled(task.method, task.task_id))
                 continue
             error = ActorUnavailableError(
-                f"actor {self._name(link)} was lost during {task.method}() and restarts: {cause or 'its process ended'}. "
+                f"actor {self._name(link)} was lost during {task.method}() and restarts: {cause.rstrip('.') or 'its process ended'}. "
                 "The call may or may not have run; with max_task_retries it would be made again",
                 link.actor_id.hex(),
             )
@@ -217,6 +248,7 @@ class Actors:
 
     def _die(self, link: ActorCalls, cause: str, error: bytes) -> None:
         self._by_address.pop(link.address, None)
+        self._unsent.pop(link.actor_id, None)
         failed = link.dead(cause, error)
         for task in failed:
             self.fail_dead(link, task)

@@ -80,7 +80,8 @@ class NodeLink:
             if not self._reactor.wait(request, timeout_s):
                 raise TimeoutError(f"the node daemon did not answer within {timeout_s} s")
         finally:
-            self._pending.pop(req, None)
+            with self._reactor.lock:
+                self._pending.pop(req, None)
         answer = request.answer
         if isinstance(answer, BaseException):
             raise answer
@@ -109,7 +110,7 @@ class NodeLink:
     def lose(self, why: str) -> None:
         """The connection is gone (with the lock held): everybody who waits is told."""
         self.lost = why
-        for request in self._pending.values():
+        for request in list(self._pending.values()):
             request.answer = ShoalError(why)
             request.finish()
 

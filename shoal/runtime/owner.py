@@ -13,7 +13,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from shoal.core.references import Entry
+from shoal.core.references import Entry, FreeValue
 from shoal.core.tasks import (
     Function,
     Lane,
@@ -213,6 +213,8 @@ class Owner:
         if task.function is None:
             if not task.queue.submit(task):
                 self._process.actors.fail_dead(task.queue, task)
+            elif task.queue.connection is None:
+                self._process.actors.keep(task.queue)
             return
         self.tasks.submit(task)
         if self.tasks.outbox:
@@ -320,13 +322,17 @@ class Owner:
                 entry.waiters = None
                 for waiter in waiters:
                     waiter(entry)
-        if task.holds is not None or task.siblings is not None:
+        if task.holds is not None or task.siblings is not None or type(task.args) is Stored:
             self._release(task)
 
     def _release(self, task: Task) -> None:
         if task.siblings is not None:
             task.siblings.pop(task.task_id, None)
             task.siblings = None
+        if type(task.args) is Stored:
+            # Large arguments were put into shared memory for this task alone.
+            self._objects.outbox.append(FreeValue(task.args))
+            task.args = b""
         holds, task.holds = task.holds, None
         for entry in holds or ():
             self._objects.unhold(entry)

@@ -10,7 +10,6 @@ alone is not an end. Should the node not speak within `_VERDICT_S` after a conne
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from typing import Any, Final
 
 from shoal.messages.node import Watch
@@ -65,7 +64,6 @@ class Peers:
         # Why processes ended whose connections are not read to their ends yet.
         self.ended: dict[str, str] = {}
         self.gone: dict[str, str] = {}
-        self.on_unreachable: Callable[[str, str], None] | None = None
 
     def connect(self, address: str) -> Connection:
         """The connection to a process.

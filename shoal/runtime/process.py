@@ -28,8 +28,11 @@ from shoal.core.tasks import Task
 from shoal.errors import AuthenticationError, NodeDiedError, NotInitializedError, ShoalError
 from shoal.ids import IdSource, return_id
 from shoal.messages.node import (
+    Events,
+    EventsQuery,
     FromNode,
     InUse,
+    KillProcess,
     PeerGone,
     QuotaGranted,
     QuotaWanted,
@@ -144,12 +147,12 @@ class Process:
         self.dropped_streams: deque[Stream] = deque()
         self.callbacks: deque[Callable[[], None]] = deque()
         self.tick_waiters: list[Waiter] = []
+        self.peer_died: list[Callable[[str], None]] = []
         self.on_node_lost: Callable[[str], None] | None = None
         self.node = NodeLink(self.reactor)
         self._req = 0
         self._warned: set[str] = set()
         self._inquiries: dict[str, None] = {}
-        self._missing: dict[str, None] = {}
 
         # Before the node hears of this process: whoever is told its address must be able to connect.
         self._listener = Listener(self.reactor, address, backlog=_BACKLOG)
@@ -186,6 +189,7 @@ class Process:
             PeerGone: self._on_peer_gone,
             WhoUses: self._on_who_uses,
             QuotaWanted: self._on_quota_wanted,
+            EventsQuery: self._on_events_query,
         }
         self.functions: dict[bytes, Function] = {}
         self.namespace = ""
@@ -298,6 +302,8 @@ class Process:
             def judge() -> None:
                 with self.lock:
                     if address not in self.peers.gone and self.peers.connection_to(address) is None:
+                        # If it lives, it cannot be spoken with any more: what follows is up to the node, as for any death.
+                        self.node.send_locked(KillProcess(address, f"a peer {cause}"))
                         self._peer_died(address, cause)
 
             self.reactor.call_later(_VERDICT_S, judge)
@@ -385,11 +391,17 @@ class Process:
         self.owner.process_died(address, cause)
         self.actors.process_died(address)
         self.borrowing.process_died(address, cause)
+        for listener in self.peer_died:
+            listener(address)
         if address in self._inquiries:
             del self._inquiries[address]
             self._say_in_use(address)
         self.settle()
         self.tick()
+
+    def _on_events_query(self, message: EventsQuery) -> None:
+        # A driver runs no tasks; a worker's executor puts its own answer in the place of this one.
+        self.node.send_locked(Events(message.req, []))
 
     def _on_quota_wanted(self, message: QuotaWanted) -> None:
         self.callbacks.append(lambda: self.store.give_back(message.wanted))

@@ -64,7 +64,8 @@ class ObjectStore:
             try:
                 return arena.create(size)
             except QuotaExhausted as exhausted:
-                self._draw(arena, exhausted.needed_bytes)
+                needed = exhausted.needed_bytes
+            self._draw(arena, needed)
 
     def _draw(self, arena: Arena, needed: int) -> None:
         wanted = max(needed, self._chunk)

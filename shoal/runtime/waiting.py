@@ -8,6 +8,7 @@ executor sets.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -192,7 +193,7 @@ class Waiting:
         process = self._process
         with process.lock:
             for entry in entries:
-                if entry.value is None and entry.owner:
+                if entry.value is None and entry.task is None:
                     process.borrowing.fetch(entry)
             process.settle()
             process.reactor.flush_locked()
@@ -210,8 +211,9 @@ class Waiting:
                         return ready
                     limit = deadline
                     if blocking is not None and not lent:
-                        # As in `get`: with a time limit, nothing is run here.
-                        if deadline is None and any(map(blocking.run_in_place, entries)):
+                        # Only what must be waited for in any case may be run here, and, as in `get`, nothing with a time limit.
+                        must = deadline is None and num_returns == len(entries)
+                        if must and any(map(blocking.run_in_place, entries)):
                             continue
                         limit = self._soon(deadline)
                     done = process.reactor.wait(
@@ -298,5 +300,6 @@ def _tell_loop(loop: asyncio.AbstractEventLoop, happened: asyncio.Future[None]) 
         if not happened.done():
             happened.set_result(None)
 
-    if not loop.is_closed():
+    # The loop may end at any moment: then nobody waits on it any more.
+    with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(tell)

@@ -474,6 +474,8 @@ class Reactor:
             self.wake()
         # The buffer goes with its last view: the traceback of a peer's error may hold one.
         self._epoll.close()
+        # A handle that dies later must not write on a descriptor that is somebody else's by then.
+        self._woken = True
         os.close(self._wake_fd)
         self.handlers.clear()
 

@@ -22,7 +22,7 @@ from collections import deque
 from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Any, Final
 
-from shoal.core.tasks import State, Task
+from shoal.core.tasks import Function, State, Task
 from shoal.errors import TaskCancelledError
 from shoal.messages.node import (
     Blocked,
@@ -180,7 +180,8 @@ class Executor:
                     Failure(message.task_id, dump_exception(error), 0, application=False)
                 )
                 return
-        if self.host is not None and self.host.cancel(message.task_id):
+        if self.host is not None:
+            self.host.cancel(message.task_id, message.recursive)
             return
         context = self._running.get(message.task_id)
         if context is None:
@@ -188,8 +189,7 @@ class Executor:
         context.cancelled = True
         if message.recursive:
             self._cancel_children(context)
-        if self.host is None:
-            signal.pthread_kill(self._main, signal.SIGINT)
+        signal.pthread_kill(self._main, signal.SIGINT)
 
     def _cancel_children(self, context: TaskContext) -> None:
         """Cancel what a task submitted; some of it may run in place, in this very thread."""
@@ -301,7 +301,12 @@ class Executor:
     def flush_if_due(self) -> None:
         """Send replies that have waited for `flush_us`, or are many."""
         now = perf_counter_ns()
-        if self._pending_bytes > self._flush_bytes or now - self._last_flush > self._flush_ns:
+        if (
+            self._pending_bytes > self._flush_bytes
+            or now - self._last_flush > self._flush_ns
+            # The service thread sits at the sockets until something comes: it would not see this go.
+            or self.process.reactor.service_leads
+        ):
             self._last_flush = now
             self._pending_bytes = 0
             self.process.reactor.flush()
@@ -310,6 +315,7 @@ class Executor:
         """Make the main thread look at the inbox and at `exiting`."""
         with self.process.lock:
             self._idle.finish()
+        self.process.reactor.wake()
 
     def _execute_stream(
         self, connection: Connection, definition: Definition, job: Job, window: int
@@ -327,6 +333,8 @@ class Executor:
         self._busy_since = 0
         del self._running[job.task_id]
         self.record(job, "task", outcome)
+        if definition.max_calls:
+            self._count_call(connection, definition)
         self.reply(connection, outcome)
         if self._paused_for_long:
             self._end_long_pause()
@@ -394,6 +402,7 @@ class Executor:
             type(task) is not Task
             or task.state is not State.QUEUED
             or task.function is None
+            or task.function.max_calls
             or task.return_count < 0
             or self._shape is None
             or self._in_place >= _MAX_IN_PLACE
@@ -426,8 +435,7 @@ class Executor:
         self._running[task.task_id] = context
         self._in_place += 1
         try:
-            call = self.functions.load_own(function)
-            outcome = perform(process, context, job, call)
+            outcome = self._perform_own(context, job, function)
         finally:
             self._in_place -= 1
             self.source.name = before
@@ -455,6 +463,13 @@ class Executor:
                 process.tick()
         if outer_cancelled:
             raise KeyboardInterrupt
+
+    def _perform_own(self, context: TaskContext, job: Job, function: Function) -> Outcome:
+        try:
+            call = self.functions.load_own(function)
+        except BaseException as error:  # noqa: BLE001 - importing the user's code can raise anything
+            return Outcome(failure(self.process, context, job, error, 0), [], 0, 0)
+        return perform(self.process, context, job, call)
 
     def lend(self) -> bool:
         """The main thread is about to wait: give its CPU and its queue away."""

@@ -58,6 +58,8 @@ class ActorHost:
         self.incarnation = message.incarnation
         self._gpu_ids = message.gpu_ids
         self.instance: Any = None
+        # The actor ended by its own wish: what still waits will not run.
+        self.ended = False
         self._methods: dict[str, Callable[..., Any]] = {}
         self._cancelled: set[bytes] = set()
         self._contexts: dict[bytes, TaskContext] = {}
@@ -160,6 +162,7 @@ class ActorHost:
     def end(self, cause: str) -> None:
         """The actor ends by its own wish: tell the node, and take no more calls."""
         self.process.node.send_now(ActorExiting(self.spec.actor_id, cause))
+        self.ended = True
         self.executor.exiting = cause
         self.executor.inbox.clear()
 
@@ -287,6 +290,10 @@ class ActorHost:
                 raise
         self.finish(connection, job, outcome)
 
+    def has_begun(self, task_id: bytes) -> bool:
+        """Whether a call runs."""
+        return task_id in self._contexts
+
     def takes(self, connection: Connection, message: Call | CallFull) -> bool:
         """Take a call, if it need not go through the inbox."""
         serving = self._serving
@@ -295,18 +302,18 @@ class ActorHost:
         serving.take((connection, message))
         return True
 
-    def cancel(self, task_id: bytes) -> bool:
+    def cancel(self, task_id: bytes, recursive: bool) -> None:
         """Cancel a call that runs or waits for a thread; a plain or threaded method only sees a flag."""
         context = self._contexts.get(task_id)
         if context is not None:
             context.cancelled = True
-            for child in list((context.children or {}).values()):
-                self.process.owner.cancel(child, force=False, recursive=True)
+            if recursive:
+                for child in list((context.children or {}).values()):
+                    self.process.owner.cancel(child, force=False, recursive=True)
         elif self._serving is not None:
             self._cancelled.add(task_id)
         if self._serving is not None:
             self._serving.cancel(task_id)
-        return True
 
     # --- one at a time -------------------------------------------------------------------------------------------
 
@@ -420,6 +427,8 @@ class _ThreadGroup:
             work = self._queue.get()
             if work is _STOP:
                 return
+            if host.ended:
+                continue
             connection, message = work
             try:
                 host.execute(connection, message)
@@ -429,10 +438,8 @@ class _ThreadGroup:
                 return
             with self._lock:
                 self._spare += 1
-            if self._queue.empty():
-                host.process.reactor.flush()
-            else:
-                executor.flush_if_due()
+            # The main thread waits at the sockets and would not see it go.
+            host.process.reactor.flush()
 
     def stop(self) -> None:
         for _ in self._threads:
@@ -494,6 +501,8 @@ class _Loop:
             self._loop.call_soon_threadsafe(self._admit, work)
 
     def _admit(self, work: Work) -> None:
+        if self._host.ended:
+            return
         group = self._host.group_of(work[1])
         if group not in self._limits:
             group = ""
@@ -509,7 +518,8 @@ class _Loop:
 
         def cancel() -> None:
             task = self._tasks.get(task_id)
-            if task is not None:
+            # One that has not begun is answered when it does: a coroutine cancelled before its first step answers nothing.
+            if task is not None and self._host.has_begun(task_id):
                 task.cancel()
 
         self._loop.call_soon_threadsafe(cancel)

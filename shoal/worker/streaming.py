@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 class _Flow:
     """How far the consumer of a stream has come. `count` is guarded by the runtime's lock."""
 
-    __slots__ = ("count", "loop", "waiter", "wake")
+    __slots__ = ("consumer", "count", "loop", "waiter", "wake")
 
-    def __init__(self) -> None:
+    def __init__(self, consumer: str) -> None:
+        self.consumer = consumer
         self.count = 0
         self.waiter: Waiter | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -42,13 +43,24 @@ class Streams:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._flows: dict[bytes, _Flow] = {}
+        executor.process.peer_died.append(self.consumer_died)
 
     def on_consumed(self, _connection: Connection, message: StreamConsumed) -> None:
         """The consumer has taken items, or wants no more (with the lock held)."""
         flow = self._flows.get(message.task_id)
         if flow is None:
             return
-        flow.count = message.count
+        self._set(flow, message.count)
+
+    def consumer_died(self, address: str) -> None:
+        """A process has ended: nobody wants its streams any more (with the lock held)."""
+        for flow in self._flows.values():
+            if flow.consumer == address:
+                self._set(flow, -1)
+
+    @staticmethod
+    def _set(flow: _Flow, count: int) -> None:
+        flow.count = count
         if flow.waiter is not None:
             flow.waiter.finish()
         if flow.loop is not None and flow.wake is not None:
@@ -64,7 +76,7 @@ class Streams:
     ) -> Outcome:
         """Run a generator function in this thread and answer it."""
         process = self._executor.process
-        flow = self._flows[job.task_id] = _Flow()
+        flow = self._flows[job.task_id] = _Flow(connection.peer_address)
         token = current.set(context)
         start = perf_counter_ns()
         sent = 0
@@ -98,7 +110,7 @@ class Streams:
     ) -> Outcome:
         """Run an async generator (or a generator) method on the actor's loop and answer it."""
         process = self._executor.process
-        flow = self._flows[job.task_id] = _Flow()
+        flow = self._flows[job.task_id] = _Flow(connection.peer_address)
         flow.loop = asyncio.get_running_loop()
         flow.wake = asyncio.Event()
         current.set(context)
