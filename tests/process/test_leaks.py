@@ -328,6 +328,63 @@ def test_dropped_objects_are_freed_wherever_they_were_made(cluster: Any) -> None
     wait_until(lambda: live_blocks_of(makers[0]) == 0, "the first actor's objects are freed")
 
 
+def test_what_ended_workers_leave_goes_when_nobody_uses_it(cluster: Any) -> None:
+    """Words about objects may miss a process that ends: it is the node's to find out what is still used."""
+    folder = Path(cluster["object_store_address"])
+    own = os.path.basename(current_process.require().address)[2:10]
+
+    def left() -> list[str]:
+        return sorted(name for name in os.listdir(folder) if not name.startswith(own))
+
+    @shoal.remote(max_calls=1)
+    def make(*sizes: int) -> Any:
+        made = [np.arange(size) for size in sizes]
+        return made if len(made) > 1 else made[0]
+
+    # One segment of its own, one block that is alone in its slab, and two that share one.
+    large, small = make.remote(300_000), make.remote(50_000)
+    first, second = make.options(num_returns=2).remote(50_000, 40_000)
+    views = shoal.get([large, small, first, second])
+    kept = views[3]
+    del large, small, first
+    wait_until(lambda: all("s" in name for name in left()), "only slabs and their locks are left")
+    assert [int(view[-1]) for view in views] == [299_999, 49_999, 49_999, 39_999]
+    del views
+    wait_until(lambda: len(left()) == 2, "only the slab of the last object is left")
+    assert int(kept[-1]) == int(shoal.get(second)[-1]) == 39_999
+    del kept, second
+    wait_until(lambda: left() == [], "nothing is left")
+
+
+def test_killed_workers_leave_no_objects(cluster: Any) -> None:
+    folder = Path(cluster["object_store_address"])
+
+    @shoal.remote
+    class Maker:
+        def __init__(self) -> None:
+            self.own = [shoal.put(np.ones(MB)), shoal.put(np.ones(50_000))]
+
+        def make(self, size: int) -> np.ndarray[Any, Any]:
+            return np.ones(size)
+
+    maker = Maker.remote()
+    refs = [maker.make.remote(size) for size in (MB, 50_000, 60_000, 70_000)]
+    views = shoal.get(refs)
+    before = sum(path.stat().st_blocks for path in folder.iterdir())
+    shoal.kill(maker)
+    # What it owned itself goes; what others own stays.
+    wait_until(
+        lambda: (
+            sum(path.stat().st_blocks for path in folder.iterdir()) * 512 < before * 512 - 8 * MB
+        ),
+        "its own objects are freed",
+    )
+    del views
+    assert [array.size for array in shoal.get(refs)] == [MB, 50_000, 60_000, 70_000]
+    del refs
+    wait_until(lambda: os.listdir(folder) == [], "nothing is left")
+
+
 def test_a_long_chain_of_objects_inside_objects_is_freed(cluster: Any) -> None:
     ref = shoal.put([np.zeros(MB)])
     for _ in range(20_000):
