@@ -47,6 +47,7 @@ class Interrupts:
         self._wanted = wanted
         self._pid = os.getpid()
         self._noted = False
+        self._requested = False
         self._sending = False
         self._previous: Any = None
         self._installed = False
@@ -83,7 +84,17 @@ class Interrupts:
             self._noted = False
             raise KeyboardInterrupt
 
+    def request(self) -> None:
+        """Interrupt the main thread, from any thread. The signal is sent until the handler has run: one that comes just before
+        a system call that waits does not end it, since Python looks for signals before and after."""
+        main = threading.main_thread().ident
+        assert main is not None
+        self._requested = True
+        signal.pthread_kill(main, signal.SIGINT)
+        self._keep_sending(main)
+
     def _on_signal(self, _number: int, frame: FrameType | None) -> None:
+        self._requested = False
         ours = not self._over and os.getpid() == self._pid
         if ours and self._wanted is not None and not self._wanted():
             self._noted = False
@@ -93,19 +104,22 @@ class Interrupts:
             self._wake()
             # A waiting thread raises at once. Should no safe place come, the signal comes again. Not by `threading`, whose
             # own locks the interrupted code may hold.
-            if not self._sending:
-                self._sending = True
-                _thread.start_new_thread(self._send_again, (threading.get_ident(),))
+            self._keep_sending(threading.get_ident())
             return
         self._noted = False
         raise KeyboardInterrupt
+
+    def _keep_sending(self, main: int) -> None:
+        if not self._sending:
+            self._sending = True
+            _thread.start_new_thread(self._send_again, (main,))
 
     def _send_again(self, main: int) -> None:
         while True:
             time.sleep(_AGAIN_S)
             # In this order, as the handler notes first and looks at `_sending` then: one of the two sees the other.
             self._sending = False
-            if not self._noted:
+            if not (self._noted or self._requested):
                 return
             self._sending = True
             signal.pthread_kill(main, signal.SIGINT)

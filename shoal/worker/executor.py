@@ -16,9 +16,9 @@ What must never happen, and how it is avoided
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections import deque
+from collections.abc import Callable
 from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -66,15 +66,20 @@ if TYPE_CHECKING:
     from shoal.wire.connection import Connection
     from shoal.worker.output import Source
 
+_MAX_EARLY: Final = 1_000
+
 _MAX_IN_PLACE: Final = 64
 """How deeply tasks run inside one another before a worker prefers to wait for others."""
 
 
 class Executor:
-    """See the module's docstring."""
+    """See the module's docstring. `interrupt` interrupts the main thread."""
 
-    def __init__(self, process: Process, source: Source, job: DriverJob) -> None:
+    def __init__(
+        self, process: Process, source: Source, job: DriverJob, interrupt: Callable[[], None]
+    ) -> None:
         config = process.config
+        self._interrupt = interrupt
         self.process = process
         self.source = source
         self.inbox: deque[tuple[Connection | None, Any]] = deque()
@@ -94,6 +99,8 @@ class Executor:
         self._pending_bytes = 0
         self._last_flush = 0
         self._running: dict[bytes, TaskContext] = {}
+        # Cancelled, and neither in the inbox nor running: just taken out, just answered, or unknown.
+        self._early: dict[bytes, None] = {}
         self._busy_since = 0
         self._lender: Connection | None = None
         self._shape: Shape | None = None
@@ -183,13 +190,25 @@ class Executor:
         if self.host is not None:
             self.host.cancel(message.task_id, message.recursive)
             return
+        # In this order, as the main thread looks after it has noted what it runs: one of the two sees the other.
+        early = self._early
+        early[message.task_id] = None
+        if len(early) > _MAX_EARLY:
+            del early[next(iter(early))]
         context = self._running.get(message.task_id)
         if context is None:
             return
+        early.pop(message.task_id, None)
         context.cancelled = True
         if message.recursive:
             self._cancel_children(context)
-        signal.pthread_kill(self._main, signal.SIGINT)
+        self._interrupt()
+
+    def _check_early(self, context: TaskContext) -> None:
+        """A task is about to begin: not if it was cancelled after it had left the inbox."""
+        if context.task_id in self._early:
+            context.cancelled = True
+            raise KeyboardInterrupt
 
     def _cancel_children(self, context: TaskContext) -> None:
         """Cancel what a task submitted; some of it may run in place, in this very thread."""
@@ -238,6 +257,7 @@ class Executor:
             self._pending_bytes = 0
             if self.inbox or self.exiting:
                 return
+            self._early.clear()
             self._idle.done = False
         process.reactor.wait(self._idle)
         self._last_flush = perf_counter_ns()
@@ -283,6 +303,8 @@ class Executor:
         self._running[task_id] = context
         self._busy_since = perf_counter_ns()
         try:
+            if self._early:
+                self._check_early(context)
             call = self.functions.load(definition)
         except BaseException as error:  # noqa: BLE001 - importing the user's code can raise anything
             outcome = Outcome(failure(process, context, job, error, 0), [], 0, 0)
@@ -325,6 +347,8 @@ class Executor:
         self._running[job.task_id] = context
         self._busy_since = perf_counter_ns()
         try:
+            if self._early:
+                self._check_early(context)
             call = self.functions.load(definition)
         except BaseException as error:  # noqa: BLE001 - as above
             outcome = Outcome(failure(self.process, context, job, error, 0), [], 0, 0)

@@ -59,8 +59,9 @@ def _work(boot: WorkerBoot) -> int:
         from shoal.runtime.log_records import install
 
         install(boot.job.log_format)
-    executor = Executor(process, source, boot.job)
-    interrupts = Interrupts(process.reactor.interrupt, executor.interrupt_wanted)
+    wanted = lambda: executor.interrupt_wanted()  # noqa: E731, PLW0108 - the executor comes after
+    interrupts = Interrupts(process.reactor.interrupt, wanted)
+    executor = Executor(process, source, boot.job, interrupts.request)
     interrupts.install()
     process.reactor.interrupted = interrupts.check
     process.on_node_lost = _end_with_node
