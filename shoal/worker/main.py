@@ -59,7 +59,11 @@ def _work(boot: WorkerBoot) -> int:
         from shoal.runtime.log_records import install
 
         install(boot.job.log_format)
-    wanted = lambda: executor.interrupt_wanted()  # noqa: E731, PLW0108 - the executor comes after
+    executor: Executor
+
+    def wanted() -> bool:
+        return executor.interrupt_wanted()
+
     interrupts = Interrupts(process.reactor.interrupt, wanted)
     executor = Executor(process, source, boot.job, interrupts.request)
     interrupts.install()
