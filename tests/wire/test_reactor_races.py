@@ -45,7 +45,7 @@ def test_many_threads_wait_and_finish_and_none_is_forgotten(
         # It would also come to the help of whoever was forgotten; hence the round without it.
         reactor.start()
     waiters = 6
-    stop = time.monotonic() + 2.0
+    stop = time.monotonic() + 1.5
     polling = 0
     rounds = [0] * waiters
     problems: list[str] = []
@@ -110,7 +110,7 @@ def test_many_threads_wait_and_finish_and_none_is_forgotten(
 def test_threads_hand_work_to_one_another_and_none_is_forgotten(served: Bench) -> None:
     """As the calls of a program do: one finishes what another waits for, without any descriptor of its own."""
     reactor = served.reactor
-    stop = time.monotonic() + 2.0
+    stop = time.monotonic() + 1.5
     ring: list[Waiter] = [Waiter() for _ in range(6)]
     problems: list[str] = []
 
