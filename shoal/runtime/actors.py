@@ -28,7 +28,7 @@ from shoal.messages.node import (
     ActorSpec,
     ActorWatch,
 )
-from shoal.messages.peer import Call, CallFull
+from shoal.messages.peer import Call, CallFull, StreamConsumed
 from shoal.messages.values import Dep, Failed, Ref, Stored
 from shoal.runtime.owner import cancelled
 from shoal.runtime.values import wire_args
@@ -194,6 +194,8 @@ class Actors:
                     task.group,
                 )
             )
+            if task.stream is not None and task.stream.consumed:
+                connection.out.append(StreamConsumed(task.task_id, task.stream.consumed))
             large = type(args) is not bytes
         connection.touch()
         if large or len(link.inflight) == 1:

@@ -287,6 +287,9 @@ class Owner:
                 task.window,
             )
             connection.out.append(message)
+            if task.stream is not None and task.stream.consumed:
+                # Its consumer has left already, or has taken items of an earlier attempt.
+                connection.out.append(StreamConsumed(task.task_id, task.stream.consumed))
             large = True
         connection.touch()
         if large or len(lane.inflight) == 1:

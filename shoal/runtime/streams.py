@@ -106,6 +106,11 @@ class Stream:
             self._process.owner.consumed(self._task, self.taken)
         return entry
 
+    @property
+    def consumed(self) -> int:
+        """How many items the consumer has taken; -1 if it wants no more."""
+        return -1 if self.abandoned else self.taken
+
     def abandon(self) -> None:
         """Nobody will take any more items."""
         if self.abandoned:

@@ -10,7 +10,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from shoal.messages.peer import Failure, Results, StreamConsumed, StreamItem
 from shoal.runtime.context import current
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from shoal.runtime.context import TaskContext
     from shoal.wire.connection import Connection
     from shoal.worker.executor import Executor
+
+
+_MAX_EARLY: Final = 1_000
 
 
 class _Flow:
@@ -43,18 +46,31 @@ class Streams:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._flows: dict[bytes, _Flow] = {}
+        # What was said of streams that have not begun here (or that have ended).
+        self._early: dict[bytes, int] = {}
         executor.process.peer_died.append(self.consumer_died)
 
     def on_consumed(self, _connection: Connection, message: StreamConsumed) -> None:
         """The consumer has taken items, or wants no more (with the lock held)."""
         flow = self._flows.get(message.task_id)
-        if flow is None:
+        if flow is not None:
+            self._set(flow, message.count)
             return
-        self._set(flow, message.count)
+        # A consumer may leave before the stream begins, and one that waits for a retry has taken some already.
+        self._early[message.task_id] = message.count
+        if len(self._early) > _MAX_EARLY:
+            del self._early[next(iter(self._early))]
+
+    def _begin(self, task_id: bytes, consumer: str) -> _Flow:
+        flow = _Flow(consumer)
+        with self._executor.process.lock:
+            flow.count = self._early.pop(task_id, 0)
+            self._flows[task_id] = flow
+        return flow
 
     def consumer_died(self, address: str) -> None:
         """A process has ended: nobody wants its streams any more (with the lock held)."""
-        for flow in self._flows.values():
+        for flow in list(self._flows.values()):
             if flow.consumer == address:
                 self._set(flow, -1)
 
@@ -76,7 +92,7 @@ class Streams:
     ) -> Outcome:
         """Run a generator function in this thread and answer it."""
         process = self._executor.process
-        flow = self._flows[job.task_id] = _Flow(connection.peer_address)
+        flow = self._begin(job.task_id, connection.peer_address)
         token = current.set(context)
         start = perf_counter_ns()
         sent = 0
@@ -110,7 +126,7 @@ class Streams:
     ) -> Outcome:
         """Run an async generator (or a generator) method on the actor's loop and answer it."""
         process = self._executor.process
-        flow = self._flows[job.task_id] = _Flow(connection.peer_address)
+        flow = self._begin(job.task_id, connection.peer_address)
         flow.loop = asyncio.get_running_loop()
         flow.wake = asyncio.Event()
         current.set(context)
