@@ -13,7 +13,8 @@ So in a loop of `get(f.remote())`, in a worker that runs short tasks, and in nes
 program that computes for seconds, messages are served within milliseconds all the same.
 
 Guarantees: (1) at any time at most one thread polls; (2) if a thread waits, some thread polls; (3) whatever is in
-`dirty` is flushed within about `watch_us`, even if no thread ever waits.
+`dirty` is flushed within about `watch_us`, even if no thread ever waits; whoever adds to it while another thread may sleep in
+a poll says so by `nudge`.
 
 How (2) holds: a follower first puts itself into `_followers`, then tries once more to take the leadership; a leader first
 gives the leadership up, then looks into `_followers`. Whatever the interleaving, one of the two sees the other. The same
@@ -405,7 +406,6 @@ class Reactor:
                     self._doze()
                     quiet = 0
                     turns = self._turns
-                    continue
             elif turns == self._turns or self._service_wanted:
                 # Whoever made it step down comes next: it looks in again only after a while.
                 self._lead_service()
