@@ -139,10 +139,14 @@ class Borrowing:
             connection.send(Fetched(entry.object_id, wire_value(entry.value)))
 
     def _on_borrow(self, connection: Connection, message: Borrow) -> None:
-        known = self._objects.register(message.object_id, message.borrower)
+        peers = self._process.peers
+        # Whoever lends may not have heard that the borrower is gone; its registration would stay for ever.
+        known = message.borrower not in peers.gone and self._objects.register(
+            message.object_id, message.borrower
+        )
         if known:
             # The borrower may never have connected: its end must be heard of all the same.
-            self._process.peers.watch(message.borrower)
+            peers.watch(message.borrower)
         connection.send(Borrowed(message.token, known))
 
     def _on_release(self, connection: Connection, message: Release) -> None:
