@@ -49,6 +49,16 @@ class EndWorker:
 
 
 @dataclass(frozen=True, slots=True)
+class RetireWorker:
+    """Ask a worker to end unless others count on what it owns. Report `on_worker_gone` or `on_stays`; one that is `spent` ends by
+    itself later, others are leased again."""
+
+    worker_id: bytes
+    reason: str
+    spent: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Grant:
     """A request is served."""
 
@@ -86,7 +96,7 @@ class Pending:
     reason: str
 
 
-Effect = ForkWorker | EndWorker | Grant | Refuse | AskBack | Pending
+Effect = ForkWorker | EndWorker | RetireWorker | Grant | Refuse | AskBack | Pending
 
 
 # --- records --------------------------------------------------------------------------------------------------------
@@ -116,6 +126,11 @@ class Request:
         self.name = name
         self.keeps = keeps
         self.outlives_job = outlives_job
+
+    @property
+    def for_actor(self) -> bool:
+        """Whether an actor is to live in the worker: only a fresh one will do."""
+        return self.keeps is not None
 
 
 class Claim:

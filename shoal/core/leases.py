@@ -15,7 +15,8 @@ Rule 4. A request too big to be served from what small ones leave over reserves 
 Rule 5. What no idle node could give is not refused: it waits, and its owner is told why and what would help.
 
 Every lease is settled by its return, by the end of its owner, or by the end of its worker, whichever comes first; the
-others then find nothing to do. A worker whose owner ends may still run that owner's task, so it is ended, not reused.
+others then find nothing to do. A worker whose owner ends may still run that owner's task, so it is ended, not reused. One that
+is only not needed any more *retires*: it stays while others count on objects that it owns (see `core.pool`).
 
 The shell turns the effects in `outbox` into messages, forks and signals, in order, and reports what comes of them.
 """
@@ -40,6 +41,7 @@ from shoal.core.lease_records import (
     Pending,
     Refuse,
     Request,
+    RetireWorker,
 )
 from shoal.core.pool import Worker, WorkerKey, WorkerPool, WorkerState
 from shoal.core.resources import CPU, NOTHING, Allocation, Amounts, NodeResources
@@ -124,9 +126,10 @@ class LeaseQueue:
         if worker.state is not WorkerState.LEASED:
             return
         if discard or lease.allocation.gpus:
-            # What the task left on the GPU goes with the process; the GPU is free only then.
+            # What the task left on the GPU goes with the process, and the GPU is free only then; unless somebody counts on
+            # what the worker owns, which may take for ever.
             reason = "its lease was returned and the worker is not used again"
-            self._end(worker, reason, kill=False, now=now)
+            self._retire(worker, reason, spent=True, now=now)
             self._orphan(lease)
         else:
             self._settle(lease)
@@ -197,6 +200,18 @@ class LeaseQueue:
         self._changed = True
         return lease
 
+    def on_stays(self, worker_id: bytes, now: int) -> None:
+        """A worker that was asked to retire is counted on by others."""
+        worker = self.pool.get(worker_id)
+        if worker is None or worker.state is not WorkerState.RETIRING:
+            return
+        lease = self._leases.get(worker.lease_id)
+        if lease is not None:
+            self._settle(lease)
+            worker.lease_id = 0
+        self.pool.stay(worker, now)
+        self._changed = True
+
     def on_blocked(self, worker_id: bytes) -> None:
         """A worker waits inside a task: its CPUs are lent."""
         lease = self._lease_of(worker_id)
@@ -256,7 +271,7 @@ class LeaseQueue:
         if left:
             self._ask_back(left, now)
         for worker in self.pool.surplus(now):
-            self._end(worker, "it idled longer than idle workers are kept", kill=False, now=now)
+            self._retire(worker, "it idled longer than idle workers are kept", spent=False, now=now)
         self._due(self.pool.next_deadline())
 
     def next_deadline(self) -> int | None:
@@ -275,6 +290,7 @@ class LeaseQueue:
         reserved = self._reserve(now)
         kept_for_forks: list[Allocation] = []
         needed: dict[WorkerKey, int] = {}
+        for_actors: set[WorkerKey] = set()
         # How many of a claim's requests have their turn in this pass but wait for a fork.
         ahead: dict[int, int] = {}
         stuck: set[Amounts] = set()
@@ -299,13 +315,15 @@ class LeaseQueue:
             ):
                 stuck.add(claim.amounts)
                 continue
-            if pool.idle_of(claim.key):
+            if pool.has_idle(claim.key, fresh=request.for_actor):
                 self._serve(request, now)
                 if not claim.waiting:
                     waiting.remove(claim)
                 continue
             kept_for_forks.append(resources.take(claim.amounts))
             needed[claim.key] = needed.get(claim.key, 0) + 1
+            if request.for_actor:
+                for_actors.add(claim.key)
             ahead[id(claim)] = skip + 1
             if skip + 1 == len(claim.waiting) or skip + 1 >= self._limits.max_starting:
                 waiting.remove(claim)
@@ -313,7 +331,7 @@ class LeaseQueue:
             resources.give_back(allocation)
         for key, count in needed.items():
             for _ in range(count - pool.starting_of(key)):
-                if not self._may_fork(key, now):
+                if not self._may_fork(key, now, fresh=key in for_actors):
                     break
                 self._fork(key, now)
         left = [
@@ -327,7 +345,7 @@ class LeaseQueue:
         claim.waiting.popleft()
         del self._requests[request.owner, request.req]
         self._last_lease_id += 1
-        worker = self.pool.lease(claim.key, self._last_lease_id, now)
+        worker = self.pool.lease(claim.key, self._last_lease_id, now, fresh=request.for_actor)
         assert worker is not None
         allocation = self.resources.take(claim.amounts)
         lease = Lease(self._last_lease_id, request, worker, allocation, now)
@@ -384,14 +402,18 @@ class LeaseQueue:
 
     # --- workers -------------------------------------------------------------------------------------------------
 
-    def _may_fork(self, key: WorkerKey, now: int) -> bool:
+    def _may_fork(self, key: WorkerKey, now: int, *, fresh: bool) -> bool:
         if self.pool.starting_count >= self._limits.max_starting:
             return False
         if len(self.pool) < self._limits.max_workers:
             return True
-        idle = self.pool.longest_idle(but=key)
+        idle = self.pool.longest_idle(lambda w: w.key == key and (w.fresh or not fresh), now)
         if idle is not None:
-            self._end(idle, "the node has as many processes as it may", kill=False, now=now)
+            reason = "the node has as many processes as it may"
+            self._retire(idle, reason, spent=False, now=now)
+        else:
+            # Those that were counted on may not be any more.
+            self._due(now + self._limits.idle_ns)
         return False
 
     def _fork(self, key: WorkerKey, now: int) -> None:
@@ -403,6 +425,10 @@ class LeaseQueue:
         if self.pool.end(worker, now) or kill:
             # A worker that was asked politely may still be killed; the shell forgets orders for the dead.
             self.outbox.append(EndWorker(worker.worker_id, reason, kill))
+
+    def _retire(self, worker: Worker, reason: str, *, spent: bool, now: int) -> None:
+        self.pool.retire(worker, now, spent=spent)
+        self.outbox.append(RetireWorker(worker.worker_id, reason, spent))
 
     def _count_start_failure(self, key: WorkerKey, cause: str) -> None:
         failures = self._start_failures.get(key, 0) + 1
@@ -514,7 +540,7 @@ class LeaseQueue:
         held: dict[int, int] = {}
         for lease in self._leases.values():
             assert lease.worker.lease_id == lease.lease_id
-            assert lease.worker.state in {WorkerState.LEASED, WorkerState.ENDING}
+            assert lease.worker.state not in {WorkerState.STARTING, WorkerState.IDLE}
             assert self.pool.get(lease.worker.worker_id) is lease.worker
             for name, amount in lease.allocation.amounts:
                 if name != CPU or not lease.blocked:

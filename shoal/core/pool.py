@@ -2,13 +2,20 @@
 
 ::
 
-    (fork) ─► STARTING ─► IDLE ◄──► LEASED ─► ENDING ─► (gone)
-                 │          └─────────────────►  ▲
-                 └───────────────────────────────┘
+    (fork) ─► STARTING ─► IDLE ◄──► LEASED ────────────┐
+                 │         ▲ │        │                │
+                 │         │ ▼        ▼                ▼
+                 │        RETIRING ◄──┘ ──────────► ENDING ─► (gone)
+                 └─────────────────────────────────────▲
 
-A worker may vanish from any state: processes die. Guarantees: a worker is leased at most once at a time; an idle one is
-found again only by the job and environment that it was forked for, the most recently used first (its caches are warm); of
-the idle ones beyond `idle_limit` the longest idle end first.
+A worker that retires is asked to end, and may answer that others count on what it owns: references to its objects have gone
+out with results. An idle one then goes back to the others; one that is *spent* (never to be leased again) ends by itself
+when nobody counts on it any more. A worker may vanish from any state: processes die.
+
+Guarantees: a worker is leased at most once at a time; an idle one is found again only by the job and environment that it
+was forked for, the most recently used first (its caches are warm); of the idle ones beyond `idle_limit` the longest idle
+retire first. A *fresh* worker has not been leased: actors begin in those only, since an actor's end would take along what
+the tasks before it own.
 
 Leaves to `core.leases` who gets a worker and when one is forked, and to the shell to fork, to tell and to kill.
 """
@@ -16,7 +23,7 @@ Leaves to `core.leases` who gets a worker and when one is forked, and to the she
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -36,21 +43,40 @@ class WorkerState(Enum):
     STARTING = "starting"
     IDLE = "idle"
     LEASED = "leased"
+    RETIRING = "retiring"
     ENDING = "ending"
 
 
 MOVES: Final[dict[WorkerState, frozenset[WorkerState]]] = {
     WorkerState.STARTING: frozenset({WorkerState.IDLE, WorkerState.ENDING}),
-    WorkerState.IDLE: frozenset({WorkerState.LEASED, WorkerState.ENDING}),
-    WorkerState.LEASED: frozenset({WorkerState.IDLE, WorkerState.ENDING}),
+    WorkerState.IDLE: frozenset({WorkerState.LEASED, WorkerState.RETIRING, WorkerState.ENDING}),
+    WorkerState.LEASED: frozenset({WorkerState.IDLE, WorkerState.RETIRING, WorkerState.ENDING}),
+    WorkerState.RETIRING: frozenset({WorkerState.IDLE, WorkerState.ENDING}),
     WorkerState.ENDING: frozenset(),
 }
 
 
 class Worker:
-    """One worker process. `lease_id` is 0 unless it is leased, or ends while its lease's resources are in use."""
+    """One worker process.
 
-    __slots__ = ("key", "lease_id", "since", "state", "story", "worker_id")
+    Attributes:
+        lease_id: 0 unless it is leased, or ends while its lease's resources are in use.
+        fresh: It has never been leased.
+        spent: It is not to be leased again.
+        stays_until: When it may be asked to retire again, after it said that it is counted on.
+    """
+
+    __slots__ = (
+        "fresh",
+        "key",
+        "lease_id",
+        "since",
+        "spent",
+        "state",
+        "stays_until",
+        "story",
+        "worker_id",
+    )
 
     def __init__(self, worker_id: bytes, key: WorkerKey, now: int) -> None:
         self.worker_id = worker_id
@@ -58,6 +84,9 @@ class Worker:
         self.state = WorkerState.STARTING
         self.since = now
         self.lease_id = 0
+        self.fresh = True
+        self.spent = False
+        self.stays_until = 0
         self.story: deque[tuple[int, WorkerState]] = deque([(now, self.state)], maxlen=16)
 
 
@@ -102,6 +131,17 @@ class WorkerPool:
         """How many of a key wait for a lease."""
         return len(self._idle.get(key, ()))
 
+    def has_idle(self, key: WorkerKey, *, fresh: bool) -> bool:
+        """Whether a worker of a key waits for a lease; a fresh one, if asked for."""
+        return self._idle_one(key, fresh) is not None
+
+    def _idle_one(self, key: WorkerKey, fresh: bool) -> Worker | None:
+        # From the end: the most recently used. Fresh ones are few, and further to the front than those that were leased.
+        idle = self._idle.get(key)
+        if not idle:
+            return None
+        return next((w for w in reversed(idle.values()) if w.fresh or not fresh), None)
+
     # --- events --------------------------------------------------------------------------------------------------
 
     def add(self, worker_id: bytes, key: WorkerKey, now: int) -> None:
@@ -114,18 +154,29 @@ class WorkerPool:
         self._move(worker, WorkerState.IDLE, now)
         worker.lease_id = 0
 
-    def lease(self, key: WorkerKey, lease_id: int, now: int) -> Worker | None:
-        """Lease the most recently used idle worker of a key."""
-        idle = self._idle.get(key)
-        if not idle:
+    def lease(self, key: WorkerKey, lease_id: int, now: int, *, fresh: bool) -> Worker | None:
+        """Lease the most recently used idle worker of a key, or a fresh one."""
+        worker = self._idle_one(key, fresh)
+        if worker is None:
             return None
-        worker = next(reversed(idle.values()))
         self._move(worker, WorkerState.LEASED, now)
         worker.lease_id = lease_id
+        worker.fresh = False
         return worker
 
+    def retire(self, worker: Worker, now: int, *, spent: bool) -> None:
+        """It is asked to end unless it is counted on."""
+        self._move(worker, WorkerState.RETIRING, now)
+        worker.spent = spent
+
+    def stay(self, worker: Worker, now: int) -> None:
+        """It retires, and has said that it is counted on."""
+        worker.stays_until = now + self._idle_ns
+        if not worker.spent:
+            self.make_idle(worker, now)
+
     def end(self, worker: Worker, now: int) -> bool:
-        """It is asked to end, or killed; False if it was already."""
+        """It is told to end, or killed; False if it was already."""
         if worker.state is WorkerState.ENDING:
             return False
         self._move(worker, WorkerState.ENDING, now)
@@ -139,7 +190,7 @@ class WorkerPool:
     # --- time ----------------------------------------------------------------------------------------------------
 
     def surplus(self, now: int) -> list[Worker]:
-        """Idle workers beyond the limit that have idled long enough to end, the longest idle first."""
+        """Idle workers beyond the limit that have idled long enough to retire, the longest idle first."""
         extra = len(self._idle_by_age) - self._idle_limit
         ripe: list[Worker] = []
         for worker in self._idle_by_age.values():
@@ -148,9 +199,13 @@ class WorkerPool:
             ripe.append(worker)
         return ripe
 
-    def longest_idle(self, but: WorkerKey) -> Worker | None:
-        """The longest idle worker of any other key: the one to end when the node may have no more processes."""
-        return next((w for w in self._idle_by_age.values() if w.key != but), None)
+    def longest_idle(self, useful: Callable[[Worker], bool], now: int) -> Worker | None:
+        """The longest idle worker that is not `useful`, and has not just said that it is counted on: the one to retire when
+        the node may have no more processes."""
+        for worker in self._idle_by_age.values():
+            if worker.stays_until <= now and not useful(worker):
+                return worker
+        return None
 
     def late_starters(self, now: int) -> list[Worker]:
         """Workers that have not registered in time."""

@@ -329,6 +329,15 @@ class ObjectTable:
         tokens = [token for token, asked in self._asked.items() if asked.owner == owner]
         return entries, [countdown for token in tokens for countdown in self.acknowledge(token)]
 
+    def is_counted_on(self) -> bool:
+        """Whether another process counts on an object that this one owns, or something here waits for a value or an
+        acknowledgement."""
+        return (
+            bool(self._asked)
+            or any(borrower != self.address for borrower in self.by_borrower)
+            or any(entry.waiters for entry in self.entries.values())
+        )
+
     # --- borrowing, as the owner ---------------------------------------------------------------------------------
 
     def register(self, object_id: bytes, borrower: str) -> bool:

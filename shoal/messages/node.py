@@ -189,6 +189,18 @@ class Exit(msgspec.Struct, array_like=True, tag=23):
     now: bool = False
 
 
+class Retire(msgspec.Struct, array_like=True, tag=26):
+    """Node to worker: end in good order, unless others count on what this process owns or has begun. Answered by its end or by
+    `Stay`. A `spent` worker that stays ends by itself later; others may be leased again."""
+
+    reason: str
+    spent: bool
+
+
+class Stay(msgspec.Struct, array_like=True, tag=27):
+    """Worker to node, asked to retire: others count on it."""
+
+
 class Goodbye(msgspec.Struct, array_like=True, tag=24):
     """A driver leaves: its workers end, their last output is forwarded, then comes `Reply`."""
 
@@ -492,6 +504,7 @@ ToNode = (
     | Unblocked
     | Watch
     | KillProcess
+    | Stay
     | Goodbye
     | ActorCreate
     | ActorWatch
@@ -522,6 +535,7 @@ FromNode = (
     | LeasePending
     | PeerGone
     | Exit
+    | Retire
     | Log
     | ActorChange
     | StartActor

@@ -85,6 +85,7 @@ from shoal.messages.node import (
     RegisterWorker,
     Reply,
     Shape,
+    Stay,
     ToNode,
     Unblocked,
     Watch,
@@ -303,6 +304,7 @@ class Daemon:
             Unblocked: lambda client, _: queue.on_unblocked(client.worker_id),
             Watch: self._on_watch,
             KillProcess: self._on_kill_process,
+            Stay: self._on_stay,
             Goodbye: self._on_goodbye,
             ActorCreate: self._on_actor_create,
             ActorWatch: self._on_actor_watch,
@@ -364,6 +366,11 @@ class Daemon:
             self._workers.order_end(
                 process, clause, reason=message.reason, kill=True, expected=False
             )
+
+    def _on_stay(self, client: Client, _message: Stay) -> None:
+        process = self._workers.process(client.worker_id)
+        if process is not None:
+            self._workers.on_stay(process)
 
     def _on_actor_create(self, client: Client, message: ActorCreate) -> None:
         _check_shape(message.spec.shape)

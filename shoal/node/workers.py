@@ -2,7 +2,8 @@
 
 Owns the queue (`core.leases`), the record of every worker's process, its output pipes, and the timers of its end. Guarantees:
 
-- a worker that is asked to end is gone after `exit_grace_s`: first it is asked, at half-time it gets SIGTERM, then SIGKILL;
+- a worker that is told to end is gone after `exit_grace_s`: first it is told, at half-time it gets SIGTERM, then SIGKILL;
+  one that is asked to retire may say within that time that it stays;
 - whoever watches a worker hears of its end after everything that it printed has been passed on;
 - the cause of an end is the truth: the reason of the order that ended it, or else what the kernel reported.
 """
@@ -27,12 +28,13 @@ from shoal.core.lease_records import (
     Limits,
     Pending,
     Refuse,
+    RetireWorker,
 )
 from shoal.core.leases import LeaseQueue
-from shoal.core.pool import WorkerKey
+from shoal.core.pool import WorkerKey, WorkerState
 from shoal.core.resources import CPU, NodeResources
 from shoal.messages.boot import Boot
-from shoal.messages.node import UNIT, Exit, Job
+from shoal.messages.node import UNIT, Exit, Job, Retire
 from shoal.node.clients import Client
 from shoal.node.environments import EnvironmentFailed, prepare
 from shoal.node.logs import WorkerLogs
@@ -52,7 +54,8 @@ class Process:
 
     Attributes:
         ordered: Why it was told to end ("" if it was not), as a clause about the process.
-        leaving: Why it ends by itself when it has done what is queued ("" if it does not).
+        leaving: Why it ends by itself when it has done what is queued, or nobody counts on it ("" if it does not).
+        told: It has been sent the order to end.
         expected: Its end is nothing to worry about.
         number: That of its client, once it has registered.
         status: Its exit status, once it has ended.
@@ -70,6 +73,7 @@ class Process:
         "pid",
         "status",
         "timers",
+        "told",
         "worker_id",
     )
 
@@ -84,6 +88,7 @@ class Process:
         self.number = 0
         self.ordered = ""
         self.leaving = ""
+        self.told = False
         self.expected = False
         self.timers: list[asyncio.TimerHandle] = []
 
@@ -209,6 +214,10 @@ class Workers:
                 process = self._processes.get(worker_id)
                 if process is not None:
                     self.end(process, ended_clause(reason), reason=reason, kill=kill)
+            case RetireWorker(worker_id, reason, spent):
+                process = self._processes.get(worker_id)
+                if process is not None:
+                    self._ask_to_retire(process, reason, spent=spent)
             case AskBack():
                 self._events.on_asked_back(effect)
             case Refuse():
@@ -261,13 +270,45 @@ class Workers:
             process.expected = expected
         if kill or process.client is None:
             self._signal(process, signal.SIGKILL)
-        elif not process.timers:
+        elif not process.told:
+            process.told = True
+            for timer in process.timers:
+                timer.cancel()
             process.client.send(Exit(reason, now=True))
             grace_s = self._boot.config.exit_grace_s
             process.timers = [
                 self._loop.call_later(grace_s / 2, self._signal, process, signal.SIGTERM),
                 self._loop.call_later(grace_s, self._signal, process, signal.SIGKILL),
             ]
+
+    def _ask_to_retire(self, process: Process, reason: str, *, spent: bool) -> None:
+        if process.client is None:
+            # It has lost its connection, and nobody can reach what it owns.
+            self.end(process, ended_clause(reason), reason=reason, kill=True)
+        elif not process.ordered:
+            process.leaving = reason
+            process.client.send(Retire(reason, spent))
+            grace_s = self._boot.config.exit_grace_s
+            process.timers = [self._loop.call_later(grace_s, self._lose_patience, process)]
+
+    def _lose_patience(self, process: Process) -> None:
+        """A worker that was asked to retire neither ends nor says that it stays."""
+        reason = process.leaving
+        self.order_end(process, ended_clause(reason), reason=reason, kill=True)
+        self.advance()
+
+    def on_stay(self, process: Process) -> None:
+        """A worker that was asked to retire is counted on."""
+        worker = self.queue.pool.get(process.worker_id)
+        if worker is None or worker.state is not WorkerState.RETIRING:
+            # It has been told to end since.
+            return
+        for timer in process.timers:
+            timer.cancel()
+        process.timers = []
+        if not worker.spent:
+            process.leaving = ""
+        self.queue.on_stays(process.worker_id, monotonic_ns())
 
     def _signal(self, process: Process, number: int) -> None:
         # Before the zygote has told the pid, `on_forked` sees that it was ordered to end.

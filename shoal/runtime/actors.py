@@ -155,6 +155,10 @@ class Actors:
         if link.connection is None:
             self._unsent[link.actor_id] = link
 
+    def have_calls(self) -> bool:
+        """Whether any call has no result yet (with the lock held)."""
+        return any(link.pending for link in self._links.values())
+
     def check_limit(self, link: ActorCalls, limit: int) -> None:
         """Refuse a call beyond `max_pending_calls`.
 

@@ -156,6 +156,10 @@ class Leases:
         if message.req in self._requests:
             self._process.warn(message.reason)
 
+    def is_in_use(self) -> bool:
+        """Whether any worker is leased or asked for: until a while after the last task."""
+        return bool(self._lanes_by_lease or self._requests)
+
     def forget_worker(self, address: str) -> list[Lane]:
         """A process has ended. Returns the lanes that it was."""
         lanes = list(self._lanes.get(address, ()))

@@ -406,6 +406,15 @@ class Process:
     def _on_quota_wanted(self, message: QuotaWanted) -> None:
         self.callbacks.append(lambda: self.store.give_back(message.wanted))
 
+    def is_counted_on(self) -> bool:
+        """Whether others need this process though it may have nothing to do itself: for objects that it owns and has lent, for
+        tasks and calls that it has submitted (with the lock held)."""
+        return (
+            self.objects.is_counted_on()
+            or self.owner.leases.is_in_use()
+            or self.actors.have_calls()
+        )
+
     # --- consequences (with the lock held) -----------------------------------------------------------------------
 
     def settle(self) -> None:

@@ -29,8 +29,10 @@ from shoal.messages.node import (
     Events,
     EventsQuery,
     Exit,
+    Retire,
     Shape,
     StartActor,
+    Stay,
     TaskEvent,
     Unblocked,
 )
@@ -67,6 +69,9 @@ if TYPE_CHECKING:
     from shoal.worker.output import Source
 
 _MAX_EARLY: Final = 1_000
+
+_RETIRE_AGAIN_S: Final = 1.0
+"""How often a worker that only stays for what it owns looks whether somebody still counts on it."""
 
 _MAX_IN_PLACE: Final = 64
 """How deeply tasks run inside one another before a worker prefers to wait for others."""
@@ -125,6 +130,7 @@ class Executor:
             {
                 StartActor: self._on_start_actor,
                 Exit: self._on_exit,
+                Retire: self._on_retire,
                 EventsQuery: self._on_events_query,
             }
         )
@@ -172,6 +178,29 @@ class Executor:
         if self.host is not None:
             self.host.on_exit()
         self._idle.finish()
+
+    def _on_retire(self, message: Retire) -> None:
+        process = self.process
+        process.settle()
+        if not self.inbox and not self._running and not process.is_counted_on():
+            self._on_exit(Exit(message.reason, now=True))
+            return
+        process.node.send_locked(Stay())
+        if message.spent:
+            self._retire_later(message.reason)
+
+    def _retire_later(self, reason: str) -> None:
+        """Nobody leases this worker any more: it ends when nobody counts on what it owns."""
+
+        def look() -> None:
+            with self.process.lock:
+                self.process.settle()
+                if self.process.is_counted_on():
+                    self._retire_later(reason)
+                else:
+                    self._on_exit(Exit(reason, now=True))
+
+        self.process.reactor.call_later(_RETIRE_AGAIN_S, look)
 
     def _on_events_query(self, message: EventsQuery) -> None:
         self.process.node.send_locked(Events(message.req, list(self.events or ())))
@@ -284,7 +313,7 @@ class Executor:
             packed = args
         job = Job(message.task_id, name, packed, message.deps, message.returns, message.attempt)
         if message.returns < 0:
-            self._execute_stream(connection, definition, job, message.window)
+            self._execute(connection, definition, job, message.window)
         else:
             self._execute(connection, definition, job)
 
@@ -295,7 +324,13 @@ class Executor:
         context.children = {}
         return context
 
-    def _execute(self, connection: Connection, definition: Definition, job: Job) -> None:
+    def _execute(
+        self,
+        connection: Connection,
+        definition: Definition,
+        job: Job,
+        stream_window: int | None = None,
+    ) -> None:
         process = self.process
         context = self._context(job, definition.name)
         task_id = job.task_id
@@ -309,7 +344,10 @@ class Executor:
         except BaseException as error:  # noqa: BLE001 - importing the user's code can raise anything
             outcome = Outcome(failure(process, context, job, error, 0), [], 0, 0)
         else:
-            outcome = perform(process, context, job, call)
+            if stream_window is None:
+                outcome = perform(process, context, job, call)
+            else:
+                outcome = self.streams.run(connection, context, job, call, stream_window)
         self._busy_since = 0
         del self._running[task_id]
         self.record(job, "task", outcome)
@@ -338,31 +376,6 @@ class Executor:
         with self.process.lock:
             self._idle.finish()
         self.process.reactor.wake()
-
-    def _execute_stream(
-        self, connection: Connection, definition: Definition, job: Job, window: int
-    ) -> None:
-        context = self._context(job, definition.name)
-        self.source.name = job.name
-        self._running[job.task_id] = context
-        self._busy_since = perf_counter_ns()
-        try:
-            if self._early:
-                self._check_early(context)
-            call = self.functions.load(definition)
-        except BaseException as error:  # noqa: BLE001 - as above
-            outcome = Outcome(failure(self.process, context, job, error, 0), [], 0, 0)
-        else:
-            outcome = self.streams.run(connection, context, job, call, window)
-        self._busy_since = 0
-        del self._running[job.task_id]
-        self.record(job, "task", outcome)
-        if definition.max_calls:
-            self._count_call(connection, definition)
-        self.reply(connection, outcome)
-        if self._paused_for_long:
-            self._end_long_pause()
-        self.process.reactor.flush()
 
     def reply(self, connection: Connection, outcome: Outcome) -> None:
         """Answer a call, once the owners of what it lends or keeps know of it."""

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from shoal.core.lease_records import AskBack, EndWorker, ForkWorker, Grant, Pending, Refuse
+from shoal.core.lease_records import (
+    AskBack,
+    EndWorker,
+    ForkWorker,
+    Grant,
+    Pending,
+    Refuse,
+    RetireWorker,
+)
 from shoal.core.leases import LeaseQueue
 from shoal.core.pool import WorkerKey, WorkerState
 from shoal.core.resources import CPU
@@ -354,7 +362,7 @@ def test_a_worker_that_dies_takes_its_lease_along() -> None:
     assert again.worker_id != grant.worker_id
 
 
-def test_gpu_workers_and_discarded_ones_end() -> None:
+def test_gpu_workers_and_discarded_ones_retire() -> None:
     node = Node(cpus=2)
     node.request(1, Shape((("CPU", UNIT), ("GPU", UNIT))))
     node.request(1)
@@ -362,11 +370,40 @@ def test_gpu_workers_and_discarded_ones_end() -> None:
     assert gpu.gpu_ids == ["0"]
     node.give_back(gpu)
     node.queue.on_return(1, plain.lease_id, True, node.now)
-    ended = [e.worker_id for e in node.settle() if isinstance(e, EndWorker)]
-    assert ended == [gpu.worker_id, plain.worker_id]
+    asked = node.settle()
+    assert [e.worker_id for e in asked] == [gpu.worker_id, plain.worker_id]
+    assert all(isinstance(e, RetireWorker) and e.spent for e in asked)
     assert node.queue.resources.available["GPU"] == UNIT, "one of two, until the process is gone"
     node.gone(gpu.worker_id, "exited with code 0")
     assert node.queue.resources.available["GPU"] == 2 * UNIT
+
+
+def test_a_spent_worker_that_stays_holds_no_resources_and_is_not_leased_again() -> None:
+    node = Node(cpus=1)
+    node.request(1, Shape((("GPU", 2 * UNIT),)))
+    (grant,) = node.grants()
+    node.give_back(grant)
+    node.settle()
+    node.queue.on_stays(grant.worker_id, node.now)
+    assert node.queue.resources.available["GPU"] == 2 * UNIT
+    node.request(1, Shape((("GPU", 2 * UNIT),)))
+    (other,) = node.grants(10_000)
+    assert other.worker_id != grant.worker_id
+    node.gone(grant.worker_id, "exited with code 0")
+    node.settle()
+
+
+def test_an_actor_begins_in_a_worker_that_was_never_leased() -> None:
+    node = Node(cpus=2)
+    node.request(1)
+    (task,) = node.grants()
+    node.give_back(task)
+    node.settle()
+    node.request(0, keeps=())
+    (actor,) = node.grants()
+    assert actor.worker_id != task.worker_id
+    node.request(1)
+    assert [g.worker_id for g in node.grants()] == [task.worker_id]
 
 
 def test_an_actor_is_placed_with_more_than_it_keeps() -> None:
@@ -395,7 +432,7 @@ def test_many_actors_do_not_make_the_directory_poorer() -> None:
     assert sorted(str(g.owner) for g in node.grants()) == ["0", "1"]
 
 
-def test_surplus_idle_workers_end_after_a_while() -> None:
+def test_surplus_idle_workers_retire_after_a_while() -> None:
     node = Node(cpus=2)
     for _ in range(4):
         node.request(1, FREE)
@@ -403,10 +440,17 @@ def test_surplus_idle_workers_end_after_a_while() -> None:
     node.give_back(*grants)
     assert node.settle() == []
     assert node.queue.next_deadline() == 1000 * MS
-    ended = node.settle(1000)
-    assert [e.worker_id for e in ended] == [g.worker_id for g in grants[:2]]
-    assert all(not e.kill for e in ended)
+    asked = node.settle(1000)
+    assert [e.worker_id for e in asked] == [g.worker_id for g in grants[:2]]
+    assert all(isinstance(e, RetireWorker) and not e.spent for e in asked)
     assert node.settle(5000) == []
+    # One ends. The other says that it is counted on: it is one of the idle again, and the longest idle is asked.
+    node.gone(asked[0].worker_id, "exited with code 0")
+    node.queue.on_stays(asked[1].worker_id, node.now)
+    (next_asked,) = node.settle()
+    assert next_asked.worker_id == grants[2].worker_id
+    node.request(1)
+    assert [g.worker_id for g in node.grants()] == [asked[1].worker_id]
 
 
 def test_prestarted_workers_are_bounded_by_what_may_idle() -> None:
@@ -480,6 +524,29 @@ def test_the_number_of_processes_is_bounded() -> None:
         node.request(1, FREE)
     assert len(node.grants()) == 12
     assert "as many as its limits allow" in node.queue.explain(1, 30)
+
+
+def test_a_node_with_all_its_processes_lets_one_of_another_job_retire() -> None:
+    node = Node()
+    for _ in range(12):
+        node.request(1, FREE)
+    grants = node.grants()
+    node.give_back(*grants[:2])
+    node.queue.on_request(2, 1000, b"other", FREE, node.now)
+    (asked,) = node.settle()
+    assert asked == RetireWorker(
+        grants[0].worker_id, "the node has as many processes as it may", spent=False
+    )
+    # It is counted on, and the next one too: nobody is asked again and again.
+    node.queue.on_stays(grants[0].worker_id, node.now)
+    (asked,) = node.settle()
+    assert asked.worker_id == grants[1].worker_id
+    node.queue.on_stays(grants[1].worker_id, node.now)
+    assert node.settle() == []
+    assert node.queue.next_deadline() == node.now + 1000 * MS
+    (asked,) = node.settle(1000)
+    node.gone(asked.worker_id, "exited with code 0")
+    assert [g.owner for g in node.grants()] == [2]
 
 
 def test_an_illegal_move_tells_the_workers_story() -> None:

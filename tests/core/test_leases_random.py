@@ -8,7 +8,14 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.core.lease_records import EndWorker, ForkWorker, Grant, Limits, Refuse
+from shoal.core.lease_records import (
+    EndWorker,
+    ForkWorker,
+    Grant,
+    Limits,
+    Refuse,
+    RetireWorker,
+)
 from shoal.core.leases import LeaseQueue
 from shoal.core.resources import NodeResources
 from shoal.messages.node import UNIT, Shape
@@ -54,8 +61,11 @@ class World:
         self.starting: list[bytes] = []
         self.alive: dict[bytes, None] = {}
         self.ending: list[bytes] = []
+        self.retiring: dict[bytes, None] = {}
+        self.leased: set[bytes] = set()
         self.leases: dict[int, Grant] = {}
-        self.waiting: dict[tuple[object, int], None] = {}
+        # Whether each request is an actor's.
+        self.waiting: dict[tuple[object, int], bool] = {}
         self.reqs = itertools.count(1)
 
     def settle(self) -> None:
@@ -66,12 +76,20 @@ class World:
                 case ForkWorker(worker_id):
                     self.starting.append(worker_id)
                 case EndWorker(worker_id):
+                    self.retiring.pop(worker_id, None)
                     if worker_id not in self.ending:
                         self.ending.append(worker_id)
+                case RetireWorker(worker_id):
+                    assert worker_id not in {g.worker_id for g in self.leases.values()}
+                    self.retiring[worker_id] = None
                 case Grant(owner, req, lease_id, worker_id):
                     assert worker_id in self.alive
                     assert worker_id not in {g.worker_id for g in self.leases.values()}
-                    del self.waiting[owner, req]
+                    if self.waiting.pop((owner, req)):
+                        assert worker_id not in self.leased, (
+                            "an actor's worker has never been leased"
+                        )
+                    self.leased.add(worker_id)
                     self.leases[lease_id] = effect
                 case Refuse(owner, req):
                     del self.waiting[owner, req]
@@ -84,6 +102,7 @@ class World:
             self.starting.remove(worker_id)
         if worker_id in self.ending:
             self.ending.remove(worker_id)
+        self.retiring.pop(worker_id, None)
         lease = self.queue.on_worker_gone(worker_id, self.now, "was killed by SIGKILL")
         if lease is not None:
             self.leases.pop(lease.lease_id, None)
@@ -95,12 +114,12 @@ def test_random_histories_keep_the_books_balanced(data: st.DataObject, cpus: int
     queue = world.queue
     for _ in range(data.draw(st.integers(1, 60))):
         world.now += data.draw(st.sampled_from([0, MS, 60 * MS, 1500 * MS]))
-        match data.draw(st.integers(0, 11)):
+        match data.draw(st.integers(0, 13)):
             case 0 | 1 | 2:
                 owner, req = data.draw(st.integers(1, 3)), next(world.reqs)
                 shape = data.draw(st.sampled_from(SHAPES))
                 keeps = data.draw(st.sampled_from([None, None, (), shape.resources]))
-                world.waiting[owner, req] = None
+                world.waiting[owner, req] = keeps is not None
                 queue.on_request(owner, req, JOBS[owner % 2], shape, world.now, keeps=keeps)
             case 3 | 4:
                 if world.starting:
@@ -137,8 +156,18 @@ def test_random_histories_keep_the_books_balanced(data: st.DataObject, cpus: int
             case 11:
                 owner = data.draw(st.integers(1, 3))
                 queue.on_owner_gone(owner, world.now, "its owner exited")
-                world.waiting = {k: None for k in world.waiting if k[0] != owner}
+                world.waiting = {k: v for k, v in world.waiting.items() if k[0] != owner}
                 world.leases = {k: g for k, g in world.leases.items() if g.owner != owner}
+            case 12 | 13:
+                if world.retiring:
+                    # Later it may be told to end all the same, or be gone.
+                    worker_id = next(iter(world.retiring))
+                    queue.on_stays(worker_id, world.now)
+                    del world.retiring[worker_id]
+                    spent = queue.pool.get(worker_id)
+                    assert spent is not None
+                    if spent.spent:
+                        world.ending.append(worker_id)
         world.settle()
     drain(world)
 
@@ -153,7 +182,7 @@ def drain(world: World) -> None:
         for lease_id, grant in list(world.leases.items()):
             queue.on_return(grant.owner, lease_id, False, world.now)
             del world.leases[lease_id]
-        for worker_id in list(world.ending):
+        for worker_id in [*world.ending, *world.retiring]:
             world.gone(worker_id)
         for worker_id in list(world.starting):
             world.starting.remove(worker_id)
@@ -163,8 +192,8 @@ def drain(world: World) -> None:
         infeasible = [
             r for r in queue.waiting_requests() if not queue.resources.feasible(r.claim.amounts)
         ]
-        if len(world.waiting) == len(infeasible) and not world.leases and not world.ending:
-            if not world.starting:
+        if len(world.waiting) == len(infeasible) and not world.leases:
+            if not world.starting and not world.ending and not world.retiring:
                 break
     else:
         raise AssertionError([queue.explain(*key) for key in world.waiting])
