@@ -58,6 +58,7 @@ class Driver:
     def __init__(self, seed: int, shared: Shared, crashes: bool) -> None:
         self.rng = random.Random(seed)
         self.seed = seed
+        self._crashes = crashes
         # What a worker owns and lends is lost when another task kills the worker.
         self._may_be_lost: tuple[type[Exception], ...] = (OwnerDiedError,) if crashes else ()
         self.done: dict[str, int] = {}
@@ -302,7 +303,7 @@ class Driver:
         if self.rng.random() < 0.5:
             time.sleep(self.rng.random() * 0.02)
         for ref in refs:
-            shoal.cancel(ref, force=self.rng.random() < 0.1)
+            shoal.cancel(ref, force=self._crashes and self.rng.random() < 0.1)
         for ref in refs:
             self.expect((TaskCancelledError, WorkerCrashedError), ref)  # type: ignore[arg-type]  # as in `except`
 
