@@ -203,13 +203,15 @@ class Lane:
 class SchedulingClass:
     """The queue of the tasks of one shape, and the lanes that serve it."""
 
-    __slots__ = ("lanes", "queue", "requests", "room", "shape")
+    __slots__ = ("lanes", "queue", "refused", "requests", "room", "shape")
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
         self.queue: deque[Task] = deque()
         self.lanes: list[Lane] = []
         self.requests: dict[int, None] = {}
+        # No further worker was to be had: those that are there do the work, until `ask_again`.
+        self.refused = False
         # False only while every lane is known to be full: then a submit is a mere append.
         self.room = True
 
@@ -347,6 +349,8 @@ class TaskTable:
             push(lane, task)
 
     def _request(self, queue: SchedulingClass) -> None:
+        if queue.refused and any(lane.is_open() for lane in queue.lanes):
+            return
         wanted = min(len(queue.queue), self._max_requests)
         while len(queue.requests) < wanted:
             req = self._next_request = self._next_request + 1
@@ -365,17 +369,25 @@ class TaskTable:
     # --- leases --------------------------------------------------------------------------------------------------
 
     def granted(self, req: int, queue: SchedulingClass, lane: Lane, now: float) -> None:
-        """The node leases a worker. A grant that crossed a cancel is kept for a moment: work may come."""
+        """The node leases a worker. (A grant that crossed a cancel does not come here: the runtime returns it at once.)"""
         queue.requests.pop(req, None)
+        queue.refused = False
         lane.idle_since = now
         queue.lanes.append(lane)
         queue.room = True
         self.dispatch(queue)
 
     def refused(self, req: int, queue: SchedulingClass) -> list[Task]:
-        """No worker, for good: returns the tasks that were queued for it, which fail."""
+        """No worker could be had. Returns the tasks that fail by that: all that are queued, unless open lanes serve them.
+
+        Those keep the queue going, however slowly, and no more are asked for before `ask_again`. Lanes that are not open do
+        not count: the task of a paused one may be waiting for what is queued here.
+        """
         queue.requests.pop(req, None)
         self._cancel_requests(queue)
+        if any(lane.is_open() for lane in queue.lanes):
+            queue.refused = True
+            return []
         failed: list[Task] = []
         for task in queue.queue:
             # One that ran in place and is retried stands in the queue twice.
@@ -386,6 +398,12 @@ class TaskTable:
         # The next one that comes is tried again.
         queue.room = True
         return failed
+
+    def ask_again(self, queue: SchedulingClass) -> None:
+        """Some time has passed since a refusal: workers may be had again."""
+        if queue.refused:
+            queue.refused = False
+            self.dispatch(queue)
 
     def wanted(self, lane: Lane) -> None:
         """The node wants the lease back."""

@@ -6,9 +6,11 @@ runtime's lock held.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from shoal.core.tasks import (
     CancelLease,
@@ -32,9 +34,13 @@ from shoal.messages.node import (
 from shoal.messages.peer import Bind
 from shoal.messages.values import Failed
 from shoal.serial.exceptions import dump_exception
+from shoal.wire.session import log_dir
 
 if TYPE_CHECKING:
     from shoal.runtime.process import Process
+
+_ASK_AGAIN_S: Final = 1.0
+"""How long after a refusal more workers are asked for, while some are there."""
 
 
 class Leases:
@@ -138,14 +144,32 @@ class Leases:
         queue = self._requests.pop(message.req, None)
         if queue is None:
             return
+        tasks = self._tasks.refused(message.req, queue)
+        if queue.refused:
+            workers = len(queue.lanes)
+            self._process.warn(
+                f"no more workers can be started: {message.reason}. The {workers} there {'is' if workers == 1 else 'are'} go "
+                "on with what is queued"
+            )
+            self._process.reactor.call_later(_ASK_AGAIN_S, partial(self._ask_again, queue))
+            return
         error = (
             RuntimeEnvSetupError(message.reason)
             if message.kind == "env"
-            else ShoalError(f"no worker could be started: {message.reason}")
+            else ShoalError(
+                f"no worker could be started: {message.reason}. What they printed is in "
+                f"{log_dir(os.path.dirname(self._process.address))}; once the cause is gone, submit the task again, which asks for "
+                "workers anew"
+            )
         )
         failed = Failed(dump_exception(error))
-        for task in self._tasks.refused(message.req, queue):
+        for task in tasks:
             self._fail(task, failed)
+
+    def _ask_again(self, queue: SchedulingClass) -> None:
+        with self._process.lock:
+            self._tasks.ask_again(queue)
+            self._process.settle()
 
     def _on_wanted(self, message: LeaseWanted) -> None:
         lane = self._lanes_by_lease.get(message.lease_id)

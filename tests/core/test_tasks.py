@@ -308,10 +308,59 @@ def test_a_refusal_fails_what_is_queued_and_the_next_task_asks_again() -> None:
 def test_a_refusal_ends_the_other_requests() -> None:
     bench = Bench(max_requests=3)
     tasks = bench.submit("a", "b", "c", "d")
-    bench.grant()
+    bench.table.paused(bench.grant(), retiring=False)
     bench.effects()
+    # The paused lane serves nobody: what it runs may even wait for these.
     assert bench.table.refused(3, bench.queue) == tasks[1:]
     assert bench.effects() == [CancelLease(2), CancelLease(4)]
+
+
+def test_a_refusal_fails_nothing_that_an_open_lane_serves() -> None:
+    bench = Bench(max_requests=3)
+    a, b, c = bench.submit("a", "b", "c")
+    bench.grant()
+    bench.effects()
+    assert bench.table.refused(3, bench.queue) == []
+    assert bench.effects() == [CancelLease(2)]
+    # No more are asked for while the one that is there does the work.
+    bench.reply(a, took_us=5000)
+    assert b.state is State.PUSHED
+    assert bench.requests() == []
+    bench.table.ask_again(bench.queue)
+    assert bench.requests() == [4]
+    # A second time: nothing to be forgotten.
+    bench.table.ask_again(bench.queue)
+    assert bench.effects() == []
+    bench.reply(b, took_us=5000)
+    bench.reply(c)
+    assert {task.state for task in (a, b, c)} == {State.FINISHED}
+
+
+@pytest.mark.parametrize("how", ["paused", "lost"])
+def test_workers_are_asked_for_again_at_once_when_the_last_lane_is_closed(how: str) -> None:
+    bench = Bench()
+    _, waiting = bench.submit("a", "b")
+    lane = bench.grant()
+    bench.effects()
+    assert bench.table.refused(2, bench.queue) == []
+    if how == "paused":
+        bench.table.paused(lane, retiring=False)
+    else:
+        bench.table.lost(lane)
+    (req, *_) = bench.requests()
+    # Now there is nobody left who could run them.
+    assert waiting in bench.table.refused(req, bench.queue)
+
+
+def test_a_grant_ends_what_a_refusal_began() -> None:
+    bench = Bench()
+    bench.submit("a", "b", "c")
+    bench.grant()
+    bench.effects()
+    bench.table.refused(2, bench.queue)
+    bench.table.ask_again(bench.queue)
+    bench.grant()
+    assert not bench.queue.refused
 
 
 def test_classes_of_different_shapes_have_nothing_in_common() -> None:

@@ -231,8 +231,11 @@ class World:
     def refuse(self) -> None:
         if self.requests and self.rng.random() < 0.3:
             req = self.rng.choice(list(self.requests))
-            for task in self.table.refused(req, self.requests.pop(req)):
+            queue = self.requests.pop(req)
+            for task in self.table.refused(req, queue):
                 self.lives[task].ends("refused")
+            if self.rng.random() < 0.5:
+                self.table.ask_again(queue)
 
     def wanted(self) -> None:
         if self.workers:
