@@ -79,6 +79,8 @@ class Owner:
         )
         self.leases = Leases(process, self.tasks, self._push, self.fail)
         self._touched: dict[Any, None] = {}
+        # Tasks to be ended by force that are behind others on their lanes.
+        self._forced: dict[Task, None] = {}
         self._submitted = 0
         self.handlers: dict[type, Callable[[Any, Any], None]] = {
             Done: self._on_done,
@@ -446,6 +448,8 @@ class Owner:
         """After a batch: fill the lanes that have room again, and carry out what the table decided."""
         touched = self._touched
         if touched:
+            if self._forced:
+                self._enforce()
             now = monotonic()
             for lane in touched:
                 if type(lane) is Lane:
@@ -481,16 +485,44 @@ class Owner:
         if state in {State.WAITING, State.QUEUED}:
             self.fail(task, cancelled(name, task.task_id))
         elif state is State.PUSHED and connection is not None:
-            if force and isinstance(task.lane, Lane):
-                reason = f"shoal.cancel(force=True) ended {name}()"
-                self._process.node.send_locked(KillProcess(task.lane.address, reason))
-            else:
-                connection.send(Cancel(task.task_id, recursive))
+            lane = task.lane
+            if force and isinstance(lane, Lane):
+                if _is_head(lane, task):
+                    self._end_worker(lane, task)
+                    return
+                self._forced[task] = None
+            connection.send(Cancel(task.task_id, recursive))
+
+    def _enforce(self) -> None:
+        """A worker runs its lane's tasks in order. So one that is behind another in our record has not begun, or the
+        replies of all before it are on their way: it is cancelled as without force, and its worker killed only if it comes to
+        the head all the same. What runs before it is never harmed. What is behind it has most likely not begun, and runs
+        elsewhere without charge; nothing that may not run twice is ever pushed behind another (rule 3 of `core.tasks`).
+        """
+        for task in list(self._forced):
+            lane = task.lane
+            if task.state is not State.PUSHED or not isinstance(lane, Lane):
+                del self._forced[task]
+            elif _is_head(lane, task):
+                del self._forced[task]
+                self._end_worker(lane, task)
+
+    def _end_worker(self, lane: Lane, task: Task) -> None:
+        assert task.function is not None
+        reason = f"shoal.cancel(force=True) ended {task.function.name}()"
+        self._process.node.send_locked(KillProcess(lane.address, reason))
+        # Should its reply be on the way, or a retry of others due: nothing may follow into this worker.
+        self.tasks.paused(lane, retiring=True)
 
     def consumed(self, task: Task, count: int) -> None:
         """The consumer of a stream has taken `count` items (with the lock held)."""
         if task.lane is not None and task.lane.connection is not None:
             task.lane.connection.send(StreamConsumed(task.task_id, count))
+
+
+def _is_head(lane: Lane, task: Task) -> bool:
+    """Whether a task that was pushed may have begun."""
+    return next(iter(lane.inflight.values())) is task
 
 
 def cancelled(name: str, task_id: bytes) -> Failed:
