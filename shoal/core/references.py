@@ -106,6 +106,13 @@ class GiveUp(NamedTuple):
     registrations: int
 
 
+class LetGo(NamedTuple):
+    """This process has let go of a value whose owner has ended: nobody will say when it is dead."""
+
+    owner: str
+    value: Stored
+
+
 class RegisterBorrower(NamedTuple):
     """Ask the owner to register `borrower`; `acknowledge(token)` is due when it has."""
 
@@ -121,7 +128,7 @@ class EndActor(NamedTuple):
     actor_id: bytes
 
 
-Effect = FreeValue | GiveUp | RegisterBorrower | EndActor
+Effect = FreeValue | GiveUp | LetGo | RegisterBorrower | EndActor
 
 
 class ObjectTable:
@@ -134,6 +141,7 @@ class ObjectTable:
         "address",
         "by_borrower",
         "entries",
+        "orphaned",
         "outbox",
         "unregistered",
     )
@@ -146,6 +154,8 @@ class ObjectTable:
         # Borrowed entries that their owners may not know of yet: somebody else's hold covers them for now. The number is
         # the token of the registration that was asked for, 0 while none was.
         self.unregistered: dict[Entry, int] = {}
+        # Entries whose owners have ended, with values in shared memory that are still there.
+        self.orphaned: dict[Entry, None] = {}
         self._next_token = 0
         # What each awaited acknowledgement is about, and what it releases: entries that are held, countdowns.
         self._asked: dict[int, Entry] = {}
@@ -203,6 +213,9 @@ class ObjectTable:
                 if entry.registrations:
                     self.outbox.append(GiveUp(entry.owner, entry.object_id, entry.registrations))
                     entry.registrations = 0
+                if entry in self.orphaned:
+                    del self.orphaned[entry]
+                    self.outbox.append(LetGo(entry.owner, entry.value))
             elif entry.actor_id is not None:
                 self.outbox.append(EndActor(entry.actor_id))
             elif type(entry.value) is Stored:
@@ -326,6 +339,9 @@ class ObjectTable:
     def owner_died(self, owner: str) -> tuple[list[Entry], list[Countdown]]:
         """A process died. Returns the entries borrowed from it, and the countdowns that need not wait any more."""
         entries = [entry for entry in self.entries.values() if entry.owner == owner]
+        for entry in entries:
+            if type(entry.value) is Stored:
+                self.orphaned[entry] = None
         tokens = [token for token, asked in self._asked.items() if asked.owner == owner]
         return entries, [countdown for token in tokens for countdown in self.acknowledge(token)]
 

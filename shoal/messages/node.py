@@ -387,7 +387,8 @@ class FreeOrphans(msgspec.Struct, array_like=True, tag=54):
 
 
 class WhoUses(msgspec.Struct, array_like=True, tag=55):
-    """Node to every client: the process at `address` has ended (for `cause`) and left objects. Answered by `InUse`."""
+    """Node to every client: the process at `address` has ended (for `cause`), and objects are left that it made or owned.
+    Answered by `InUse`."""
 
     address: str
     cause: str
@@ -398,6 +399,27 @@ class InUse(msgspec.Struct, array_like=True, tag=56):
 
     address: str
     locations: list[Location]
+
+
+class Abandoned(msgspec.Struct, array_like=True, tag=57):
+    """Client to node: blocks that this client made for the process at `owner`, which has ended and will not free them."""
+
+    owner: str
+    locations: list[Location]
+
+
+class FreeAbandoned(msgspec.Struct, array_like=True, tag=58):
+    """Node to client: nobody uses these abandoned blocks any more."""
+
+    owner: str
+    locations: list[Location]
+
+
+class LetGo(msgspec.Struct, array_like=True, tag=59):
+    """Client to node: it has let go of objects that these processes, which have ended, made or owned; nobody else will say when
+    they are dead, so it is time to ask again."""
+
+    addresses: list[str]
 
 
 # --- queries --------------------------------------------------------------------------------------------------------
@@ -518,6 +540,8 @@ ToNode = (
     | QuotaReturn
     | FreeOrphans
     | InUse
+    | Abandoned
+    | LetGo
     | KvPut
     | KvGet
     | KvDelete
@@ -542,6 +566,7 @@ FromNode = (
     | QuotaGranted
     | QuotaWanted
     | WhoUses
+    | FreeAbandoned
     | EventsQuery
     | Reply
 )

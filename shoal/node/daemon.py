@@ -47,6 +47,7 @@ from shoal.messages.control import (
     WatchActor,
 )
 from shoal.messages.node import (
+    Abandoned,
     ActorCreate,
     ActorExiting,
     ActorKill,
@@ -75,6 +76,7 @@ from shoal.messages.node import (
     LeaseRequest,
     LeaseReturn,
     LeaseWanted,
+    LetGo,
     Log,
     NodeRow,
     NodesQuery,
@@ -132,7 +134,7 @@ class Daemon:
             loop, MemoryStorage(), self._on_storage_failure
         ).connect(self._row(), self._on_order)
         self._actors = ActorSeats(self._workers, self._clients, self._control)
-        self._store = StoreKeeper(loop, boot)
+        self._store = StoreKeeper(loop, boot, self._clients)
         self._queries = Queries(
             loop,
             self._clients,
@@ -325,6 +327,8 @@ class Daemon:
             QuotaReturn: lambda client, m: store.on_return(client, m.returned),
             FreeOrphans: lambda _, m: store.free(m.locations),
             InUse: store.on_in_use,
+            Abandoned: store.on_abandoned,
+            LetGo: store.on_let_go,
         }
 
     def _is_leaving(self, client: Client) -> bool:
@@ -460,7 +464,7 @@ class Daemon:
         left_objects = self._store.on_process_gone(process.address, process.job.job_id)
         self._clients.gone(process.address, cause, expected=process.expected)
         if left_objects:
-            self._store.ask_who_uses(process.address, cause, list(self._clients))
+            self._store.ask_who_uses(process.address, cause)
         self._finish_goodbye(process.job.job_id)
 
     def _on_goodbye(self, client: Client, message: Goodbye) -> None:

@@ -5,8 +5,9 @@ hold objects that others refer to: from then on the node frees them, block by bl
 the rest when the job ends. What a dead process holds is measured, not believed: the blocks that its files have.
 
 Some of it nobody will ever speak of: what the process itself owned, and what its owners told it to free when it could not
-hear them any more. So when a process has left anything, every client is asked what of it it still uses; when all have
-answered (or ended), the rest is freed.
+hear them any more. So when a process has left anything, every client is asked what of it it still uses (see
+`node.inquiries`); what nobody uses is freed. The same goes for blocks that living processes made for an owner that has ended
+(*abandoned* ones).
 
 Limit: which blocks of a dead process live, the node does not know. A process that ends in order gives its idle memory back
 first; what one that crashed had idle stays until its job ends, and so do the pages at the edges of freed blocks.
@@ -24,9 +25,18 @@ from typing import TYPE_CHECKING, Final
 from shoal.clock import monotonic_ns
 from shoal.core.quotas import Granted, StoreQuotas, Wanted
 from shoal.messages.boot import Boot
-from shoal.messages.node import InUse, QuotaGranted, QuotaRequest, QuotaWanted, WhoUses
+from shoal.messages.node import (
+    Abandoned,
+    FreeAbandoned,
+    InUse,
+    LetGo,
+    QuotaGranted,
+    QuotaRequest,
+    QuotaWanted,
+)
 from shoal.messages.values import Location
-from shoal.node.clients import Client
+from shoal.node.clients import Client, Clients
+from shoal.node.inquiries import Inquiries, Used
 from shoal.wire.session import creator_at
 
 if TYPE_CHECKING:
@@ -36,6 +46,7 @@ _log = logging.getLogger("shoal.node")
 
 _BLOCK: Final = 512
 _HELD_RETRY_S: Final = 1.0
+_OWNER_ENDED: Final = "has ended"
 
 
 class _Estate:
@@ -43,18 +54,15 @@ class _Estate:
 
     Attributes:
         freed: What was freed of each slab.
-        asked: Numbers of the clients that have not said yet what they use.
-        used: Blocks that some client uses, by segment, as offsets and sizes.
     """
 
-    __slots__ = ("asked", "freed", "job_id", "segments", "used")
+    __slots__ = ("address", "freed", "job_id", "segments")
 
-    def __init__(self, job_id: bytes, segments: dict[str, int]) -> None:
+    def __init__(self, address: str, job_id: bytes, segments: dict[str, int]) -> None:
+        self.address = address
         self.job_id = job_id
         self.segments = segments
         self.freed: dict[str, Extents] = {}
-        self.asked: dict[int, None] = {}
-        self.used: dict[str, set[tuple[int, int]]] = {}
 
     def bytes(self) -> int:
         return sum(self.segments.values())
@@ -63,14 +71,18 @@ class _Estate:
 class StoreKeeper:
     """See the module's docstring. Processes are known by the short name that their segments carry."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, boot: Boot) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, boot: Boot, all_clients: Clients) -> None:
         self._loop = loop
         self._directory = Path(boot.shm_dir)
         config = boot.config
         self.quotas = StoreQuotas(
             boot.store_bytes, config.quota_chunk_bytes, int(config.store_full_timeout_s * 1e9)
         )
+        # Those that have drawn quota, by short name.
         self._clients: dict[str, Client] = {}
+        self._inquiries = Inquiries(loop, all_clients, self._free_unused)
+        # Blocks of living processes by the owner that has ended, and their maker's short name.
+        self._abandoned: dict[str, dict[str, set[Location]]] = {}
         self._estates: dict[str, _Estate] = {}
         self._held: list[Location] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -138,54 +150,70 @@ class StoreKeeper:
             parts = parse_segment(entry.name)
             if parts is not None and parts[0] == creator:
                 segments[entry.name] = entry.stat().st_blocks * _BLOCK
-        estate = self._estates[creator] = _Estate(job_id, segments)
+        estate = self._estates[creator] = _Estate(address, job_id, segments)
         self._account(creator, estate)
         self._drain()
         return bool(segments)
 
-    def ask_who_uses(self, address: str, cause: str, clients: list[Client]) -> None:
+    def ask_who_uses(self, address: str, cause: str) -> None:
         """Ask everybody what they use of what a process has left."""
-        estate = self._estates[creator_at(address)]
-        for client in clients:
-            estate.asked[client.number] = None
-            client.send(WhoUses(address, cause))
-        if not clients:
-            self._free_unused(creator_at(address), estate)
+        self._inquiries.ask(address, cause)
 
     def on_in_use(self, client: Client, message: InUse) -> None:
         """A client says what it uses of what a process has left."""
-        creator = creator_at(message.address)
-        estate = self._estates.get(creator)
-        if estate is None or client.number not in estate.asked:
-            return
-        for location in message.locations:
-            estate.used.setdefault(location.segment, set()).add((location.offset, location.size))
-        self._answered(creator, estate, client.number)
+        self._inquiries.on_in_use(client, message)
+
+    def on_abandoned(self, client: Client, message: Abandoned) -> None:
+        """A client has made blocks for a process that has ended."""
+        makers = self._abandoned.setdefault(message.owner, {})
+        makers.setdefault(creator_at(client.address), set()).update(message.locations)
+        self._inquiries.ask(message.owner, _OWNER_ENDED)
+
+    def on_let_go(self, _client: Client, message: LetGo) -> None:
+        """A client uses less of what processes left that have ended."""
+        for address in message.addresses:
+            self._ask_again(address)
+
+    def _ask_again(self, address: str) -> None:
+        if address in self._abandoned or creator_at(address) in self._estates:
+            self._inquiries.ask_later(address, _OWNER_ENDED)
 
     def on_client_gone(self, client: Client) -> None:
         """A client has ended: it uses nothing."""
-        for creator, estate in list(self._estates.items()):
-            if client.number in estate.asked:
-                self._answered(creator, estate, client.number)
+        self._inquiries.on_client_gone(client)
+        for address in {*self._abandoned, *(e.address for e in self._estates.values())}:
+            self._ask_again(address)
 
-    def _answered(self, creator: str, estate: _Estate, number: int) -> None:
-        del estate.asked[number]
-        if not estate.asked:
-            self._free_unused(creator, estate)
+    def _free_unused(self, address: str, used: Used) -> None:
+        """Everybody has said what they use of what a process made or owned: free all else."""
+        makers = self._abandoned.get(address, {})
+        for creator, blocks in list(makers.items()):
+            unused = [b for b in blocks if (b.offset, b.size) not in used.get(b.segment, ())]
+            blocks.difference_update(unused)
+            client = self._clients.get(creator)
+            if client is not None and unused:
+                client.send(FreeAbandoned(address, unused))
+            if client is None or not blocks:
+                # Of what a maker leaves that has ended itself, its estate takes care.
+                del makers[creator]
+        if not makers:
+            self._abandoned.pop(address, None)
+        creator = creator_at(address)
+        estate = self._estates.get(creator)
+        if estate is not None:
+            self._free_unused_of(creator, estate, used)
 
-    def _free_unused(self, creator: str, estate: _Estate) -> None:
-        """Everybody has said what they use: free all else."""
+    def _free_unused_of(self, creator: str, estate: _Estate, used: Used) -> None:
         unused: list[Location] = []
         for segment in list(estate.segments):
-            used = estate.used.get(segment)
-            if not used:
+            blocks = used.get(segment)
+            if not blocks:
                 # Unlinking is safe at any time: whoever has it mapped keeps it.
                 (self._directory / segment).unlink(missing_ok=True)
                 del estate.segments[segment]
                 estate.freed.pop(segment, None)
             elif segment.endswith("s"):
-                unused += self._gaps(estate, segment, used)
-        estate.used.clear()
+                unused += self._gaps(estate, segment, blocks)
         self._account(creator, estate)
         self.free(unused)
 
@@ -298,6 +326,7 @@ class StoreKeeper:
 
     def close(self) -> None:
         """Stop the timers."""
+        self._inquiries.close()
         for timer in (self._timer, self._retry):
             if timer is not None:
                 timer.cancel()

@@ -15,10 +15,12 @@ from shoal.core.references import (
     Entry,
     FreeValue,
     GiveUp,
+    LetGo,
     RegisterBorrower,
 )
 from shoal.core.tasks import Task
 from shoal.errors import ObjectLostError, OwnerDiedError
+from shoal.messages import node as to_node
 from shoal.messages.node import ActorUnreferenced, FreeOrphans
 from shoal.messages.peer import (
     Borrow,
@@ -152,9 +154,8 @@ class Borrowing:
     def _on_release(self, connection: Connection, message: Release) -> None:
         self._objects.give_up(message.object_id, connection.peer_address, message.count)
 
-    def _on_free_blocks(self, _connection: Connection, message: FreeBlocks) -> None:
-        for location in message.locations:
-            self._process.store.free(location)
+    def _on_free_blocks(self, connection: Connection, message: FreeBlocks) -> None:
+        self._process.deliveries.freed(connection.peer_address, message.locations)
 
     # --- effects -------------------------------------------------------------------------------------------------
 
@@ -163,6 +164,7 @@ class Borrowing:
         outbox = self._objects.outbox
         process = self._process
         blocks: dict[str, list[Location]] = {}
+        let_go: dict[str, None] = {}
         while outbox:
             effects = outbox.copy()
             outbox.clear()
@@ -177,6 +179,8 @@ class Borrowing:
                     self._send_to_owner(
                         effect.owner, Release(effect.object_id, effect.registrations)
                     )
+                elif type(effect) is LetGo:
+                    let_go[effect.owner] = let_go[effect.value.creator] = None
                 elif type(effect) is RegisterBorrower:
                     sent = self._send_to_owner(
                         effect.owner, Borrow(effect.object_id, effect.borrower, effect.token)
@@ -187,6 +191,8 @@ class Borrowing:
                             self._leave(countdown)
                 elif type(effect) is EndActor:
                     process.node.send_locked(ActorUnreferenced(effect.actor_id))
+        if let_go:
+            process.node.send_locked(to_node.LetGo(list(let_go)))
         for creator, locations in blocks.items():
             if not self._send_to_owner(creator, FreeBlocks(locations)):
                 process.node.send_locked(FreeOrphans(locations))

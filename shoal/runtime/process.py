@@ -28,8 +28,10 @@ from shoal.core.tasks import Task
 from shoal.errors import AuthenticationError, NodeDiedError, NotInitializedError, ShoalError
 from shoal.ids import IdSource, return_id
 from shoal.messages.node import (
+    Abandoned,
     Events,
     EventsQuery,
+    FreeAbandoned,
     FromNode,
     InUse,
     KillProcess,
@@ -47,6 +49,7 @@ from shoal.messages.values import Failed, Stored
 from shoal.runtime.actors import Actors
 from shoal.runtime.borrowing import Borrowing
 from shoal.runtime.context import TaskContext, current
+from shoal.runtime.deliveries import Deliveries
 from shoal.runtime.environment import merge_envs
 from shoal.runtime.node_link import NodeLink
 from shoal.runtime.owner import Owner
@@ -168,9 +171,8 @@ class Process:
 
         self.objects = ObjectTable(address)
         creator = os.path.basename(address).removesuffix(".sock").rpartition("-")[2]
-        self.store = ObjectStore(
-            self.registered.shm_dir, creator, address, self.node, self.config.quota_chunk_bytes
-        )
+        self.store = ObjectStore(self.registered.shm_dir, creator, address, self.node)
+        self.deliveries = Deliveries(self.store)
         self.values = Values(self.store, self.config.inline_limit_bytes, address)
         self.peers = Peers(
             self.reactor, self.node, token, address, self, self.config.max_frame_bytes
@@ -188,6 +190,7 @@ class Process:
             **self.actors.node_handlers,
             PeerGone: self._on_peer_gone,
             WhoUses: self._on_who_uses,
+            FreeAbandoned: lambda m: self.deliveries.freed(m.owner, m.locations),
             QuotaWanted: self._on_quota_wanted,
             EventsQuery: self._on_events_query,
         }
@@ -377,10 +380,12 @@ class Process:
             self._on_peer_gone(PeerGone(message.address, message.cause))
 
     def _say_in_use(self, address: str) -> None:
+        # What nobody here looks at any more is not in use.
+        self.settle()
         locations = [
             entry.value.location
             for entry in self.objects.entries.values()
-            if type(entry.value) is Stored and entry.value.creator == address
+            if type(entry.value) is Stored and address in {entry.value.creator, entry.owner}
         ]
         self.node.send_locked(InUse(address, locations))
 
@@ -391,6 +396,9 @@ class Process:
         self.owner.process_died(address, cause)
         self.actors.process_died(address)
         self.borrowing.process_died(address, cause)
+        abandoned = self.deliveries.abandoned_by(address)
+        if abandoned:
+            self.node.send_locked(Abandoned(address, abandoned))
         for listener in self.peer_died:
             listener(address)
         if address in self._inquiries:

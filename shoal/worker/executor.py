@@ -383,6 +383,11 @@ class Executor:
         process = self.process
         objects = process.objects
         with process.lock:
+            if type(message) is Results:
+                if connection.closed:
+                    process.deliveries.discard(message.values)
+                else:
+                    process.deliveries.deliver(connection.peer_address, message.values)
             if outcome.lent or objects.unregistered:
                 process.settle()
                 # A caller that is gone borrows nothing more.

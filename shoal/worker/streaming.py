@@ -182,6 +182,10 @@ class Streams:
         lent = [] if connection.closed else process.values.entries_of(handles)
         message = StreamItem(job.task_id, index, wire_value(value))
         with process.lock:
+            if connection.closed:
+                process.deliveries.discard([message.value])
+            else:
+                process.deliveries.deliver(connection.peer_address, [message.value])
             countdown = (
                 process.objects.register_before(lent, connection.peer_address) if lent else None
             )

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from shoal.messages.boot import WorkerBoot
-from shoal.messages.node import ActorStarted, Exit, StartActor
+from shoal.messages.node import ActorStarted, Exit, Retire, StartActor
 from tests.process.node_client import NodeClient
 
 PROGRAM = (
@@ -60,7 +60,7 @@ def _obey(node: NodeClient) -> None:
                 os._exit(3)
         while node.heard:
             message = node.heard.pop(0)
-            if isinstance(message, Exit):
+            if isinstance(message, Exit | Retire):
                 if not os.environ.get("FAKE_WORKER_IGNORES_EXIT"):
                     sys.stdout.flush()
                     os._exit(0)

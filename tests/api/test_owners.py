@@ -1,0 +1,155 @@
+"""Workers that own objects which others use: they stay for them; and when they die all the same, nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shoal
+from shoal.exceptions import OwnerDiedError
+from tests.api.gates import alive, wait_until
+
+pytestmark = pytest.mark.cluster(
+    num_cpus=2, object_store_memory=10**9, _system_config={"idle_worker_s": 0.2}
+)
+
+LARGE = 1_000_000
+
+
+def get(ref: Any) -> Any:
+    return shoal.get(ref, timeout=30)
+
+
+@shoal.remote
+def lend(size: int) -> tuple[int, list[Any]]:
+    """An object that this worker owns."""
+    return os.getpid(), [shoal.put(np.ones(size))]
+
+
+@shoal.remote(max_calls=1)
+def lend_once() -> tuple[int, list[Any]]:
+    return os.getpid(), [shoal.put(10)]
+
+
+@shoal.remote(num_cpus=0)
+def pid_of_another(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+@shoal.remote
+class Owner:
+    def lend(self) -> list[Any]:
+        return [shoal.put(np.ones(LARGE))]
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+def surplus() -> set[int]:
+    """Make more workers than a node of two CPUs keeps; the pids."""
+    return set(get([pid_of_another.remote(0.3) for _ in range(6)]))
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_an_idle_worker_stays_while_others_use_what_it_owns(cluster: Any, size: int) -> None:
+    lender, (ref,) = get(lend.remote(size))
+    others = surplus() - {lender}
+    assert len(others) >= 5
+    wait_until(lambda: sum(map(alive, others)) <= 2, "surplus workers end")
+    # Asked again and again.
+    time.sleep(1)
+    assert alive(lender)
+    assert get(ref).sum() == size
+    del ref
+    surplus()
+    wait_until(lambda: not alive(lender) or sum(map(alive, others)) == 0, "it is one of the idle")
+
+
+def test_an_actor_does_not_begin_where_a_task_owns_something(cluster: Any) -> None:
+    lenders = [get(lend.remote(LARGE)) for _ in range(4)]
+    pids = {pid for pid, _ in lenders}
+    actors = [Owner.remote() for _ in range(4)]
+    assert pids.isdisjoint(get([actor.pid.remote() for actor in actors]))
+    for actor in actors:
+        shoal.kill(actor)
+    assert [get(refs[0]).sum() for _, refs in lenders] == [LARGE] * 4
+
+
+def test_a_worker_with_its_last_call_stays_while_others_use_what_it_owns(cluster: Any) -> None:
+    pid, (ref,) = get(lend_once.remote())
+    other = get(lend_once.remote())[0]
+    assert other != pid
+    wait_until(lambda: not alive(other), "the other ends: nobody uses what it owned")
+    assert alive(pid)
+    assert get(ref) == 10
+    del ref
+    wait_until(lambda: not alive(pid), "it ends when nobody uses what it owned")
+
+
+def test_what_a_dead_actor_owned_goes_with_its_last_view(cluster: Any) -> None:
+    folder = Path(cluster["object_store_address"])
+    actor = Owner.remote()
+    (ref,) = get(actor.lend.remote())
+    (unseen,) = get(actor.lend.remote())
+    view = get(ref)
+    pid = get(actor.pid.remote())
+    assert list(folder.iterdir())
+    shoal.kill(actor)
+    wait_until(lambda: not alive(pid), "the actor ends")
+    with pytest.raises(OwnerDiedError):
+        get(unseen)
+    assert get(ref).sum() == LARGE, "what was fetched before stays"
+    del ref, unseen
+    wait_until(lambda: not list(folder.iterdir()), "nobody uses anything that the actor made")
+    assert view.sum() == LARGE
+
+
+def test_what_others_made_for_a_dead_owner_is_freed(cluster: Any) -> None:
+    folder = Path(cluster["object_store_address"])
+
+    @shoal.remote(num_cpus=0.5)
+    def make() -> Any:
+        return np.ones(LARGE)
+
+    @shoal.remote
+    class Keeper:
+        def __init__(self) -> None:
+            self.refs = [make.remote() for _ in range(3)]
+
+        def wait(self) -> int:
+            # Others have made them, and their workers have been given back by now.
+            shoal.wait(self.refs, num_returns=3)
+            time.sleep(0.5)
+            return os.getpid()
+
+        def first(self) -> list[Any]:
+            return self.refs[:1]
+
+    keeper = Keeper.remote()
+    pid = get(keeper.wait.remote())
+    (ref,) = get(keeper.first.remote())
+    assert get(ref).sum() == LARGE
+    os.kill(pid, signal.SIGKILL)
+
+    @shoal.remote(num_cpus=0)
+    def live_blocks() -> tuple[int, int]:
+        from shoal.runtime import current_process
+
+        time.sleep(0.2)
+        arena = current_process.require().store._arena
+        return os.getpid(), 0 if arena is None else arena.stats().live_blocks
+
+    def live() -> int:
+        return sum(dict(get([live_blocks.remote() for _ in range(4)])).values())
+
+    wait_until(lambda: live() == 1, "only the one is left that is used")
+    del ref
+    wait_until(lambda: live() == 0, "nothing is left that anybody uses")
+    assert folder.exists()
