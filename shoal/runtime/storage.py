@@ -26,12 +26,9 @@ _EVERYTHING: Final = 1 << 62
 class ObjectStore:
     """See the module's docstring."""
 
-    def __init__(
-        self, directory: str, creator: str, address: str, node: NodeLink, chunk_bytes: int
-    ) -> None:
+    def __init__(self, directory: str, creator: str, address: str, node: NodeLink) -> None:
         self.address = address
         self._node = node
-        self._chunk = chunk_bytes
         self._directory = Path(directory)
         self._creator = creator
         # Made on first use: most workers never store anything.
@@ -68,12 +65,9 @@ class ObjectStore:
             self._draw(arena, needed)
 
     def _draw(self, arena: Arena, needed: int) -> None:
-        wanted = max(needed, self._chunk)
-        answer = self._node.request(lambda req: QuotaRequest(req, wanted), QuotaGranted)
-        if answer.granted < needed < wanted:
-            # A whole chunk is not to be had: what is needed may be.
-            self._node.send(QuotaReturn(answer.granted))
-            answer = self._node.request(lambda req: QuotaRequest(req, needed), QuotaGranted)
+        # What is needed and no more. While there is room the node grants a whole chunk, and a request for one would wait
+        # until there is.
+        answer = self._node.request(lambda req: QuotaRequest(req, needed), QuotaGranted)
         if answer.granted == 0:
             raise ObjectStoreFullError(answer.explanation or "the object store is full")
         arena.grant(answer.granted)
