@@ -15,8 +15,8 @@ Rule 4. A request too big to be served from what small ones leave over reserves 
 Rule 5. What no idle node could give is not refused: it waits, and its owner is told why and what would help.
 
 Every lease is settled by its return, by the end of its owner, or by the end of its worker, whichever comes first; the
-others then find nothing to do. A worker whose owner ends may still run that owner's task, so it is ended, not reused. One that
-is only not needed any more *retires*: it stays while others count on objects that it owns (see `core.pool`).
+others then find nothing to do. A worker that is not needed any more *retires*: it stays while others count on objects that it
+owns (see `core.pool`). One whose lease's owner has ended may still run that owner's task: it retires and is not reused.
 
 The shell turns the effects in `outbox` into messages, forks and signals, in order, and reports what comes of them.
 """
@@ -137,12 +137,14 @@ class LeaseQueue:
         self._changed = True
 
     def on_owner_gone(self, owner: Owner, now: int, reason: str) -> None:
-        """An owner has ended: what it asked for is dropped, and the workers it held end with it."""
+        """An owner has ended: what it asked for is dropped, and the workers it held end with it, but for those that run
+        nothing and own what others use."""
         for request in [r for r in self._requests.values() if r.owner == owner]:
             del self._requests[owner, request.req]
             self._withdraw(request)
         for lease in [held for held in self._leases.values() if held.request.owner == owner]:
-            self._end(lease.worker, reason, kill=True, now=now)
+            if lease.worker.state is WorkerState.LEASED:
+                self._retire(lease.worker, reason, spent=True, now=now)
             self._orphan(lease)
         self._changed = True
 

@@ -32,7 +32,6 @@ from shoal.messages.node import (
     Retire,
     Shape,
     StartActor,
-    Stay,
     TaskEvent,
     Unblocked,
 )
@@ -59,6 +58,7 @@ from shoal.wire.reactor import Waiter
 from shoal.worker.functions import Definition, Functions
 from shoal.worker.host import ActorHost
 from shoal.worker.invocation import Job, Outcome, failure, perform, was_interrupted
+from shoal.worker.retirement import Retirement
 from shoal.worker.streaming import Streams
 
 if TYPE_CHECKING:
@@ -70,8 +70,6 @@ if TYPE_CHECKING:
 
 _MAX_EARLY: Final = 1_000
 
-_RETIRE_AGAIN_S: Final = 1.0
-"""How often a worker that only stays for what it owns looks whether somebody still counts on it."""
 
 _MAX_IN_PLACE: Final = 64
 """How deeply tasks run inside one another before a worker prefers to wait for others."""
@@ -130,7 +128,7 @@ class Executor:
             {
                 StartActor: self._on_start_actor,
                 Exit: self._on_exit,
-                Retire: self._on_retire,
+                Retire: Retirement(self).on_retire,
                 EventsQuery: self._on_events_query,
             }
         )
@@ -172,35 +170,24 @@ class Executor:
         self._idle.finish()
 
     def _on_exit(self, message: Exit) -> None:
-        self.exiting = message.reason or "it was asked to end"
         if message.now:
             self.inbox.clear()
+        self.leave(message.reason or "it was asked to end")
+
+    def leave(self, reason: str) -> None:
+        """End in good order, when what is queued has run (with the lock held)."""
+        self.exiting = reason
         if self.host is not None:
             self.host.on_exit()
         self._idle.finish()
 
-    def _on_retire(self, message: Retire) -> None:
-        process = self.process
-        process.settle()
-        if not self.inbox and not self._running and not process.is_counted_on():
-            self._on_exit(Exit(message.reason, now=True))
-            return
-        process.node.send_locked(Stay())
-        if message.spent:
-            self._retire_later(message.reason)
+    def is_busy(self) -> bool:
+        """Whether anything runs or waits to be run (with the lock held)."""
+        return bool(self.inbox or self._running)
 
-    def _retire_later(self, reason: str) -> None:
-        """Nobody leases this worker any more: it ends when nobody counts on what it owns."""
-
-        def look() -> None:
-            with self.process.lock:
-                self.process.settle()
-                if self.process.is_counted_on():
-                    self._retire_later(reason)
-                else:
-                    self._on_exit(Exit(reason, now=True))
-
-        self.process.reactor.call_later(_RETIRE_AGAIN_S, look)
+    def take_no_more(self) -> None:
+        """Hand back whatever still comes (with the lock held)."""
+        self._lent += 1
 
     def _on_events_query(self, message: EventsQuery) -> None:
         self.process.node.send_locked(Events(message.req, list(self.events or ())))
@@ -433,7 +420,7 @@ class Executor:
         with self.process.lock:
             self._hand_back()
             connection.send(Pause(retiring=True))
-            self._lent += 1  # never taken back: whatever still comes is handed back
+            self.take_no_more()
 
     # --- waiting inside a task (see runtime.waiting.Blocking) ----------------------------------------------------
 

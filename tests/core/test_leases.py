@@ -341,7 +341,7 @@ def test_the_end_of_an_owner_ends_its_requests_and_workers() -> None:
     node.request(2)
     first, other = node.grants()
     node.queue.on_owner_gone(1, node.now, "its owner exited")
-    assert node.settle() == [EndWorker(first.worker_id, "its owner exited", kill=True)]
+    assert node.settle() == [RetireWorker(first.worker_id, "its owner exited", spent=True)]
     # The task may still run: its CPU is free only when the process is gone.
     node.request(2)
     assert node.grants() == []
