@@ -56,6 +56,7 @@ from shoal.runtime.owner import Owner
 from shoal.runtime.peers import Peers
 from shoal.runtime.storage import ObjectStore
 from shoal.runtime.streams import Stream
+from shoal.runtime.unsent import answer_unsent
 from shoal.runtime.values import Values
 from shoal.runtime.waiting import Waiting
 from shoal.serial.exceptions import dump_exception
@@ -114,6 +115,13 @@ class _NodeHandler:
             self.process.on_node_closed(error)
             return
         self.error = error or ConnectionError("the node daemon closed the connection")
+        self.waiter.finish()
+
+    def on_unsent(self, connection: Connection, message: Any, reason: str) -> None:
+        if self.process is not None:
+            self.process.on_unsent(connection, message, reason)
+            return
+        self.error = ShoalError(f"{type(message).__name__} {reason}")
         self.waiter.finish()
 
 
@@ -310,6 +318,10 @@ class Process:
                         self._peer_died(address, cause)
 
             self.reactor.call_later(_VERDICT_S, judge)
+
+    def on_unsent(self, connection: Connection, message: Any, reason: str) -> None:
+        """A message cannot be sent, to a process or the node: whoever would wait for ever is told."""
+        answer_unsent(self, connection, message, reason)
 
     def on_node_messages(self, messages: list[Any]) -> None:
         """A batch from the node daemon."""
@@ -546,7 +558,11 @@ class Process:
         """Call what must be called without the lock."""
         callbacks = self.callbacks
         while callbacks:
-            callbacks.popleft()()
+            try:
+                callbacks.popleft()()
+            except Exception:
+                # Whoever leads is not to blame, and the others must be called too.
+                logger.exception("a callback failed")
 
     # --- ending --------------------------------------------------------------------------------------------------
 

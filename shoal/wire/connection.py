@@ -5,12 +5,18 @@ in order, and that nothing is decoded for a peer that has not proved the token.
 
 Threads: only the reactor's current leader calls `on_ready`; everything else (`send`, `flush`, `close`) is called with
 the runtime's lock held. The handler takes that lock itself.
+
+What cannot be sent (a message too large for a frame, or with something in it that has no encoding) is left out, and the
+handler told, who knows how to answer for it. A handler that raises ends the connection: half of a batch is handled then.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
+import resource
 import socket
 import struct
 from collections.abc import Callable
@@ -18,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
-from shoal.errors import AuthenticationError, ProtocolError
+from shoal.errors import AuthenticationError, InternalError, ProtocolError
 from shoal.wire.framing import HEADER_BYTES, Buffer, FrameDecoder, cut_frame, encode_frame
 from shoal.wire.handshake import (
     HANDSHAKE_BYTES,
@@ -31,6 +37,9 @@ from shoal.wire.handshake import (
 if TYPE_CHECKING:
     from shoal.wire.reactor import Reactor
 
+logger = logging.getLogger("shoal")
+
+_ACCEPT_AGAIN_S: Final = 0.2
 _KEPT_BUFFER_BYTES: Final = 256 * 1024
 _EPOLLIN: Final = 0x001
 _EPOLLOUT: Final = 0x004
@@ -42,13 +51,16 @@ _encode_into = _encoder.encode_into
 
 
 class Handler(Protocol):
-    """What a connection reports to. Both are called by the reactor's leader, without the lock."""
+    """What a connection reports to. All are called by the reactor's leader, without the lock."""
 
     def on_messages(self, connection: Connection, messages: list[Any]) -> None:
         """A batch has arrived."""
 
     def on_closed(self, connection: Connection, error: Exception | None) -> None:
         """The connection is gone; `error` tells why, unless the peer closed it between frames."""
+
+    def on_unsent(self, connection: Connection, message: Any, reason: str) -> None:
+        """A message was left out since it cannot be sent; `reason` is a clause such as "is too large…"."""
 
 
 class Connection:
@@ -142,7 +154,11 @@ class Connection:
             self.dirty = False
             return
         buffer = self._buffer
-        _encode_into(out, buffer, HEADER_BYTES)
+        try:
+            _encode_into(out, buffer, HEADER_BYTES)
+        except Exception:  # noqa: BLE001 - whatever it is, it is found and reported one by one
+            self._flush_in_parts()
+            return
         size = len(buffer)
         if size > self._most_bytes:
             self._flush_in_parts()
@@ -164,7 +180,7 @@ class Connection:
             self._buffer = bytearray(4096)
 
     def _flush_in_parts(self) -> None:
-        """Send what waits as several frames: the peer would refuse a single one."""
+        """Send what waits as several frames, since the peer would refuse a single one; without what cannot be sent at all."""
         self._buffer = bytearray(4096)
         frames: list[bytes] = []
         todo = [self.out[:]]
@@ -172,13 +188,25 @@ class Connection:
         self.dirty = False
         while todo:
             part = todo.pop()
-            payload = _encode(part)
             half = len(part) // 2
-            if HEADER_BYTES + len(payload) > self._most_bytes and half:
+            try:
+                payload = _encode(part)
+            except Exception as error:  # noqa: BLE001 - reported for the message that causes it
+                reason = f"cannot be encoded: {type(error).__name__}: {error}"
+            else:
+                if HEADER_BYTES + len(payload) <= self._most_bytes:
+                    frames.append(encode_frame(payload))
+                    continue
+                reason = (
+                    f"is too large: it has {len(payload):,} bytes, and a message may have "
+                    f"{self._most_bytes - HEADER_BYTES:,} (max_frame_bytes)"
+                )
+            if half:
                 todo += [part[half:], part[:half]]
             else:
-                # A single message that is too large is for the peer to refuse, by name.
-                frames.append(encode_frame(payload))
+                self._reactor.call_later(
+                    0, functools.partial(self.handler.on_unsent, self, part[0], reason)
+                )
         self._send_raw(frames)
 
     def _send_raw(self, frames: list[bytes]) -> None:
@@ -233,11 +261,11 @@ class Connection:
         except BlockingIOError:
             return
         except OSError as error:
-            self._fail(None if isinstance(error, ConnectionResetError) else error)
+            self.fail(None if isinstance(error, ConnectionResetError) else error)
             return
         if not received:
             broken = self._decoder.pending_bytes + len(self._greeting)
-            self._fail(
+            self.fail(
                 ProtocolError(
                     f"the peer closed the connection in the middle of a frame ({broken} bytes of it came)"
                 )
@@ -248,7 +276,11 @@ class Connection:
         try:
             self._on_readable(self._reactor.received[:received])
         except (ProtocolError, AuthenticationError) as error:
-            self._fail(error)
+            self.fail(error)
+        except Exception as error:
+            # Our bug. It is none of the business of whoever happens to lead, and the rest of the batch is lost.
+            logger.exception("what %s sent could not be handled", self.peer_address or "a peer")
+            self.fail(InternalError(f"what it sent could not be handled: {error!r}"))
 
     def _receive(self, data: Buffer) -> None:
         for payload in self._decoder.feed(data):
@@ -291,7 +323,8 @@ class Connection:
 
     # --- ending --------------------------------------------------------------------------------------------------
 
-    def _fail(self, error: Exception | None) -> None:
+    def fail(self, error: Exception | None) -> None:
+        """End the connection, and tell the handler. Takes the lock."""
         with self._reactor.lock:
             if self.closed:
                 return
@@ -312,12 +345,15 @@ class Connection:
 class Listener:
     """Listens on a Unix socket from the moment it is made; accepts once it is started.
 
-    So a process can be reached before it announces its address, and is answered when it is ready.
+    So a process can be reached before it announces its address, and is answered when it is ready. While it is out of
+    descriptors it pauses: those who want to connect wait, and nobody spins.
     """
 
     def __init__(self, reactor: Reactor, path: str, backlog: int = 128) -> None:
         self._reactor = reactor
         self._on_accept: Callable[[socket.socket], None]
+        self._closed = False
+        self._has_paused = False
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             # Nobody but this user may even connect, from the first moment that the file exists: the folder is 0700,
@@ -341,13 +377,38 @@ class Listener:
                 sock, _ = self._sock.accept()
             except BlockingIOError:
                 return
-            except OSError:
-                # Out of descriptors, or the client has gone already: the next readiness tries again.
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                self._pause(error)
                 return
             self._on_accept(sock)
 
+    def _pause(self, error: OSError) -> None:
+        """Out of descriptors or memory. Those who wait would make every poll return at once."""
+        if not self._has_paused:
+            self._has_paused = True
+            most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            logger.warning(
+                "this process (pid=%d) can accept no connections at the moment: %s. It may have %d files open (ulimit -n); who "
+                "wants to connect waits until some are closed. Said once",
+                os.getpid(),
+                error.strerror,
+                most,
+            )
+        with self._reactor.lock:
+            if not self._closed:
+                self._reactor.unregister(self._sock.fileno())
+                self._reactor.call_later(_ACCEPT_AGAIN_S, self._resume)
+
+    def _resume(self) -> None:
+        with self._reactor.lock:
+            if not self._closed:
+                self._reactor.register(self._sock.fileno(), self._on_ready)
+
     def close(self) -> None:
         """Stop listening and remove the socket's file."""
+        self._closed = True
         self._reactor.unregister(self._sock.fileno())
         self._sock.close()
         with contextlib.suppress(FileNotFoundError):

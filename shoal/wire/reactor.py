@@ -21,6 +21,9 @@ gives the leadership up, then looks into `_followers`. Whatever the interleaving
 argument covers the service thread's sleep: it sets `_dozing`, then looks whether leadership is free; a leader gives
 leadership up, then looks at `_dozing`.
 
+Whoever leads does so by chance. So what a handler, a timer or `after_poll` raises is a defect of ours that is logged, and never
+reaches a user's call; only what ends the user's code (Ctrl-C) does.
+
 Threads: `handlers` are called by the leader only. `lock` is the runtime's lock and guards `dirty`, `_followers`, the timers.
 """
 
@@ -177,14 +180,17 @@ class Reactor:
         return max(timers[0][0] - monotonic(), 0.0) if timers else None
 
     def _run_timers(self) -> None:
-        # One at a time: should a callback raise, the others stay in the heap.
+        # One at a time: should one be interrupted, the others stay in the heap.
         now = monotonic()
         while True:
             with self.lock:
                 if not self._timers or self._timers[0][0] > now:
                     return
                 callback = heapq.heappop(self._timers)[2]
-            callback()
+            try:
+                callback()
+            except Exception:
+                logger.exception("what was due could not be done")
 
     # --- polling (the leader) ------------------------------------------------------------------------------------
 
@@ -209,13 +215,20 @@ class Reactor:
         for fd, mask in events:
             handler = handlers.get(fd)
             if handler is not None:
-                handler(mask)
+                try:
+                    handler(mask)
+                except Exception:
+                    # A defect of ours, and none of the business of whoever happens to lead.
+                    logger.exception("a message could not be handled")
         if timers:
             self._run_timers()
         if self.dirty:
             self.flush()
         if self.after_poll is not None:
-            self.after_poll()
+            try:
+                self.after_poll()
+            except Exception:
+                logger.exception("what follows from the messages could not be done")
 
     def flush(self) -> None:
         """Send every pending batch. Any thread."""
@@ -446,8 +459,8 @@ class Reactor:
                 try:
                     self._poll(_FOREVER)
                 except Exception:
-                    # A defect in a handler: it must not end the only thread that may be left to serve.
-                    logger.exception("a message could not be handled")
+                    # Whatever it is must not end the only thread that may be left to serve.
+                    logger.exception("the sockets could not be polled")
         finally:
             self._service_leads = False
             self._give_up_leadership()

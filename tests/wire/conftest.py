@@ -1,4 +1,4 @@
-"""Reactors for a test, closed at its end."""
+"""Reactors and connections for a test, closed at its end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.wire.reactors import Bench
+from tests.wire.wires import Wire
 
 
 @pytest.fixture
@@ -23,3 +24,10 @@ def served() -> Iterator[Bench]:
     with contextlib.closing(Bench()) as bench:
         bench.reactor.start()
         yield bench
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    """A reactor for connections, which only the test's own thread leads."""
+    with contextlib.closing(Wire()) as wire:
+        yield wire

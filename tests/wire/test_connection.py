@@ -1,4 +1,4 @@
-"""Connections over pairs of sockets. The test's own thread leads the reactor, so nothing happens but what it lets happen."""
+"""Connections over pairs of sockets: what arrives, how they end, and for whom nothing is decoded."""
 
 from __future__ import annotations
 
@@ -6,12 +6,7 @@ import contextlib
 import os
 import random
 import select
-import socket
-import stat
 import struct
-from _thread import allocate_lock
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,143 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.errors import AuthenticationError, ProtocolError
+from shoal.errors import AuthenticationError, InternalError, ProtocolError
 from shoal.messages.handshake import Proof, Refused
-from shoal.wire.connection import Connection, Listener
-from shoal.wire.framing import cut_frame, encode_frame
-from shoal.wire.handshake import TOKEN_BYTES, ClientHandshake, ServerHandshake
-from shoal.wire.reactor import Reactor, Waiter, decoder_of
-
-TOKEN = b"t" * TOKEN_BYTES
-OTHER = b"o" * TOKEN_BYTES
-MESSAGES = decoder_of(int | bytes)
-PATIENCE_S = 20
-LIMIT = 16 * 1024 * 1024
-
-
-class Wire:
-    """A reactor, and everything that a test made for it."""
-
-    def __init__(self) -> None:
-        self.reactor = Reactor(allocate_lock(), watch_us=2_000)
-        self.ends: list[End] = []
-        self.sockets: list[socket.socket] = []
-        self.changed = Waiter()
-
-    def serve(self, condition: Callable[[], Any]) -> None:
-        """Lead until `condition` holds."""
-        while not condition():
-            self.changed = Waiter()
-            assert self.reactor.wait(self.changed, PATIENCE_S), "nothing more happens"
-
-    def socketpair(self, send_buffer: int = 0) -> tuple[socket.socket, socket.socket]:
-        pair = socket.socketpair()
-        for sock in pair:
-            sock.settimeout(PATIENCE_S)
-            if send_buffer:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        self.sockets += pair
-        return pair
-
-    def client(self, sock: socket.socket, token: bytes = TOKEN, **options: Any) -> End:
-        return End(self, sock, ClientHandshake(token, "/run/client.sock"), **options)
-
-    def server(self, sock: socket.socket, token: bytes = TOKEN, **options: Any) -> End:
-        return End(self, sock, ServerHandshake(token), **options)
-
-    def pair(self, send_buffer: int = 0, **options: Any) -> tuple[End, End]:
-        ours, theirs = self.socketpair(send_buffer)
-        return self.client(ours, **options), self.server(theirs, **options)
-
-    def close(self) -> None:
-        with self.reactor.lock:
-            for end in self.ends:
-                end.connection.close()
-        self.reactor.close()
-        for sock in self.sockets:
-            sock.close()
-
-
-class End:
-    """A connection and its handler, which keeps what it is told."""
-
-    def __init__(
-        self,
-        wire: Wire,
-        sock: socket.socket,
-        handshake: ClientHandshake | ServerHandshake,
-        messages: Any = MESSAGES,
-        max_frame_bytes: int = LIMIT,
-    ) -> None:
-        self.wire = wire
-        self.batches: list[list[Any]] = []
-        self.closed: list[Exception | None] = []
-        self.on_batch: Callable[[], None] | None = None
-        wire.ends.append(self)
-        with wire.reactor.lock:
-            self.connection = Connection(
-                wire.reactor, sock, handshake, self, messages, max_frame_bytes=max_frame_bytes
-            )
-
-    @property
-    def received(self) -> list[Any]:
-        return [message for batch in self.batches for message in batch]
-
-    def send(self, *messages: Any) -> None:
-        """Send messages as one batch."""
-        with self.wire.reactor.lock:
-            for message in messages:
-                self.connection.send(message)
-        self.wire.reactor.flush()
-
-    def error(self) -> Exception | None:
-        """Why the connection ended, once it has."""
-        self.wire.serve(lambda: self.closed)
-        (error,) = self.closed
-        return error
-
-    # The handler's part.
-
-    def on_messages(self, connection: Connection, messages: list[Any]) -> None:
-        assert connection is self.connection
-        assert not self.wire.reactor.lock.locked()
-        self.batches.append(messages)
-        if self.on_batch is not None:
-            self.on_batch()
-        self.wire.changed.finish()
-
-    def on_closed(self, connection: Connection, error: Exception | None) -> None:
-        assert connection.closed
-        self.closed.append(error)
-        self.wire.changed.finish()
-
-
-@pytest.fixture
-def wire() -> Iterator[Wire]:
-    with contextlib.closing(Wire()) as wire:
-        yield wire
-
-
-def greet(wire: Wire, sock: socket.socket) -> bytes:
-    """Speak a client's part of the handshake by hand, up to its proof, which is returned and not sent."""
-    client = ClientHandshake(TOKEN, "/run/by-hand.sock")
-    sock.sendall(b"".join(client.outbox))
-    client.outbox.clear()
-    wire.reactor.pump()
-    assert client.receive(read_frame(sock))
-    return b"".join(client.outbox)
-
-
-def read_frame(sock: socket.socket) -> bytes:
-    data = bytearray()
-    while (payload := cut_frame(data, LIMIT)) is None:
-        data += sock.recv(1) or pytest.fail("the connection ended before a frame was whole")
-    return payload
-
-
-def frame(*messages: Any) -> bytes:
-    return encode_frame(msgspec.msgpack.encode(list(messages)))
-
+from shoal.wire.framing import encode_frame
+from shoal.wire.handshake import ClientHandshake, ServerHandshake
+from tests.wire.wires import (
+    OTHER,
+    TOKEN,
+    Wire,
+    frame,
+    greet,
+    read_frame,
+)
 
 # --- messages ------------------------------------------------------------------------------------------------------------
 
@@ -261,11 +131,43 @@ def test_a_batch_beyond_the_limit_of_a_frame_leaves_in_several(wire: Wire) -> No
     assert max(len(msgspec.msgpack.encode(batch)) for batch in server.batches) <= 10_000
 
 
-def test_a_single_message_beyond_the_limit_is_refused_by_name(wire: Wire) -> None:
+def test_a_single_message_beyond_the_limit_is_left_out_and_reported(wire: Wire) -> None:
     client, server = wire.pair(max_frame_bytes=10_000)
     client.send(1)
     wire.serve(lambda: server.received)
-    client.send(2, b"x" * 20_000, 3)
+    large = b"x" * 20_000
+    client.send(2, large, 3)
+    wire.serve(lambda: client.unsent and len(server.received) == 3)
+    ((message, reason),) = client.unsent
+    assert message is large
+    assert "20,004 bytes" in reason
+    assert "10,000 (max_frame_bytes)" in reason
+    client.send(4)
+    wire.serve(lambda: len(server.received) == 4)
+    assert server.received == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("bad", ["\ud800", 1 << 70, object()], ids=["text", "number", "type"])
+def test_what_cannot_be_encoded_is_left_out_and_reported(wire: Wire, bad: Any) -> None:
+    client, server = wire.pair()
+    client.send(1)
+    wire.serve(lambda: server.received)
+    client.send(2, bad, 3)
+    client.send(bad)
+    client.send(4)
+    wire.serve(lambda: len(server.received) == 4 and len(client.unsent) == 2)
+    assert server.received == [1, 2, 3, 4]
+    assert all(message is bad for message, _ in client.unsent)
+    assert all("cannot be encoded" in reason for _, reason in client.unsent)
+
+
+def test_a_peer_that_sends_more_than_the_limit_is_refused_by_name(wire: Wire) -> None:
+    ours, theirs = wire.socketpair()
+    client, server = (
+        wire.client(ours, max_frame_bytes=100_000),
+        wire.server(theirs, max_frame_bytes=10_000),
+    )
+    client.send(b"x" * 20_000)
     error = server.error()
     assert isinstance(error, ProtocolError)
     assert "max_frame_bytes" in str(error)
@@ -350,6 +252,37 @@ def test_a_peer_that_goes_without_reading_is_no_error(wire: Wire) -> None:
     # Whoever still sends is not bothered.
     client.send(2)
     assert client.closed == [None]
+
+
+def test_a_defect_in_a_handler_ends_the_connection_and_bothers_nobody_else(
+    wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, server = wire.pair()
+
+    def fail() -> None:
+        raise ValueError("a defect")
+
+    server.on_batch = fail
+    client.send(1)
+    # Whoever leads here waits for something else.
+    error = server.error()
+    assert isinstance(error, InternalError)
+    assert "a defect" in str(error)
+    assert "/run/client.sock" in caplog.text
+    assert client.error() is None
+
+
+def test_an_interrupt_in_a_handler_is_for_who_leads(wire: Wire) -> None:
+    client, server = wire.pair()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    server.on_batch = interrupt
+    client.send(1)
+    with pytest.raises(KeyboardInterrupt):
+        wire.serve(lambda: False)
+    assert not server.connection.closed
 
 
 def test_frames_behind_the_one_at_which_the_handler_closed_are_not_handed_out(wire: Wire) -> None:
@@ -490,33 +423,3 @@ def test_the_error_of_a_peer_may_outlive_the_reactor() -> None:
         ours.sendall(b"\0" * 100)
         error = server.error()
     assert error is not None
-
-
-# --- listening -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_listener_answers_from_the_start_and_hands_out_when_it_is_started(
-    wire: Wire, tmp_path: Path
-) -> None:
-    path = str(tmp_path / "s.sock")
-    listener = Listener(wire.reactor, path)
-    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
-    clients = []
-    for _ in range(3):
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.connect(path)
-        wire.sockets.append(sock)
-        clients.append(wire.client(sock))
-    servers: list[End] = []
-
-    def accept(sock: socket.socket) -> None:
-        wire.sockets.append(sock)
-        servers.append(wire.server(sock))
-
-    listener.start(accept)
-    for client in clients:
-        client.send(1)
-    wire.serve(lambda: len(servers) == 3 and all(server.received for server in servers))
-    with wire.reactor.lock:
-        listener.close()
-    assert not os.path.exists(path)
