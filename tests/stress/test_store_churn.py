@@ -37,6 +37,9 @@ PATIENCE_S: Final = 60.0
 
 SMALLEST: Final = 10**6
 LARGEST: Final = 300 * 10**6
+# Memory is warm for sizes that come again, as those of a program's arrays do; the others make the store give memory back and take it
+# anew.
+USUAL: Final = (SMALLEST, 8 * 10**6, 60 * 10**6)
 # What lives or is looked at is at most this: 850 MB and a sixteenth, which segments may be larger than their objects. So there is
 # always room, and nobody waits for anything but idle memory of others.
 HELD_BY_DRIVER: Final = 300 * 10**6
@@ -67,8 +70,12 @@ class Churn:
         self._held = 0
 
     def draw(self) -> tuple[int, int]:
-        """Where an object begins in the run, and how long it is; as many small ones as large."""
-        length = int(SMALLEST * (self._largest / SMALLEST) ** self.rng.random()) // WORD
+        """Where an object begins in the run, and how long it is: a usual length or any, as many small ones as large."""
+        if self.rng.random() < 0.5:
+            size = self.rng.choice((*USUAL, self._largest))
+        else:
+            size = int(SMALLEST * (self._largest / SMALLEST) ** self.rng.random())
+        length = size // WORD
         return self.rng.randrange(RUN - length), length
 
     def hold(self, view: Array, start: int, length: int) -> None:
