@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import resource
 import signal
 import socket
 import sys
@@ -39,6 +38,7 @@ from shoal.node.zygote import (
     name_process,
     serve_and_exit,
 )
+from shoal.wire.descriptors import raise_descriptor_limit
 from shoal.wire.framing import HEADER_BYTES, encode_frame
 from shoal.wire.session import HEAD, node_address, remove_session
 
@@ -156,16 +156,6 @@ def _be_zygote(boot: Boot, head: socket.socket, run: Run) -> NoReturn:
     serve_and_exit(head, session, run)
 
 
-def _raise_descriptor_limit() -> int:
-    """As many descriptors as the system lets us have: each worker costs the daemon three."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-    return soft if soft != resource.RLIM_INFINITY else 1 << 20
-
-
 def _serve(boot: Boot, listening: socket.socket, zygote: socket.socket, pids: list[int]) -> int:
     """Run the daemon until the session is over; the exit code. `pids` gets the workers that may still live."""
     import asyncio
@@ -178,7 +168,8 @@ def _serve(boot: Boot, listening: socket.socket, zygote: socket.socket, pids: li
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
         level=logging.INFO,
     )
-    max_descriptors = _raise_descriptor_limit()
+    # Each worker costs the daemon three.
+    max_descriptors = raise_descriptor_limit()
     loop = asyncio.new_event_loop()
     try:
         daemon = Daemon(loop, boot, zygote, max_descriptors)

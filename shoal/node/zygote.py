@@ -40,6 +40,7 @@ import msgspec
 
 from shoal.messages.boot import WorkerBoot
 from shoal.messages.zygote import Exited, Fork, Forked, Kill, Preload, ToZygote
+from shoal.wire.descriptors import MOST_WITH_USER_CODE, raise_descriptor_limit
 from shoal.wire.session import node_address, remove_session, worker_address
 
 MAX_PACKET_BYTES: Final = 256 * 1024
@@ -89,6 +90,8 @@ class Zygote:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         _limit_threads()
+        # For its workers.
+        raise_descriptor_limit(MOST_WITH_USER_CODE)
         self._run = run
 
     def serve(self) -> WorkerBoot | None:

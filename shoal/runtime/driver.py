@@ -17,6 +17,7 @@ from shoal.runtime.console import Console
 from shoal.runtime.interrupts import Interrupts
 from shoal.runtime.launch import Session, launch_head
 from shoal.runtime.process import Process
+from shoal.wire.descriptors import MOST_WITH_USER_CODE, raise_descriptor_limit
 
 logger = logging.getLogger("shoal")
 
@@ -39,6 +40,8 @@ class Driver:
         **resources: Any,
     ) -> None:
         reducers.install()
+        # Left so at the end: what the program has open by then may be more than it began with.
+        raise_descriptor_limit(MOST_WITH_USER_CODE)
         # First, because it checks what the user has set in the environment.
         self._console = Console.from_environment(config)
         self._console_timer = False
