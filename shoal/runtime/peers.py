@@ -1,15 +1,18 @@
 """Connections to the other processes that run user code, one for each address, made when first needed.
 
-Owns the registry and what both sides have told each other on a connection: which functions were defined. All methods are called
-with the runtime's lock held.
+Owns the registry and what both sides have told each other on a connection: which functions were defined. All methods but
+`accept` are called with the runtime's lock held, and none of them waits: a process that is too busy to accept is asked again by a timer,
+while what is to be sent to it is kept.
 
 The end of a process is declared by the node daemon (`PeerGone`), which knows its exit status; the end of a connection
-alone is not an end. Should the node not speak within `_VERDICT_S` after a connection broke, the peer counts as gone.
+alone is not an end. What follows when one breaks and the node says nothing is decided in `Process.on_closed`.
 """
 
 from __future__ import annotations
 
 import socket
+from functools import partial
+from time import monotonic
 from typing import Any, Final
 
 from shoal.messages.node import Watch
@@ -19,7 +22,10 @@ from shoal.wire.connection import Connection, Handler
 from shoal.wire.handshake import ClientHandshake, ServerHandshake
 from shoal.wire.reactor import Reactor, decoder_of
 
+_CONNECT_AGAIN_S: Final = 0.02
 _CONNECT_TIMEOUT_S: Final = 10.0
+"""How long the backlog of a process may stay full before it counts as not to be reached."""
+
 _decoder = decoder_of(PeerMessage)
 
 
@@ -74,13 +80,9 @@ class Peers:
         peer = self._by_address.get(address)
         if peer is not None and not peer.connection.closed:
             return peer.connection
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # Connecting a Unix socket waits only while the other side's backlog is full.
-            sock.settimeout(_CONNECT_TIMEOUT_S)
-            sock.connect(address)
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError as error:
-            sock.close()
             raise ConnectionError(f"cannot connect to {address}: {error}") from error
         handshake = ClientHandshake(self._token, self._address)
         connection = Connection(
@@ -91,12 +93,43 @@ class Peers:
             _decoder,
             max_frame_bytes=self._max_frame_bytes,
             peer_address=address,
+            connected=False,
         )
+        try:
+            connected = connection.connect(address)
+        except OSError as error:
+            connection.close()
+            raise ConnectionError(f"cannot connect to {address}: {error}") from error
+        if not connected:
+            deadline = monotonic() + _CONNECT_TIMEOUT_S
+            self._reactor.call_later(
+                _CONNECT_AGAIN_S, partial(self._connect_again, connection, deadline)
+            )
         self._adopt(address, connection)
         return connection
 
+    def _connect_again(self, connection: Connection, deadline: float) -> None:
+        """The backlog of a process was full (without the lock)."""
+        address = connection.peer_address
+        try:
+            with self._reactor.lock:
+                if connection.closed or connection.connect(address):
+                    return
+                if monotonic() < deadline:
+                    again = partial(self._connect_again, connection, deadline)
+                    self._reactor.call_later(_CONNECT_AGAIN_S, again)
+                    return
+        except OSError as error:
+            connection.fail(ConnectionError(f"cannot connect to {address}: {error}"))
+        else:
+            connection.fail(
+                ConnectionError(
+                    f"cannot connect to {address}: for {_CONNECT_TIMEOUT_S:g} s it has accepted nobody"
+                )
+            )
+
     def accept(self, sock: socket.socket) -> None:
-        """Somebody connected to this process. Takes the lock."""
+        """Somebody connected to this process. Called by the reactor's leader, without the lock, which it takes."""
         with self._reactor.lock:
             connection = Connection(
                 self._reactor,

@@ -106,6 +106,7 @@ class Connection:
         *,
         max_frame_bytes: int,
         peer_address: str = "",
+        connected: bool = True,
     ) -> None:
         sock.setblocking(False)
         self._reactor = reactor
@@ -127,8 +128,27 @@ class Connection:
         self._greeting = bytearray()
         self._decode: Callable[[Any], list[Any]] = messages.decode
         self._on_readable: Callable[[Buffer], None] = self._receive_handshake
-        reactor.register(self.fd, self.on_ready)
-        self._send_raw(handshake.outbox)
+        if connected:
+            self._begin()
+
+    def _begin(self) -> None:
+        assert self._handshake is not None
+        self._reactor.register(self.fd, self.on_ready)
+        self._send_raw(self._handshake.outbox)
+
+    def connect(self, address: str) -> bool:
+        """Connect a socket that was given unconnected; False if the other side has no room for it now. What is sent meanwhile
+        waits. Never blocks.
+
+        Raises:
+            OSError: nobody listens there.
+        """
+        try:
+            self._sock.connect(address)
+        except BlockingIOError:
+            return False
+        self._begin()
+        return True
 
     # --- sending (with the runtime's lock) -----------------------------------------------------------------------
 
