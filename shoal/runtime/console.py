@@ -3,347 +3,45 @@
     worker ──pipe──► node (splits lines, keeps log files) ──Log──► Console.show ──► LineCounter ──► writer ──► sys.stdout
                                                                    any thread, no waiting           a thread of its own
 
-Rule 1. A line is shown as `(source pid=1234) text`, on the stream that it was printed on, in the order in which its process
-        printed it, at once.
-Rule 2. The exception: a line that *another* process printed less than `repeat_window_s` ago is counted instead, and shown as
-        `(source pid=1234) text [repeated 7x by other processes]`, where 1234 is the process whose line was shown.
-        Only identical text is the same: lines that differ in a number say different things.
-Rule 3. A process that repeats itself is shown each time; so are blank lines, which make up the layout of what is around
-        them, and lines too long to be remembered.
-Rule 4. Nothing vanishes: lines in = lines shown + repeats told + lines whose number is told (skipped by the user's own
-        pattern, or more than the terminal took). Once the output is broken or closed there is nobody to tell.
-
-The count is told when the window ends, counted from the line that was shown; or earlier, when the session ends or more
-lines come than are remembered. Not earlier on account of order: a counted line is on the screen already, above
-everything that its process prints after it, so only the number is late, and telling it at each next line of that
-process would print as much as was saved. Windows end in the order in which they began, so the counts of a traceback
-that many workers print are a readable traceback again. When a window ends its line is forgotten: the next one is shown at
-once, by whichever process it comes from.
-
-`LineCounter` decides, without I/O or clock. `Console` writes, in a thread that exists while there is something to write:
-`show` may be called with the runtime's lock held, but a terminal can be stopped, and `sys.stdout` can be any object of
-the user's. The thread is no daemon, because one that is killed inside a write takes the stream's lock with it and the
-interpreter aborts; so it must not outlast the main thread by more than a write, however much workers print, and leaves
-the rest to `close`. What a stopped output leaves unwritten is bounded; what is beyond is dropped and the number told. The
-node's log files have every line.
+`core.lines` decides what is shown and what is counted, without I/O or clock; `runtime.terminal` writes to whatever the user's streams
+are. The `Console` writes in a thread that exists while there is something to write: `show` may be called with the
+runtime's lock held, but a terminal can be stopped, and `sys.stdout` can be any object of the user's. The thread is no daemon,
+because one that is killed inside a write takes the stream's lock with it and the interpreter aborts; so it must not
+outlast the main thread by more than a write, however much workers print, and leaves the rest to `close`. What a stopped
+output leaves unwritten is bounded; what is beyond is dropped and the number told. Once the output is broken or closed
+there is nobody to tell. The node's log files have every line.
 
 Left to the caller: calling `tick` at `next_deadline`, and `close` at the end, when the node has sent the last lines.
 """
 
 from __future__ import annotations
 
-import errno
-import io
-import logging
 import os
 import re
-import select
-import stat
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from operator import attrgetter
 from time import monotonic
-from typing import TYPE_CHECKING, Final, NamedTuple, Self, TextIO
+from typing import TYPE_CHECKING, Final, Self, TextIO
 
 from shoal.clock import monotonic_ns
+from shoal.core.lines import Line, LineCounter
+from shoal.runtime.terminal import Output
 
 if TYPE_CHECKING:
     from shoal.config import Config
     from shoal.messages.node import Log
 
-logger = logging.getLogger("shoal")
-
 STDERR: Final = 2
-
-MAX_REMEMBERED_LINES: Final = 4096
-MAX_REMEMBERED_CHARS: Final = 1000
-"""Longer lines are not remembered. Together the two bound what a `LineCounter` holds to some megabytes."""
 
 MAX_UNWRITTEN_BYTES: Final = 32 * 1024 * 1024
 """Lower: lines are dropped when a burst meets a slow terminal. Higher: more memory behind a terminal that is stopped."""
 
 _LINE_OVERHEAD_BYTES: Final = 200
 _BATCH_LINES: Final = 1000
-_WRITE_BYTES: Final = 64 * 1024
 _LINGER_S: Final = 0.05
 _CLOSE_TIMEOUT_S: Final = 2.0
-
-# Everything that a terminal obeys but colours: moving the cursor or erasing would hit the lines of others here.
-_CURSOR_CONTROL: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-ln-~]")
-_RESET: Final = "\x1b[0m"
-
-# No red, which reads as an error, and neither black nor white, one of which is the background.
-_PREFIX_COLOURS: Final = (36, 35, 32, 33, 34)
-
-
-class Line(NamedTuple):
-    """A line to write. `repeats` is 0 for a line as printed, else how often other processes printed it too."""
-
-    stream: int
-    pid: int
-    source: str
-    text: str
-    repeats: int = 0
-
-
-class _Window:
-    """A line that was shown, and how often other processes have printed it since."""
-
-    __slots__ = ("deadline", "line", "repeats")
-
-    def __init__(self, line: Line, deadline: int) -> None:
-        self.line = line
-        self.deadline = deadline
-        self.repeats = 0
-
-
-class LineCounter:
-    """Which lines to show, and which to count: the rules of the module's docstring. Times are nanoseconds.
-
-    Args:
-        window_ns: How long the same line of other processes is counted; 0 shows every line.
-        allow: Lines in which this is found are always shown.
-        skip: Lines in which this is found are never shown, only counted.
-        max_lines: Most lines remembered.
-    """
-
-    def __init__(
-        self,
-        window_ns: int,
-        *,
-        allow: re.Pattern[str] | None = None,
-        skip: re.Pattern[str] | None = None,
-        max_lines: int = MAX_REMEMBERED_LINES,
-    ) -> None:
-        self.outbox: list[Line] = []
-        """What is to be written, in order; the shell empties it."""
-        self.skipped = 0
-        """Lines that matched `skip`."""
-        self._window_ns = window_ns
-        self._allow = allow
-        self._skip = skip
-        self._max_lines = max_lines
-        # In the order of their deadlines, since all windows are equally long.
-        self._windows: dict[tuple[int, str], _Window] = {}
-        # How many of them have something to tell.
-        self._counting = 0
-
-    def on_lines(self, pid: int, source: str, stream: int, lines: list[str], now: int) -> None:
-        """A process has printed lines."""
-        self.on_tick(now)
-        for raw in lines:
-            text = last_state(raw)
-            if self._skip is not None and self._skip.search(text):
-                self.skipped += 1
-            elif not self._is_countable(text):
-                self.outbox.append(Line(stream, pid, source, text))
-            else:
-                self._show_or_count(Line(stream, pid, source, text), now)
-
-    def on_tick(self, now: int) -> None:
-        """Time has passed."""
-        windows = self._windows
-        while windows:
-            window = next(iter(windows.values()))
-            if window.deadline > now:
-                return
-            self._end_oldest()
-
-    def on_end(self) -> None:
-        """Nothing more will come: tell every count."""
-        while self._windows:
-            self._end_oldest()
-
-    def next_deadline(self) -> int | None:
-        """When to call `on_tick`; None while there is nothing to tell. It is that of the oldest window, whether or not that one
-        has anything to tell, so that it never moves forward under a timer that is set already."""
-        return next(iter(self._windows.values())).deadline if self._counting else None
-
-    def check(self) -> None:
-        """Assert the invariants."""
-        windows = list(self._windows.values())
-        assert len(windows) <= self._max_lines, "more lines are remembered than may be"
-        deadlines = [window.deadline for window in windows]
-        assert deadlines == sorted(deadlines), "windows are not in the order of their deadlines"
-        counting = sum(window.repeats > 0 for window in windows)
-        assert self._counting == counting, f"{counting} windows count, not {self._counting}"
-
-    # --- inner workings ------------------------------------------------------------------------------------------
-
-    def _is_countable(self, text: str) -> bool:
-        return (
-            self._window_ns > 0
-            and len(text) <= MAX_REMEMBERED_CHARS
-            and bool(text)
-            and not text.isspace()
-            and (self._allow is None or not self._allow.search(text))
-        )
-
-    def _show_or_count(self, line: Line, now: int) -> None:
-        key = (line.stream, line.text)
-        window = self._windows.get(key)
-        if window is None:
-            if len(self._windows) >= self._max_lines:
-                self._end_oldest()
-            self._windows[key] = _Window(line, now + self._window_ns)
-            self.outbox.append(line)
-        elif window.line.pid == line.pid:
-            # Or a process of that pid on another machine: then a line is shown that might have been counted.
-            self.outbox.append(line)
-        else:
-            self._counting += not window.repeats
-            window.repeats += 1
-
-    def _end_oldest(self) -> None:
-        key = next(iter(self._windows))
-        window = self._windows.pop(key)
-        if window.repeats:
-            self._counting -= 1
-            self.outbox.append(window.line._replace(repeats=window.repeats))
-
-
-def last_state(text: str) -> str:
-    """A line as it would stand on a terminal in the end: of a progress bar, which returns to the start of its line again
-    and again, the last state; and nothing that moves the cursor."""
-    if "\x1b" in text:
-        text = _CURSOR_CONTROL.sub("", text)
-    if "\r" in text:
-        text = next((state for state in reversed(text.split("\r")) if state.strip()), "")
-    if "\x1b[" in text and not text.endswith(_RESET):
-        # A colour that is not reset would run on into the lines of others.
-        text += _RESET
-    return text
-
-
-class _Output:
-    """One of the driver's two streams: that given, or what `sys` holds at the time of each write, since notebooks,
-    tests and progress displays exchange it."""
-
-    def __init__(self, name: str, given: TextIO | None, colour: bool | None, prefix: bool) -> None:
-        self._name = name
-        self._given = given
-        self._colour = colour
-        self._prefix = prefix
-        self._broken: TextIO | None = None
-
-    def write(self, lines: list[Line]) -> None:
-        """Write lines. Waits as long as the stream makes it wait."""
-        while True:
-            stream = self._given if self._given is not None else getattr(sys, self._name)
-            # A stream that failed is left alone; another one in its place is written to again.
-            if stream is None or stream is self._broken:
-                return
-            try:
-                _write(stream, self._format(lines, self._wants_colour(stream)))
-                return
-            except Exception as error:
-                # It may be any object of the user's, and fail in any way.
-                self._broken = stream
-                if self._name == "stdout" and not _means_gone(error):
-                    logger.exception(
-                        "lines of workers are not shown any more, because sys.stdout, a %s, raised an error; "
-                        "the workers' log files have them",
-                        type(stream).__qualname__,
-                    )
-
-    def _wants_colour(self, stream: TextIO) -> bool:
-        if self._colour is not None:
-            return self._colour
-        # What stands in for a stream often has no more than `write`, as for `print`.
-        isatty = getattr(stream, "isatty", None)
-        return isatty is not None and bool(isatty())
-
-    def _format(self, lines: list[Line], colour: bool) -> list[str]:
-        texts = []
-        for line in lines:
-            prefix = f"{_prefix(line)} " if self._prefix else ""
-            if prefix and colour:
-                code = _PREFIX_COLOURS[line.pid % len(_PREFIX_COLOURS)]
-                prefix = f"\x1b[{code}m{prefix}{_RESET}"
-            repeats = f" [repeated {line.repeats:,}x by other processes]" if line.repeats else ""
-            texts.append(f"{prefix}{line.text}{repeats}\n")
-        return texts
-
-
-def _prefix(line: Line) -> str:
-    if not line.pid:
-        return f"({line.source})"
-    return f"({line.source} pid={line.pid})" if line.source else f"(pid={line.pid})"
-
-
-def _means_gone(error: Exception) -> bool:
-    """Whether the stream was closed, or its reader or terminal is gone: then there is nobody to tell."""
-    if isinstance(error, OSError):
-        return error.errno in {errno.EPIPE, errno.EIO, errno.EBADF}
-    return isinstance(error, ValueError)
-
-
-def _write(stream: TextIO, lines: list[str]) -> None:
-    fd = _descriptor(stream)
-    for text in _pieces(lines, _WRITE_BYTES if fd is None else _undivided_bytes(fd)):
-        if fd is not None:
-            _write_to_descriptor(stream, fd, text)
-            continue
-        try:
-            stream.write(text)
-        except UnicodeEncodeError:
-            # The line matters more than its dashes.
-            encoding = getattr(stream, "encoding", None) or "ascii"
-            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        flush = getattr(stream, "flush", None)
-        if flush is not None:
-            flush()
-
-
-def _descriptor(stream: TextIO) -> int | None:
-    """The descriptor of an ordinary text stream; None for all that may do something of its own with what it is given (a
-    notebook's stream, a compressed file, a test's capture)."""
-    if type(stream) is not io.TextIOWrapper:
-        return None
-    buffer: object = stream.buffer
-    raw = buffer.raw if isinstance(buffer, io.BufferedWriter) else buffer
-    return raw.fileno() if type(raw) is io.FileIO else None
-
-
-def _write_to_descriptor(stream: TextIO, fd: int, text: str) -> None:
-    """Write past the stream's buffer, after what is in it. If the reader is gone (`program | head`), nothing of ours stays in
-    the buffer, to raise BrokenPipeError at exit in a program that never printed anything itself; and a descriptor that
-    somebody made non-blocking is waited for, where the buffer would lose text."""
-    left = text.encode(stream.encoding, "backslashreplace")
-    while True:
-        try:
-            stream.flush()
-            while left:
-                left = left[os.write(fd, left) :]
-            return
-        except BlockingIOError:
-            poller = select.poll()
-            poller.register(fd, select.POLLOUT)
-            poller.poll()
-
-
-def _undivided_bytes(fd: int) -> int:
-    """How much goes out in one write without text of other threads or processes in between: into a pipe no more than this,
-    if it is nearly full. Elsewhere more, since each write lets a busy main thread have the interpreter."""
-    mode = os.fstat(fd).st_mode
-    return _WRITE_BYTES if stat.S_ISREG(mode) or stat.S_ISCHR(mode) else select.PIPE_BUF
-
-
-def _pieces(lines: list[str], limit: int) -> Iterator[str]:
-    """Whole lines together, up to `limit` bytes."""
-    piece: list[str] = []
-    room = limit
-    for line in lines:
-        size = len(line) if line.isascii() else len(line.encode(errors="replace"))
-        if piece and size > room:
-            yield "".join(piece)
-            piece = []
-            room = limit
-        piece.append(line)
-        room -= size
-    yield "".join(piece)
 
 
 class Console:
@@ -374,8 +72,8 @@ class Console:
     ) -> None:
         self._counter = LineCounter(int(repeat_window_s * 1e9), allow=allow, skip=skip)
         self._clock = clock
-        self._stdout = _Output("stdout", stdout, colour, prefix)
-        self._stderr = _Output("stderr", stderr, colour, prefix)
+        self._stdout = Output("stdout", stdout, colour, prefix)
+        self._stderr = Output("stderr", stderr, colour, prefix)
         # Guards everything below and the counter; never held while a stream is written to.
         self._changed = threading.Condition(threading.Lock())
         self._unwritten: list[Line] = []

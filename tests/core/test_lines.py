@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.runtime.console import MAX_REMEMBERED_CHARS, Line, LineCounter, last_state
+from shoal.core.lines import MAX_REMEMBERED_CHARS, Line, LineCounter, last_state
 
 SECOND = 1_000_000_000
 WINDOW = 5 * SECOND
