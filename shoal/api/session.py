@@ -149,11 +149,6 @@ def init(
             )
         if include_dashboard:
             raise ValueError("include_dashboard=True: this release of shoal has no dashboard")
-        if namespace is not None and (not isinstance(namespace, str) or not namespace):
-            raise TypeError(f"namespace must be a name, not {namespace!r}")
-        for key, value in (labels or {}).items():
-            if not isinstance(key, str) or not isinstance(value, str):
-                raise TypeError(f"labels must be texts by name; {key!r}: {value!r} is not")
         _check_numbers(object_store_memory=object_store_memory, _memory=_memory)
         _check_texts(namespace=namespace, _node_name=_node_name, _temp_dir=_temp_dir)
         for key, value in (labels or {}).items():

@@ -146,7 +146,7 @@ class Workers:
                 idle_limit=max(1, int(config.idle_workers_per_cpu * cpus)),
                 idle_ns=int(config.idle_worker_s * 1e9),
                 start_timeout_ns=int(config.worker_start_timeout_s * 1e9),
-                max_starting=max(4, 2 * cpus),
+                max_starting=max(8, 4 * cpus),
                 max_workers=max(8, (max_descriptors - _OWN_FDS) // _FDS_PER_WORKER),
             ),
             # The first four bytes name the worker's socket and its shared memory: they must be unique on this node for

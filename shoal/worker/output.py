@@ -6,8 +6,8 @@ each new source; the node eats it. Text that C code writes to the descriptors di
 
 from __future__ import annotations
 
+import contextlib
 import io
-import os
 import sys
 from typing import Final
 
@@ -60,8 +60,6 @@ def take_over() -> Source:
 def flush() -> None:
     """Write out what is buffered, as far as anybody reads it."""
     for stream in (sys.stdout, sys.stderr):
-        try:
+        # The reader may be gone, or the user has closed the stream: then there is nobody to tell.
+        with contextlib.suppress(OSError, ValueError):
             stream.flush()
-        except (OSError, ValueError):
-            # The reader is gone, or the user closed the stream: there is nobody to tell.
-            os.environ.get("")
