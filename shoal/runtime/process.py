@@ -19,6 +19,7 @@ import sys
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -405,6 +406,7 @@ class Process:
         if address in self.peers.gone:
             return
         self.peers.forget(address, cause)
+        self.callbacks.append(partial(self.store.forget, address))
         self.owner.process_died(address, cause)
         self.actors.process_died(address)
         self.borrowing.process_died(address, cause)

@@ -13,6 +13,7 @@ from shoal.errors import ObjectStoreFullError
 from shoal.messages.node import QuotaGranted, QuotaRequest, QuotaReturn
 from shoal.serial.layout import write_layout
 from shoal.store import Arena, Block, Location, QuotaExhausted, Reader, copy_into
+from shoal.wire.session import creator_at
 
 if TYPE_CHECKING:
     from shoal.messages.values import Stored
@@ -84,6 +85,12 @@ class ObjectStore:
         """An object that this process made is dead."""
         if self._arena is not None:
             self._arena.free(location)
+
+    def forget(self, address: str) -> None:
+        """A process has ended: what is mapped of its objects and not looked at goes, or it would keep their memory after
+        they are freed. Without the lock, since unmapping takes its time."""
+        if self._reader is not None:
+            self._reader.forget(creator_at(address))
 
     def give_back(self, wanted: int) -> None:
         """Others wait for room."""
