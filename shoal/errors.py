@@ -26,7 +26,9 @@
     ├── ActorAlreadyExistsError        (ValueError) the name is taken
     ├── ActorHandleNotFoundError       (ValueError) the handle belongs to another session
     ├── UnserializableError            (TypeError) a value cannot be sent
+    ├── ExceptionStandIn               an exception of the user's whose type cannot be rebuilt here (`serial.exceptions`)
     ├── DeserializationError           a value arrived but could not be rebuilt
+    │   └── CorruptBlockError          its bytes in shared memory are not those of a value (`serial.layout`)
     ├── StreamEndError                 a generator's stream has ended
     ├── AuthenticationError            the peer does not hold the session's token
     ├── ProtocolError                  a peer sent what no peer may send

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from shoal.core.references import (
     Countdown,
@@ -40,6 +40,12 @@ if TYPE_CHECKING:
     from shoal.wire.connection import Connection
 
 
+_FREED: Final = (
+    "its owner has freed it, because no reference to it was left. References count while they are variables, or inside arguments, "
+    "results and objects that are put, but not in what was pickled by hand: keep one until the object is not used any more"
+)
+
+
 class Borrowing:
     """See the module's docstring."""
 
@@ -64,13 +70,14 @@ class Borrowing:
             return
         if not entry.owner:
             if entry.task is None and entry.actor_id is None:
-                self._lose(entry, "it was freed before this process asked for it")
+                self._lose(entry, _FREED)
             return
         entry.fetching = True
         try:
             connection = self._process.peers.connect(entry.owner)
-        except ConnectionError:
-            self._owner_died(entry, self._process.peers.gone.get(entry.owner, "cannot be reached"))
+        except ConnectionError as error:
+            cause = self._process.peers.gone.get(entry.owner, f"cannot be reached ({error})")
+            self._owner_died(entry, cause)
             return
         connection.send(Fetch(entry.object_id))
 
@@ -100,7 +107,9 @@ class Borrowing:
 
     def _owner_died(self, entry: Entry, cause: str) -> None:
         error = OwnerDiedError(
-            f"object {entry.object_id.hex()} is lost: the process that owned it {cause}",
+            f"object {entry.object_id.hex()} is lost: the process that owned it {cause}. What a process puts, and the "
+            "results of the tasks that it submits, go with it: let a process do that which lives as long as the object is used, "
+            "such as the driver, or let the task return the value itself",
             entry.object_id.hex(),
         )
         self._process.complete(entry, Failed(dump_exception(error)), [], registered=True)
@@ -127,7 +136,7 @@ class Borrowing:
         entry = self._objects.entries.get(message.object_id)
         if entry is None or entry.owner:
             error = ObjectLostError(
-                f"object {message.object_id.hex()} is lost: its owner has freed it, because no reference to it was left",
+                f"object {message.object_id.hex()} is lost: {_FREED}",
                 message.object_id.hex(),
             )
             connection.send(Fetched(message.object_id, Failed(dump_exception(error))))

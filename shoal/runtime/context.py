@@ -1,8 +1,8 @@
 """Which task the running code belongs to.
 
 A context variable, so that the threads and coroutines of concurrent actor methods each see their own. Code that runs in a thread
-that the user started inside a task sees the process's default context (in a worker, the last task begun; in a
-driver, the driver itself).
+that the user started inside a task belongs to no task: like all code outside of tasks it sees the root context of its
+process (`Process.root`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class TaskContext:
     """The task (or the driver) that code runs in.
 
     Attributes:
-        kind: "driver", "task" or "actor".
-        children: Ids of tasks submitted from here, for recursive cancelling; None where nobody can ask for it.
+        kind: "driver", "task" or "actor"; "worker" for the root context of a worker.
+        children: The unfinished tasks submitted from here, by id, for recursive cancelling; None where nobody can ask for it.
         cancelled: Somebody asked for the task to end (`get_runtime_context().is_canceled()`).
     """
 
