@@ -21,6 +21,17 @@ Rules
    different peers may arrive in any order (a count may be negative for a moment).
 5. When a process dies, its registrations go with it.
 
+What a crash costs
+------------------
+- *An executor dies after it has registered its caller for references in a result, and before it has replied.* The caller will
+  never give those registrations up, for it does not know of them: the objects stay until the caller ends (if it owns them
+  itself: until it ends as well). That is at most what one reply carries, for each executor that dies in these
+  microseconds. To find it out, owners would have to note for each registration who asked for it, on the way of every reply.
+- *A caller dies before its call has returned.* What it passed is covered by nobody any more, and may be freed while the executor
+  still has references to it. A task's worker ends with its caller, so only an actor can notice: a reference that it
+  has kept from such a call raises `ObjectLostError`, or is registered like any other if the owner still had the object.
+  Nothing leaks: registering what is gone counts nothing.
+
 Freeing an object releases what it contains, in a loop rather than by recursion: chains may be a million long.
 
 Effects are appended to `outbox` and carried out by the runtime. Values never pass through here by copy. All methods are called

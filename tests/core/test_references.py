@@ -296,3 +296,42 @@ def test_check_sees_a_table_that_contradicts_itself(broken: str) -> None:
             table.entries[b"y"] = entry
     with pytest.raises(InternalError):
         table.check()
+
+
+# --- crashes -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("caller", ["caller", "owner"], ids=["another's", "its own"])
+def test_what_was_registered_for_a_reply_that_never_came_goes_with_the_caller(caller: str) -> None:
+    table = ObjectTable("owner")
+    entry = table.own(b"x")
+    # By an executor, which dies: whom it registered does not hear of it.
+    assert table.register(b"x", caller)
+    table.forget_borrower("executor")
+    table.drop_locals([entry])
+    assert b"x" in table.entries
+    table.forget_borrower(caller)
+    assert table.entries == {}
+
+
+def test_what_was_freed_with_its_caller_is_registered_for_nobody() -> None:
+    owner, executor = ObjectTable("owner"), ObjectTable("executor")
+    given = owner.own(b"x")
+    assert owner.register(b"x", "caller")
+    owner.drop_locals([given])
+    kept = executor.borrow((b"x", "owner"))
+    kept.local += 1
+    # The caller dies during the call: nobody covers the executor now.
+    owner.forget_borrower("caller")
+    assert owner.entries == {}
+    countdown = executor.register_before([], "caller")
+    (asked,) = effects(executor)
+    assert isinstance(asked, RegisterBorrower)
+    assert not owner.register(asked.object_id, asked.borrower)
+    assert executor.acknowledge(asked.token) == [countdown]
+    # Giving up what was never counted is nothing to the owner.
+    executor.drop_locals([kept])
+    assert effects(executor) == [GiveUp("owner", b"x", 1)]
+    owner.give_up(b"x", "executor", 1)
+    assert effects(owner) == []
+    assert owner.by_borrower == {}
