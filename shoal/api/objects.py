@@ -174,7 +174,7 @@ def cancel(
 
     Args:
         ref: A result of the task.
-        force: End the worker of a running task at once, which cannot be caught.
+        force: End the worker of a running task at once, which cannot be caught. Other tasks that were sent to it run elsewhere.
         recursive: Cancel also what the task submitted.
 
     Raises:

@@ -11,6 +11,7 @@ Every end of a connection is reported once, with its reason unless the peer simp
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -19,11 +20,23 @@ from shoal.errors import AuthenticationError, ProtocolError, ShoalError
 from shoal.wire.framing import FrameDecoder, cut_frame, pack_header
 from shoal.wire.handshake import HANDSHAKE_BYTES, UNDECODABLE, ServerHandshake
 
+logger = logging.getLogger("shoal")
+
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 MAX_OUTPUT_BYTES: Final = 256 * 1024 * 1024
 """What may wait for a peer that does not read. Far beyond what a sound peer lets pile up, so only lost ones reach it."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
+
+
+def _has_encoding(message: Any) -> bool:
+    """Whether a message can be sent. If not, it is a defect of ours, and the others of its batch must leave all the same."""
+    try:
+        _encode(message)
+    except Exception:
+        logger.exception("a message (%s) cannot be encoded and is left out", type(message).__name__)
+        return False
+    return True
 
 
 class ConnectionHandler(Protocol):
@@ -154,8 +167,11 @@ class ServerConnection(asyncio.Protocol):
         self._flush_scheduled = False
         if self.closed or not self._out:
             return
-        payload = _encode(self._out)
-        self._out.clear()
+        out, self._out = self._out, []
+        try:
+            payload = _encode(out)
+        except Exception:  # noqa: BLE001 - whatever it is, it is found and reported one by one
+            payload = _encode([message for message in out if _has_encoding(message)])
         self._write(pack_header(len(payload)) + payload)
 
     def _write(self, data: bytes) -> None:

@@ -114,6 +114,20 @@ def test_what_is_sent_in_one_turn_leaves_as_one_frame() -> None:
     run(scenario)
 
 
+def test_what_cannot_be_encoded_is_left_out_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(connection: ServerConnection, _: Recorder, peer: Peer) -> None:
+        await peer.shake_hands()
+        await until(lambda: connection.trusted)
+        for lease_id in (1, 1 << 70, 2):
+            connection.send(LeaseWanted(lease_id))
+        assert len(msgspec.msgpack.decode(await peer.frame())) == 2
+        connection.send(LeaseWanted(3))
+        assert len(msgspec.msgpack.decode(await peer.frame())) == 1
+
+    run(scenario)
+    assert "LeaseWanted" in caplog.text
+
+
 def test_data_may_follow_the_proof_at_once_and_come_in_pieces() -> None:
     async def scenario(connection: ServerConnection, recorder: Recorder, peer: Peer) -> None:
         batch = encode_frame(msgspec.msgpack.encode([LeaseCancel(1), LeaseCancel(2)]))

@@ -3,91 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from shoal.config import Config
-from shoal.core.references import ObjectTable
-from shoal.core.tasks import Function, Lane, State, Task
+from shoal.core.tasks import State, Task
 from shoal.errors import TaskCancelledError
-from shoal.messages.node import UNIT, KillProcess, Shape
 from shoal.messages.peer import Cancel, Done, HandBack
 from shoal.messages.values import Failed
-from shoal.runtime.owner import Owner
 from shoal.runtime.values import error_of
-
-
-class Sent(list[Any]):
-    """A connection: keeps what it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.out = self
-        self.lane: Lane | None = None
-        self.peer = SimpleNamespace(defined=set())
-
-    def send(self, message: Any) -> None:
-        self.append(message)
-
-    send_locked = send
-
-    def touch(self) -> None:
-        """It is always at hand."""
-
-    flush = touch
-
-
-class Bench:
-    """An owner, the node as a list of what it was told, and a lane with short tasks on it."""
-
-    def __init__(self) -> None:
-        self.node = Sent()
-        self.objects = ObjectTable("owner")
-        process: Any = SimpleNamespace(
-            config=Config(),
-            objects=self.objects,
-            node=self.node,
-            reactor=SimpleNamespace(call_later=lambda *_: None),
-            complete=self.complete,
-        )
-        self.owner = Owner(process)
-        self.queue = self.owner.tasks.scheduling_class(Shape((("CPU", UNIT),)))
-        self.function = Function(0, b"f", "f", b"")
-        self.function.average_us = 1
-
-    def complete(self, entry: Any, value: Any, refs: Any, registered: Any) -> None:
-        self.objects.complete(entry, value, refs, registered)
-
-    def submit(self, *names: bytes) -> list[Task]:
-        tasks = []
-        for name in names:
-            entry = self.objects.own(name)
-            task = entry.task = Task(name, self.function, self.queue, b"", (entry,), 3)
-            self.owner.tasks.submit(task)
-            tasks.append(task)
-        return tasks
-
-    def grant(self) -> Lane:
-        req = next(iter(self.queue.requests))
-        lane = Lane(self.queue, req, f"worker{req}", req, self.owner._push)
-        lane.connection = Sent()
-        lane.connection.lane = lane
-        self.owner.tasks.granted(req, self.queue, lane, 0.0)
-        return lane
-
-    def hear(self, lane: Lane, *messages: Any) -> None:
-        for message in messages:
-            self.owner.handlers[type(message)](lane.connection, message)
-        self.owner.settle()
-        self.owner.tasks.check()
-
-    def force(self, task: Task) -> None:
-        self.owner.cancel(task, force=True, recursive=True)
-
-    def killed(self) -> list[str]:
-        return [message.address for message in self.node if isinstance(message, KillProcess)]
+from tests.runtime.owners import Bench
 
 
 @pytest.fixture
