@@ -193,6 +193,13 @@ def hosted(served: Bench) -> Iterator[tuple[Bench, Loop]]:
         yield served, loop
 
 
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that is slow, on a machine under load, is not taken for a stuck one."""
+    monkeypatch.setattr("shoal.wire.reactor._HOST_PATIENCE_S", float(PATIENCE_S))
+
+
+@pytest.mark.usefixtures("patience")
 def test_a_loop_that_hosts_the_reactor_handles_its_events(hosted: tuple[Bench, Loop]) -> None:
     bench, loop = hosted
     bench.reactor.want_service()
