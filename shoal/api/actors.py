@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import msgspec
@@ -17,6 +18,7 @@ from shoal.errors import ActorHandleNotFoundError, NotInitializedError
 from shoal.ids import ActorID, return_id
 from shoal.messages.node import ActorInfo, ActorSpec
 from shoal.runtime import current_process
+from shoal.runtime.reentry import do_later, is_reentered
 from shoal.runtime.values import wire_args
 from shoal.serial.hooks import register_rebuilder, register_ref_type
 from shoal.worker.invocation import ActorExit
@@ -329,13 +331,18 @@ class ActorHandle:
             )
         link = self._link
         if link is None:
+            owner = "" if self._life is None else self._life.owner
+            reentered = is_reentered(process)
             with process.lock:
                 link = self._link = process.actors.link(
                     self._actor_id_bytes,
                     self._description.class_name,
                     self._description.out_of_order,
-                    "" if self._life is None else self._life.owner,
                 )
+                if not reentered:
+                    process.actors.watch(link, owner)
+            if reentered:
+                do_later(process, "a call", partial(process.actors.watch_now, link, owner))
         return process, link
 
     def __eq__(self, other: object) -> bool:

@@ -14,6 +14,7 @@ from shoal.api.options import STREAMING, TaskOptions, task_options
 from shoal.api.signatures import Signature
 from shoal.core.tasks import Function, Task
 from shoal.runtime import current_process
+from shoal.runtime.reentry import is_reentered
 from shoal.runtime.refs import ObjectRef
 from shoal.runtime.streams import ObjectRefGenerator
 from shoal.runtime.values import wire_args
@@ -192,6 +193,7 @@ def launch(
     if extra:
         holds = [*extra, *holds] if holds else extra
     task.holds = None
+    reentered = is_reentered(process)
     with process.lock:
         task.returns = process.owner.make_returns(
             task.task_id, 1 if returns == STREAMING else returns
@@ -200,12 +202,16 @@ def launch(
             entry.task = task
         if returns == STREAMING:
             task.stream = process.make_stream(task)
-        process.owner.start(task, deps, holds)
+        if reentered:
+            process.owner.start_later(task, deps, holds)
+        else:
+            process.owner.start(task, deps, holds)
     refs: list[ObjectRef[Any]] = [ObjectRef._of(entry, process.drop) for entry in task.returns]
     generator: ObjectRefGenerator[Any] | None = (
         ObjectRefGenerator(process, task, task.stream, refs[0]) if returns == STREAMING else None
     )
-    process.owner.after_submit()
+    if not reentered:
+        process.owner.after_submit()
     if generator is not None:
         return generator
     if returns == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, TypeVar, overload
 
 from shoal.api.actors import ActorHandle, handle_of
@@ -10,6 +11,7 @@ from shoal.core.tasks import Task
 from shoal.errors import ShoalError
 from shoal.messages.node import ActorInfo, ActorLookup
 from shoal.runtime import current_process
+from shoal.runtime.reentry import do_later, is_reentered
 from shoal.runtime.refs import ObjectRef
 from shoal.runtime.streams import ObjectRefGenerator
 from shoal.serial.values import serialize
@@ -99,12 +101,13 @@ def put(value: T) -> ObjectRef[T]:
     packed = values.pack(serialized, entries)
     objects = process.objects
     object_id = process.context().next_put_id()
+    reentered = is_reentered(process)
     with process.lock:
         entry = objects.own(object_id)
         if entries:
             objects.contain(entry, entries, None)
         entry.value = packed
-        if process.dropped:
+        if process.dropped and not reentered:
             process.settle()
     ref: ObjectRef[T] = ObjectRef.__new__(ObjectRef)
     ref._entry = entry
@@ -187,6 +190,9 @@ def cancel(
         raise TypeError(f"cancel() takes a reference, not a {type(ref).__name__}: {_short(ref)}")
     process = current_process.require()
     entry = ref._entry
+    if is_reentered(process):
+        do_later(process, "shoal.cancel()", partial(cancel, ref, force=force, recursive=recursive))
+        return
     with process.lock:
         task = entry.task
         if type(task) is Task and entry.value is None:
@@ -217,6 +223,9 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
             f"kill() takes the handle of an actor, not a {type(actor).__name__}; tasks are ended by shoal.cancel()"
         )
     process, link = actor._connect()
+    if is_reentered(process):
+        do_later(process, "shoal.kill()", partial(kill, actor, no_restart=no_restart))
+        return
     with process.lock:
         process.actors.kill(link, no_restart)
         process.settle()

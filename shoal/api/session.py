@@ -21,6 +21,7 @@ from shoal.api.options import canonical_env
 from shoal.config import load_config
 from shoal.messages.node import Job, LogFormat
 from shoal.runtime import current_process
+from shoal.runtime.reentry import refuse_reentry
 
 if TYPE_CHECKING:
     from shoal.runtime.driver import Driver
@@ -242,6 +243,8 @@ def shutdown(*, wait_for_processes: bool = False) -> None:
         wait_for_processes: Accepted for compatibility; shutdown always waits.
     """
     global _driver, _restore_logging
+    if _driver is not None:
+        refuse_reentry(_driver.process.lock, "shoal.shutdown()")
     with _lock:
         driver, _driver = _driver, None
         restore, _restore_logging = _restore_logging, None

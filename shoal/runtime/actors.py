@@ -31,6 +31,7 @@ from shoal.messages.node import (
 from shoal.messages.peer import Call, CallFull, StreamConsumed
 from shoal.messages.values import Dep, Failed, Ref, Stored
 from shoal.runtime.owner import cancelled
+from shoal.runtime.reentry import refuse_reentry
 from shoal.runtime.values import wire_args
 from shoal.serial.exceptions import dump_exception, load_exception
 
@@ -60,6 +61,7 @@ class Actors:
     ) -> Entry:
         """Create an actor whose handle nobody else can have yet; returns the entry that its handles count on."""
         process = self._process
+        refuse_reentry(process.lock, f"{spec.class_name}.remote()")
         with process.lock:
             entry = process.objects.own(return_id(spec.actor_id, 0))
             self._adopt(spec, entry, deps, holds)
@@ -83,6 +85,7 @@ class Actors:
             ActorAlreadyExistsError: the name is taken.
         """
         process = self._process
+        refuse_reentry(process.lock, f"{spec.class_name}.remote()")
         with process.lock:
             # One handle: the caller's.
             entry = process.objects.own(return_id(spec.actor_id, 0))
@@ -126,20 +129,26 @@ class Actors:
 
     # --- calling -------------------------------------------------------------------------------------------------
 
-    def link(
-        self, actor_id: bytes, class_name: str = "", out_of_order: bool = False, owner: str = ""
-    ) -> ActorCalls:
-        """The record of the calls to an actor (with the lock held); made on first use. `owner` made the actor, unless this
-        process did."""
+    def link(self, actor_id: bytes, class_name: str = "", out_of_order: bool = False) -> ActorCalls:
+        """The record of the calls to an actor (with the lock held); made on first use."""
         link = self._links.get(actor_id)
         if link is None:
             link = self._links[actor_id] = ActorCalls(
                 actor_id, self._push, out_of_order, class_name
             )
+        return link
+
+    def watch(self, link: ActorCalls, owner: str = "") -> None:
+        """See that the node says what becomes of an actor (with the lock held). `owner` made it, unless this process did."""
         if not link.watched:
             link.watched = True
-            self._process.node.send_locked(ActorWatch(actor_id, owner))
-        return link
+            self._process.node.send_locked(ActorWatch(link.actor_id, owner))
+
+    def watch_now(self, link: ActorCalls, owner: str) -> None:
+        """The same. Takes the lock."""
+        with self._process.lock:
+            self.watch(link, owner)
+            self._process.reactor.flush_locked()
 
     def kill(self, link: ActorCalls, no_restart: bool) -> None:
         """End an actor (with the lock held): calls made from here on do not reach the process that is about to end."""

@@ -13,6 +13,7 @@ import msgspec
 from shoal import errors
 from shoal.errors import InternalError, ShoalError
 from shoal.messages.node import Reply
+from shoal.runtime.reentry import refuse_reentry
 from shoal.wire.reactor import Waiter
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class NodeLink:
             ShoalError: the node refused, by the name of the error that it gives.
             TimeoutError: no answer came in time.
         """
+        refuse_reentry(self._reactor.lock, "what asks the node")
         request = _Request()
         with self._reactor.lock:
             if self.lost:

@@ -47,6 +47,7 @@ from shoal.messages.peer import (
 )
 from shoal.messages.values import Dep, Failed, Inline, Stored
 from shoal.runtime.leases import Leases
+from shoal.runtime.reentry import do_later
 from shoal.runtime.refs import ObjectRef
 from shoal.runtime.values import wire_args
 from shoal.serial.exceptions import dump_exception
@@ -144,6 +145,10 @@ class Owner:
         entry = Entry(task_id[:13] + FIRST_RETURN, "", 1)
         task = Task(task_id, function, queue, packed, (entry,), retries)
         entry.task = task
+        if process.lock._is_owned():
+            self._objects.entries[entry.object_id] = entry
+            self.start_later(task, deps, holds)
+            return ObjectRef._of(entry, process.drop)
         with process.lock:
             self._objects.entries[entry.object_id] = entry
             self.start(task, deps, holds)
@@ -178,6 +183,10 @@ class Owner:
         task = Task(task_id, None, link, packed, (entry,), retries)
         task.method = method
         entry.task = task
+        if process.lock._is_owned():
+            self._objects.entries[entry.object_id] = entry
+            self.start_later(task, deps, holds)
+            return ObjectRef._of(entry, process.drop)
         with process.lock:
             self._objects.entries[entry.object_id] = entry
             self.start(task, deps, holds)
@@ -222,6 +231,23 @@ class Owner:
         if self.tasks.outbox:
             self._process.settle()
             self._reactor.flush_locked()
+
+    def start_later(self, task: Task, deps: Any, holds: list[Entry] | None) -> None:
+        """The same, when this thread is in the middle of the runtime's work (see `runtime.reentry`)."""
+        process = self._process
+        # The handles may be gone by then.
+        for entry in holds or ():
+            entry.holds += 1
+
+        def start() -> None:
+            with process.lock:
+                self.start(task, deps, holds)
+                for entry in holds or ():
+                    self._objects.unhold(entry)
+                process.settle()
+                self._reactor.flush_locked()
+
+        do_later(process, f"{task.name or task.method or 'a task'}.remote()", start)
 
     def after_submit(self) -> None:
         """Keep things moving while a thread does nothing but submit. May raise `KeyboardInterrupt`: the references that the

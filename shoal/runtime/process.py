@@ -16,7 +16,6 @@ import logging
 import os
 import socket
 import sys
-from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -63,6 +62,7 @@ from shoal.runtime.waiting import Waiting
 from shoal.serial.exceptions import dump_exception
 from shoal.wire.connection import Connection, Listener
 from shoal.wire.handshake import ClientHandshake
+from shoal.wire.lock import make_lock
 from shoal.wire.reactor import Reactor, Waiter, decoder_of
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Process:
         self.job: Job | None = None
         self.worker_id = b""
         self.pid = os.getpid()
-        self.lock = allocate_lock()
+        self.lock = make_lock()
         self.reactor = Reactor(self.lock, config.watch_us)
         self.ids = IdSource()
         self.closed = False

@@ -13,6 +13,7 @@ from shoal.core.references import FreeValue
 from shoal.errors import StreamEndError
 from shoal.ids import return_id
 from shoal.messages.values import Failed, Stored
+from shoal.runtime.reentry import refuse_reentry
 from shoal.runtime.refs import ObjectRef
 from shoal.serial.exceptions import dump_exception
 
@@ -149,6 +150,7 @@ class ObjectRefGenerator(Generic[T]):
     def _next_sync(self, timeout_s: float | None = None) -> ObjectRef[T]:
         """The next reference; a nil one if `timeout_s` passes first."""
         process = self._process
+        refuse_reentry(process.lock, "next() of a stream")
         with process.lock:
             entry = self._stream.next_entry()
         if entry is None:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from _thread import LockType
 
     from shoal.wire.connection import Connection
+    from shoal.wire.lock import ReentrantLock
 
 logger = logging.getLogger("shoal")
 
@@ -87,7 +88,7 @@ def _open(gate: LockType) -> None:
 class Reactor:
     """See the module's docstring."""
 
-    def __init__(self, lock: LockType, watch_us: int, name: str = "shoal-service") -> None:
+    def __init__(self, lock: ReentrantLock, watch_us: int, name: str = "shoal-service") -> None:
         self.lock = lock
         self.handlers: dict[int, Callable[[int], None]] = {}
         self.dirty: list[Connection] = []

@@ -1,0 +1,60 @@
+"""User code that Python runs in the middle of shoal's own work: finalizers and signal handlers.
+
+The garbage collector runs in whatever thread allocates, and signal handlers run between any two instructions of the main
+thread. So a `__del__` of the user's, or a handler of SIGTERM, may call shoal in a thread that holds the runtime's lock and has
+changed its tables half-way. The lock is reentrant, or such a thread would wait for itself for ever; and what user code can
+call asks `is_reentered` before it takes the lock:
+
+- what can be done later is (`do_later`): submitting, killing, cancelling;
+- what would have to wait is refused, with an error that says so (`refuse_reentry`).
+
+Dropping a reference or a handle needs neither: it only appends to a queue.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from shoal.errors import ShoalError
+
+if TYPE_CHECKING:
+    from shoal.runtime.process import Process
+    from shoal.wire.lock import ReentrantLock
+
+logger = logging.getLogger("shoal")
+
+
+def is_reentered(process: Process) -> bool:
+    """Whether this thread is in the middle of the runtime's work."""
+    return process.lock._is_owned()
+
+
+def do_later(process: Process, what: str, action: Callable[[], object]) -> None:
+    """Let the reactor's leader do something between two rounds, without the lock. `what` names it, should it fail."""
+
+    def act() -> None:
+        try:
+            action()
+        except Exception:
+            # There is nobody left whom it could be raised at.
+            logger.exception("%s, called by a finalizer or a signal handler, failed", what)
+
+    process.callbacks.append(act)
+    process.reactor.wake()
+
+
+def refuse_reentry(lock: ReentrantLock, what: str) -> None:
+    """See that a call may wait.
+
+    Raises:
+        ShoalError: this thread is in the middle of the runtime's work.
+    """
+    if lock._is_owned():
+        raise ShoalError(
+            f"{what} was called by a finalizer (__del__) or a signal handler that Python runs while shoal is at work in the same "
+            "thread, and it cannot wait there; call it before the object is dropped, or let the handler set a flag or "
+            "raise SystemExit (.remote() of functions and actors' methods, kill() and cancel() are possible: they are "
+            "carried out a little later)"
+        )
