@@ -6,7 +6,8 @@ every object. Rules:
 Rule 1. What is granted and not returned never exceeds the capacity.
 Rule 2. Requests are served in order; one that must wait holds back the younger ones, or a stream of small ones would
         starve it.
-Rule 3. While somebody waits, the other holders are asked, once for each wait, to give back what they do not use.
+Rule 3. While somebody waits, all holders are asked to give back what they do not use, again and again: what is in use now
+        may be idle soon. Who waits itself is asked as well, but not for quota that is not in use: it has counted on that.
 Rule 4. A request that has waited `timeout_ns`, or that asks for more than there is at all, is answered with nothing and an
         explanation that names the biggest holders.
 Rule 5. What a dead process held stays counted, since its segments still exist, until the shell says they are gone.
@@ -21,6 +22,7 @@ from typing import Final
 
 Holder = Hashable
 _NAMED_HOLDERS: Final = 5
+_ASK_AGAIN_NS: Final = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +37,11 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Ask a holder to give back what it does not use, up to `wanted` bytes."""
+    """Ask a holder to give back what it does not use, up to `wanted` bytes. `itself`: it is among those who wait."""
 
     holder: Holder
     wanted: int
+    itself: bool = False
 
 
 Effect = Granted | Wanted
@@ -65,6 +68,8 @@ class StoreQuotas:
         self._dead: dict[Holder, None] = {}
         self._granted = 0
         self._waiting: deque[_Waiting] = deque()
+        # When to ask the holders again, if somebody waits.
+        self._ask_at = 0
 
     @property
     def free(self) -> int:
@@ -91,7 +96,7 @@ class StoreQuotas:
         self._waiting.append(_Waiting(holder, req, needed, now + self._timeout_ns))
         self._serve()
         if self._waiting and self._waiting[-1].req == req and self._waiting[-1].holder == holder:
-            self._ask_others(holder, needed)
+            self._ask(needed, now)
 
     def on_return(self, holder: Holder, returned: int) -> None:
         """A process gives bytes back; more than it holds counts as all that it holds."""
@@ -125,10 +130,14 @@ class StoreQuotas:
                     Granted(waiting.holder, waiting.req, 0, self._explain(waiting.needed))
                 )
             self._serve()
+        if self._waiting and self._ask_at <= now:
+            self._ask(sum(w.needed for w in self._waiting) - self.free, now)
 
     def next_deadline(self) -> int | None:
         """When to call `on_tick`."""
-        return min((w.deadline for w in self._waiting), default=None)
+        if not self._waiting:
+            return None
+        return min(self._ask_at, *(w.deadline for w in self._waiting))
 
     # --- inner workings ------------------------------------------------------------------------------------------
 
@@ -142,10 +151,12 @@ class StoreQuotas:
             self._granted += granted
             self.outbox.append(Granted(waiting.holder, waiting.req, granted))
 
-    def _ask_others(self, holder: Holder, needed: int) -> None:
-        for other in self._held:
-            if other != holder and other not in self._dead:
-                self.outbox.append(Wanted(other, needed))
+    def _ask(self, wanted: int, now: int) -> None:
+        self._ask_at = now + _ASK_AGAIN_NS
+        waiting = {w.holder for w in self._waiting}
+        for holder in self._held:
+            if holder not in self._dead:
+                self.outbox.append(Wanted(holder, wanted, holder in waiting))
 
     def _release(self, holder: Holder, returned: int) -> None:
         held = self._held.get(holder, 0)

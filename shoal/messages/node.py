@@ -376,9 +376,11 @@ class QuotaReturn(msgspec.Struct, array_like=True, tag=52):
 
 
 class QuotaWanted(msgspec.Struct, array_like=True, tag=53):
-    """Node to client: others wait for room; give back what idle warm segments hold, up to `wanted` bytes."""
+    """Node to client: somebody waits for room; give back what is idle, up to `wanted` bytes. `itself`: the client is among those
+    who wait, and keeps the quota that it does not use: it counts on that."""
 
     wanted: int
+    itself: bool = False
 
 
 class FreeOrphans(msgspec.Struct, array_like=True, tag=54):

@@ -112,10 +112,10 @@ class StoreKeeper:
                     client = self._clients.get(str(holder))
                     if client is not None:
                         client.send(QuotaGranted(req, granted, explanation))
-                case Wanted(holder, wanted):
+                case Wanted(holder, wanted, itself):
                     client = self._clients.get(str(holder))
                     if client is not None:
-                        client.send(QuotaWanted(wanted))
+                        client.send(QuotaWanted(wanted, itself))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -426,7 +426,7 @@ class Process:
         self.node.send_locked(Events(message.req, []))
 
     def _on_quota_wanted(self, message: QuotaWanted) -> None:
-        self.callbacks.append(lambda: self.store.give_back(message.wanted))
+        self.callbacks.append(lambda: self.store.give_back(message.wanted, message.itself))
 
     def is_counted_on(self) -> bool:
         """Whether others need this process though it may have nothing to do itself: for objects that it owns and has lent, for

@@ -92,10 +92,10 @@ class ObjectStore:
         if self._reader is not None:
             self._reader.forget(creator_at(address))
 
-    def give_back(self, wanted: int) -> None:
-        """Others wait for room."""
+    def give_back(self, wanted: int, itself: bool = False) -> None:
+        """Others wait for room, or this process `itself` does: what became idle since it asked is for whoever is first."""
         if self._arena is not None:
-            given = self._arena.reclaim(wanted)
+            given = self._arena.reclaim(wanted, unused=not itself)
             if given:
                 self._node.send(QuotaReturn(given))
 

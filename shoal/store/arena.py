@@ -239,15 +239,15 @@ class Arena:
             victims = self._choose_victims(wanted - given, holes=False)
         return given + self._remove(victims, discard=True, shrink_quota=True)
 
-    def reclaim(self, wanted_bytes: int) -> int:
+    def reclaim(self, wanted_bytes: int, *, unused: bool = True) -> int:
         """Others need room: give back `wanted_bytes` if that can be done, and at times more; the quota shrinks by the result.
 
-        Dead objects that somebody still views are removed last: their memory is not usable by others before the
+        Without `unused`, quota that backs nothing is kept: a `create` that asks for more of it counts on it. Dead objects that somebody still views are removed last: their memory is not usable by others before the
         views go, but it is no longer the store's either.
         """
         with self._lock:
             self._settle(len(self._quarantine))
-            given = self._give_unused(wanted_bytes)
+            given = self._give_unused(wanted_bytes) if unused else 0
             victims = self._choose_victims(wanted_bytes - given, holes=True)
         given += self._remove(victims, discard=True, shrink_quota=True)
         if given < wanted_bytes:

@@ -78,7 +78,7 @@ def test_a_chunk_is_granted_while_there_is_room_and_less_when_not() -> None:
     assert [e.granted for e in drain(machine) if isinstance(e, Granted)] == [10, 10, 5]
 
 
-def test_waiting_is_in_order_and_the_others_are_asked_once() -> None:
+def test_waiting_is_in_order_and_the_holders_are_asked() -> None:
     machine = quotas()
     machine.on_request("a", "process a", 1, 60, 0)
     machine.on_request("b", "process b", 2, 30, 0)
@@ -87,11 +87,28 @@ def test_waiting_is_in_order_and_the_others_are_asked_once() -> None:
     assert drain(machine) == [Wanted("a", 40), Wanted("b", 40)]
     # Ten are free, but who came first comes first.
     machine.on_request("b", "process b", 4, 5, 0)
-    assert drain(machine) == [Wanted("a", 5)]
+    assert drain(machine) == [Wanted("a", 5), Wanted("b", 5, itself=True)]
     machine.on_return("a", 10)
     assert drain(machine) == []
     machine.on_return("a", 25)
     assert drain(machine) == [Granted("c", 3, 40), Granted("b", 4, 5)]
+
+
+def test_holders_are_asked_again_while_somebody_waits() -> None:
+    machine = quotas()
+    machine.on_request("a", "process a", 1, 90, 0)
+    machine.on_request("a", "process a", 2, 20, 0)
+    machine.on_request("b", "process b", 3, 30, 0)
+    drain(machine)
+    asked_at = machine.next_deadline()
+    assert asked_at is not None
+    assert 0 < asked_at < SECOND
+    machine.on_tick(asked_at)
+    # Ten are free, and the dead objects of the first are of use to itself.
+    assert drain(machine) == [Wanted("a", 40, itself=True)]
+    machine.on_return("a", 50)
+    assert [effect.req for effect in drain(machine) if isinstance(effect, Granted)] == [2, 3]
+    assert machine.next_deadline() is None
 
 
 def test_a_wait_ends_with_an_explanation() -> None:
@@ -101,7 +118,9 @@ def test_a_wait_ends_with_an_explanation() -> None:
     machine.on_holder_gone("b")
     machine.on_request("a", "the driver, pid 1", 3, 50, 0)
     drain(machine)
-    assert machine.next_deadline() == SECOND
+    for now in range(0, SECOND, SECOND // 20):
+        machine.on_tick(now)
+    assert not [effect for effect in drain(machine) if isinstance(effect, Granted)]
     machine.on_tick(SECOND)
     (refused,) = drain(machine)
     assert isinstance(refused, Granted)

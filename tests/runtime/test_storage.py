@@ -11,6 +11,7 @@ import pytest
 from shoal.core.quotas import Granted, StoreQuotas, Wanted
 from shoal.errors import ObjectStoreFullError
 from shoal.messages.node import QuotaGranted, QuotaReturn
+from shoal.messages.values import Stored
 from shoal.runtime.storage import ObjectStore
 from shoal.serial import serialize
 
@@ -40,7 +41,7 @@ class Node:
             while outbox:
                 effect = outbox.pop(0)
                 if isinstance(effect, Wanted):
-                    self.stores[str(effect.holder)].give_back(effect.wanted)
+                    self.stores[str(effect.holder)].give_back(effect.wanted, effect.itself)
                 else:
                     assert isinstance(effect, Granted)
                     assert effect.req == req
@@ -113,3 +114,17 @@ def test_what_others_have_idle_is_used(node: Node, stores: dict[str, ObjectStore
     put(stores["b"], 80 * MB)
     assert node.quotas.held("a") == 0
     assert node.waits == 0
+
+
+def test_dead_objects_that_this_process_still_looks_at_give_way(
+    node: Node, stores: dict[str, ObjectStore]
+) -> None:
+    store = stores["a"]
+    location = put(store, 60 * MB)
+    view = store.view(Stored(location, "a", []))
+    first = bytes(view[:64])
+    store.free(location)
+    put(store, 60 * MB)
+    assert node.waits == 0
+    assert bytes(view[:64]) == first
+    assert node.quotas.held("a") <= CAPACITY
