@@ -40,7 +40,7 @@ from shoal.node.zygote import (
 )
 from shoal.wire.descriptors import raise_descriptor_limit
 from shoal.wire.framing import HEADER_BYTES, encode_frame
-from shoal.wire.session import HEAD, node_address, remove_session
+from shoal.wire.session import HEAD, node_address, private, remove_session
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -60,7 +60,7 @@ def main(load: Callable[[], Run] = load_worker) -> None:
     _settle_signals()
     try:
         run = load()
-        with open(f"{boot.session_dir}/{HEAD}", "w", encoding="ascii") as file:
+        with open(f"{boot.session_dir}/{HEAD}", "w", encoding="ascii", opener=private) as file:
             file.write(str(os.getpid()))
         listening = _listen(node_address(boot.session_dir))
         zygote_pid, zygote = _fork_zygote(boot, listening, run)

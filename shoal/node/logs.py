@@ -15,6 +15,8 @@ import os
 from collections.abc import Callable
 from typing import BinaryIO, Final
 
+from shoal.wire.session import private
+
 MAX_LINE_BYTES: Final = 64 * 1024
 _READ_BYTES: Final = 64 * 1024
 _MARK: Final = b"\x1eshoal:"
@@ -35,15 +37,18 @@ class LogFile:
     def write(self, data: bytes) -> None:
         """Append."""
         if self._file is None:
-            self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - closed by `close`
+            self._file = self._open()
             self._size = self._file.tell()
         elif self._size + len(data) > self._rotate_bytes:
             self._file.close()
             os.replace(self._path, f"{self._path}.1")
-            self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - closed by `close`
+            self._file = self._open()
             self._size = 0
         self._file.write(data)
         self._size += len(data)
+
+    def _open(self) -> BinaryIO:
+        return open(self._path, "ab", buffering=0, opener=private)
 
     def close(self) -> None:
         """Close."""

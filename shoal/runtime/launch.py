@@ -31,7 +31,7 @@ from shoal.runtime.machine import gpu_ids, node_total
 from shoal.runtime.session_folder import SESSION_VARIABLE, Session, sweep_dead_sessions
 from shoal.store import default_capacity_bytes
 from shoal.wire.framing import HEADER_BYTES, encode_frame
-from shoal.wire.session import log_dir, node_address
+from shoal.wire.session import log_dir, node_address, private
 
 __all__ = ["HEAD_PROGRAM", "Head", "Session", "launch_head"]
 
@@ -187,7 +187,8 @@ def _spawn(session: Session, boot: Boot, program: str) -> Head:
     if not sys.executable:
         raise InternalError("sys.executable is not set, so shoal cannot start processes of its own")
     packages = [_root_of("shoal"), _root_of("msgspec")]
-    log = open(f"{log_dir(session.directory)}/head.err", "w+b")  # noqa: SIM115 - the Head closes it
+    path = f"{log_dir(session.directory)}/head.err"
+    log = open(path, "w+b", opener=private)  # noqa: SIM115 - the Head closes it
     try:
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", program, *packages],

@@ -24,6 +24,7 @@ from shoal.wire.session import (
     SHM,
     check_path_length,
     log_dir,
+    private,
     remove_session,
     try_lock,
 )
@@ -60,7 +61,7 @@ class Session:
             os.mkdir(log_dir(half_made), 0o700)
             os.rename(half_made, self.directory)
             self.shm_dir = str(shm_directory(self.name))
-            with open(f"{self.directory}/{SHM}", "w", encoding="utf-8") as file:
+            with open(f"{self.directory}/{SHM}", "w", encoding="utf-8", opener=private) as file:
                 file.write(self.shm_dir)
         except BaseException:
             self.remove()

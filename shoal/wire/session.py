@@ -10,7 +10,7 @@
         node.sock                the node daemon listens here                     0600
         w-<8 hex>.sock           worker                                            0600
         d-<8 hex>.sock           driver                                            0600
-        logs/                    output of the head and of every worker
+        logs/                    output of the head and of every worker            0600
 
 Guarantees: a session's shared memory is removed before its folder, so that whoever finds no folder has nothing to clean
 up; a folder whose lock can be taken belongs to nobody alive.
@@ -57,6 +57,11 @@ def creator_at(address: str) -> str:
 def log_dir(session_dir: str) -> str:
     """Where the session's logs are."""
     return f"{session_dir}/logs"
+
+
+def private(path: str, flags: int) -> int:
+    """An `opener` for `open`: files that it makes are for this user alone, whatever the umask is."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def check_path_length(session_dir: str) -> None:

@@ -385,10 +385,6 @@ def test_folders_sockets_and_objects_are_for_this_user_alone(site: Site) -> None
     assert session["lock"][1] == 0o600
 
 
-@pytest.mark.xfail(
-    raises=AssertionError,
-    reason="they have the mode that the umask gives; only the folder, 0700, keeps others out",
-)
 def test_notes_and_logs_are_for_this_user_alone(site: Site) -> None:
     files = {
         name: mode for name, (kind, mode, _) in kinds_and_modes(site.folder).items() if kind == "-"
