@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from shoal.core.references import FreeValue
 from shoal.errors import InternalError, UnserializableError
 from shoal.messages.node import ActorChange, ActorCreate, LeaseRefused, LeaseRequest
 from shoal.messages.peer import (
@@ -52,7 +51,7 @@ def _answer(process: Process, connection: Connection, message: Any, reason: str)
         _fail_task(process, connection, message.task_id, reason)
     elif kind in _REPLIES:
         if kind is Results:
-            _free(process, message)
+            _free(process, connection.peer_address, message)
         error = _error(
             f"the result of the task cannot be sent: its message {reason}. Return one list or array in the place of many "
             "values: what is above inline_limit_bytes goes through shared memory"
@@ -93,11 +92,10 @@ def _fail_task(process: Process, connection: Connection, task_id: bytes, reason:
     process.handlers[Failure](connection, Failure(task_id, error, 0, application=False))
 
 
-def _free(process: Process, message: Results) -> None:
+def _free(process: Process, caller: str, message: Results) -> None:
     """Nobody will hear of these. (What was lent inside them stays registered for the caller until it ends.)"""
-    process.objects.outbox += [
-        FreeValue(value) for value in message.values if isinstance(value, Stored)
-    ]
+    locations = [value.location for value in message.values if isinstance(value, Stored)]
+    process.deliveries.freed(caller, locations)
 
 
 def _fail_actor(process: Process, message: ActorCreate, reason: str) -> None:
