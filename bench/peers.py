@@ -95,6 +95,8 @@ _STRAY_PREFIXES = ("RAY_", "SHOAL_")
 def worker_environment(scratch: Path) -> dict[str, str]:
     """The environment of a measured process: the user's, without settings for either peer."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(_STRAY_PREFIXES)}
+    # An installed package has its bytecode; a checkout gets its own on the first run, which warms up.
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
     env["PYTHONPATH"] = str(REPOSITORY)
     env["PYTHONUNBUFFERED"] = "1"
     env["RAY_USAGE_STATS_ENABLED"] = "0"  # no telemetry thread, no network

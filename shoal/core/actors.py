@@ -23,9 +23,10 @@ The shell turns the effects in `outbox` into orders to nodes and messages to wat
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
+
+import msgspec
 
 from shoal.errors import InternalError
 from shoal.ids import prefix_of
@@ -59,8 +60,7 @@ MOVES: Final[dict[ActorState, frozenset[ActorState]]] = {
 # --- effects --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Find a process for this life of an actor; report `on_placed`, `on_started`, `on_process_gone`."""
 
     spec: ActorSpec
@@ -79,8 +79,7 @@ class StopHow(Enum):
     """By SIGKILL."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(msgspec.Struct, frozen=True):
     """End this life: forget its placement, or end its process. `reason` is a clause."""
 
     actor_id: bytes
@@ -89,16 +88,14 @@ class Stop:
     how: StopHow
 
 
-@dataclass(frozen=True, slots=True)
-class Tell:
+class Tell(msgspec.Struct, frozen=True):
     """Send a change to these watchers."""
 
     watchers: tuple[Watcher, ...]
     change: ActorChange
 
 
-@dataclass(frozen=True, slots=True)
-class Save:
+class Save(msgspec.Struct, frozen=True):
     """The record of this actor has changed; write it down before the effects that follow are carried out."""
 
     actor_id: bytes

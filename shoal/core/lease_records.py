@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
-from dataclasses import dataclass
+
+import msgspec
 
 from shoal.core.pool import Worker, WorkerKey
 from shoal.core.resources import Allocation, Amounts
@@ -13,8 +14,7 @@ Owner = Hashable
 """Whoever asks for leases. Opaque, and never reused for another."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """The bounds that the queue keeps. Times are nanoseconds."""
 
     fair_share_ns: int
@@ -31,16 +31,14 @@ class Limits:
 # --- effects --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ForkWorker:
+class ForkWorker(msgspec.Struct, frozen=True):
     """Fork a worker; report `on_registered`, `on_worker_gone`."""
 
     worker_id: bytes
     key: WorkerKey
 
 
-@dataclass(frozen=True, slots=True)
-class EndWorker:
+class EndWorker(msgspec.Struct, frozen=True):
     """End a worker: in good order, or at once if `kill`. Report `on_worker_gone`."""
 
     worker_id: bytes
@@ -48,8 +46,7 @@ class EndWorker:
     kill: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RetireWorker:
+class RetireWorker(msgspec.Struct, frozen=True):
     """Ask a worker to end unless others count on what it owns. Report `on_worker_gone` or `on_stays`; one that is `spent` ends by
     itself later, others are leased again."""
 
@@ -58,8 +55,7 @@ class RetireWorker:
     spent: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True):
     """A request is served."""
 
     owner: Owner
@@ -69,8 +65,7 @@ class Grant:
     gpu_ids: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(msgspec.Struct, frozen=True):
     """A request will never be served: its workers do not start."""
 
     owner: Owner
@@ -79,16 +74,14 @@ class Refuse:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class AskBack:
+class AskBack(msgspec.Struct, frozen=True):
     """Ask the owner of a lease to return it when it has drained."""
 
     owner: Owner
     lease_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
+class Pending(msgspec.Struct, frozen=True):
     """A request cannot be served as the node stands; its owner is told once."""
 
     owner: Owner

@@ -17,16 +17,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 Holder = Hashable
 _NAMED_HOLDERS: Final = 5
 _ASK_AGAIN_NS: Final = 100_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(msgspec.Struct, frozen=True):
     """The answer to a request; nothing was granted if `explanation` is not empty."""
 
     holder: Holder
@@ -35,8 +35,7 @@ class Granted:
     explanation: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """Ask a holder to give back what it does not use, up to `wanted` bytes. `itself`: it is among those who wait."""
 
     holder: Holder
@@ -47,8 +46,7 @@ class Wanted:
 Effect = Granted | Wanted
 
 
-@dataclass(slots=True)
-class _Waiting:
+class _Waiting(msgspec.Struct):
     holder: Holder
     req: int
     needed: int

@@ -178,8 +178,8 @@ def _serve(boot: Boot, listening: socket.socket, zygote: socket.socket, pids: li
         loop.add_signal_handler(
             signal.SIGTERM, daemon.stop, "the head was told to end (SIGTERM)", 0
         )
-        gc.collect()
         gc.freeze()
+        gc.enable()
         _answer(Ready(node_address(boot.session_dir), os.getpid()))
         reason, code = loop.run_until_complete(daemon.stopped)
         logging.getLogger("shoal.node").info("the session ends: %s", reason)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal.config import Config
 from shoal.errors import ShoalError
@@ -16,8 +16,10 @@ from shoal.runtime import current_process, reducers
 from shoal.runtime.console import Console
 from shoal.runtime.interrupts import Interrupts
 from shoal.runtime.launch import Session, launch_head
-from shoal.runtime.process import Process
 from shoal.wire.descriptors import MOST_WITH_USER_CODE, raise_descriptor_limit
+
+if TYPE_CHECKING:
+    from shoal.runtime.process import Process
 
 logger = logging.getLogger("shoal")
 
@@ -54,9 +56,17 @@ class Driver:
             session = Session(temp_dir)
             job.owner = f"{session.directory}/d-{os.urandom(4).hex()}.sock"
             self.head = launch_head(
-                session, config, job=job, preload=preload, interrupted=interrupted, **resources
+                session,
+                config,
+                job=job,
+                preload=preload,
+                meanwhile=_import_runtime,
+                interrupted=interrupted,
+                **resources,
             )
             try:
+                from shoal.runtime.process import Process
+
                 register = RegisterDriver(self._pid, job.owner, job, preload, log_to_driver)
                 self.process = Process(
                     "driver", self.head.address, session.token, job.owner, register, config
@@ -129,6 +139,10 @@ class Driver:
         self._console.close()
         self.head.stop()
         self._interrupts.uninstall()
+
+
+def _import_runtime() -> None:
+    import shoal.runtime.process  # noqa: F401 - loaded here, and used when the head is ready
 
 
 def _forget_in_child() -> None:

@@ -43,9 +43,10 @@ _PRESTART: Final = 2
 _MAX_ANSWER_BYTES: Final = 64 * 1024
 
 # Where to find the packages comes as arguments: the driver may have them from a path that the head would not search. `-P`
-# keeps the working directory out of the search, or a user's `logging.py` would end up in the daemon.
+# keeps the working directory out of the search, or a user's `logging.py` would end up in the daemon. What is imported stays, so
+# there is nothing to collect until the head serves.
 HEAD_PROGRAM: Final = (
-    "import sys; sys.path += [p for p in sys.argv[1:] if p not in sys.path]; "
+    "import gc, sys; gc.disable(); sys.path += [p for p in sys.argv[1:] if p not in sys.path]; "
     "from shoal.node.head import main; main()"
 )
 
@@ -108,6 +109,7 @@ def launch_head(
     prestart: int = _PRESTART,
     timeout_s: float = START_TIMEOUT_S,
     program: str = HEAD_PROGRAM,
+    meanwhile: Callable[[], None] | None = None,
     interrupted: Callable[[], None] | None = None,
 ) -> Head:
     """Start the head of a session and wait until it serves.
@@ -131,6 +133,7 @@ def launch_head(
         prestart: How many workers to fork for `job` at once.
         timeout_s: How long the head may take to start.
         program: What the head process runs (tests have workers of their own).
+        meanwhile: Called once while the head starts, for what takes time and needs no head.
         interrupted: Called again and again while the head starts; may raise (a deferred Ctrl-C).
 
     Raises:
@@ -175,6 +178,8 @@ def launch_head(
         raise
     try:
         sweep_dead_sessions(os.path.dirname(session.directory))
+        if meanwhile is not None:
+            meanwhile()
         _await_ready(head, timeout_s, interrupted)
     except BaseException:
         head.stop(timeout_s=1.0)
