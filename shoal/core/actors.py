@@ -24,9 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from enum import Enum
-from typing import Final
-
-import msgspec
+from typing import Final, NamedTuple
 
 from shoal.errors import InternalError
 from shoal.ids import prefix_of
@@ -60,7 +58,7 @@ MOVES: Final[dict[ActorState, frozenset[ActorState]]] = {
 # --- effects --------------------------------------------------------------------------------------------------------
 
 
-class Place(msgspec.Struct, frozen=True):
+class Place(NamedTuple):
     """Find a process for this life of an actor; report `on_placed`, `on_started`, `on_process_gone`."""
 
     spec: ActorSpec
@@ -79,7 +77,7 @@ class StopHow(Enum):
     """By SIGKILL."""
 
 
-class Stop(msgspec.Struct, frozen=True):
+class Stop(NamedTuple):
     """End this life: forget its placement, or end its process. `reason` is a clause."""
 
     actor_id: bytes
@@ -88,14 +86,14 @@ class Stop(msgspec.Struct, frozen=True):
     how: StopHow
 
 
-class Tell(msgspec.Struct, frozen=True):
+class Tell(NamedTuple):
     """Send a change to these watchers."""
 
     watchers: tuple[Watcher, ...]
     change: ActorChange
 
 
-class Save(msgspec.Struct, frozen=True):
+class Save(NamedTuple):
     """The record of this actor has changed; write it down before the effects that follow are carried out."""
 
     actor_id: bytes

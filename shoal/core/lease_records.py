@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
-
-import msgspec
+from typing import NamedTuple
 
 from shoal.core.pool import Worker, WorkerKey
 from shoal.core.resources import Allocation, Amounts
@@ -14,7 +13,7 @@ Owner = Hashable
 """Whoever asks for leases. Opaque, and never reused for another."""
 
 
-class Limits(msgspec.Struct, frozen=True):
+class Limits(NamedTuple):
     """The bounds that the queue keeps. Times are nanoseconds."""
 
     fair_share_ns: int
@@ -31,14 +30,14 @@ class Limits(msgspec.Struct, frozen=True):
 # --- effects --------------------------------------------------------------------------------------------------------
 
 
-class ForkWorker(msgspec.Struct, frozen=True):
+class ForkWorker(NamedTuple):
     """Fork a worker; report `on_registered`, `on_worker_gone`."""
 
     worker_id: bytes
     key: WorkerKey
 
 
-class EndWorker(msgspec.Struct, frozen=True):
+class EndWorker(NamedTuple):
     """End a worker: in good order, or at once if `kill`. Report `on_worker_gone`."""
 
     worker_id: bytes
@@ -46,7 +45,7 @@ class EndWorker(msgspec.Struct, frozen=True):
     kill: bool
 
 
-class RetireWorker(msgspec.Struct, frozen=True):
+class RetireWorker(NamedTuple):
     """Ask a worker to end unless others count on what it owns. Report `on_worker_gone` or `on_stays`; one that is `spent` ends by
     itself later, others are leased again."""
 
@@ -55,7 +54,7 @@ class RetireWorker(msgspec.Struct, frozen=True):
     spent: bool
 
 
-class Grant(msgspec.Struct, frozen=True):
+class Grant(NamedTuple):
     """A request is served."""
 
     owner: Owner
@@ -65,7 +64,7 @@ class Grant(msgspec.Struct, frozen=True):
     gpu_ids: list[str]
 
 
-class Refuse(msgspec.Struct, frozen=True):
+class Refuse(NamedTuple):
     """A request will never be served: its workers do not start."""
 
     owner: Owner
@@ -74,14 +73,14 @@ class Refuse(msgspec.Struct, frozen=True):
     reason: str
 
 
-class AskBack(msgspec.Struct, frozen=True):
+class AskBack(NamedTuple):
     """Ask the owner of a lease to return it when it has drained."""
 
     owner: Owner
     lease_id: int
 
 
-class Pending(msgspec.Struct, frozen=True):
+class Pending(NamedTuple):
     """A request cannot be served as the node stands; its owner is told once."""
 
     owner: Owner

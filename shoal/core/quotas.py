@@ -17,16 +17,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
-from typing import Final
-
-import msgspec
+from typing import Final, NamedTuple
 
 Holder = Hashable
 _NAMED_HOLDERS: Final = 5
 _ASK_AGAIN_NS: Final = 100_000_000
 
 
-class Granted(msgspec.Struct, frozen=True):
+class Granted(NamedTuple):
     """The answer to a request; nothing was granted if `explanation` is not empty."""
 
     holder: Holder
@@ -35,7 +33,7 @@ class Granted(msgspec.Struct, frozen=True):
     explanation: str = ""
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class Wanted(NamedTuple):
     """Ask a holder to give back what it does not use, up to `wanted` bytes. `itself`: it is among those who wait."""
 
     holder: Holder
@@ -46,7 +44,7 @@ class Wanted(msgspec.Struct, frozen=True):
 Effect = Granted | Wanted
 
 
-class _Waiting(msgspec.Struct):
+class _Waiting(NamedTuple):
     holder: Holder
     req: int
     needed: int
