@@ -21,7 +21,7 @@ from shoal.runtime.values import wire_args
 from shoal.serial.values import serialize_function
 
 if TYPE_CHECKING:
-    from shoal.core.tasks import SchedulingClass
+    from shoal.core.lanes import SchedulingClass
     from shoal.runtime.process import Process
 
 P = ParamSpec("P")

@@ -244,7 +244,7 @@ def shutdown(*, wait_for_processes: bool = False) -> None:
     """
     global _driver, _restore_logging
     if _driver is not None:
-        refuse_reentry(_driver.process.lock, "shoal.shutdown()")
+        refuse_reentry(_driver.process.reactor, "shoal.shutdown()")
     with _lock:
         driver, _driver = _driver, None
         restore, _restore_logging = _restore_logging, None

@@ -349,7 +349,7 @@ class ObjectTable:
 
     def owner_died(self, owner: str) -> tuple[list[Entry], list[Countdown]]:
         """A process died. Returns the entries borrowed from it, and the countdowns that need not wait any more."""
-        entries = [entry for entry in self.entries.values() if entry.owner == owner]
+        entries = [entry for entry in list(self.entries.values()) if entry.owner == owner]
         for entry in entries:
             if type(entry.value) is Stored:
                 self.orphaned[entry] = None
@@ -362,7 +362,7 @@ class ObjectTable:
         return (
             bool(self._asked)
             or any(borrower != self.address for borrower in self.by_borrower)
-            or any(entry.waiters for entry in self.entries.values())
+            or any(entry.waiters for entry in list(self.entries.values()))
         )
 
     # --- borrowing, as the owner ---------------------------------------------------------------------------------

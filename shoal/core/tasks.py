@@ -8,7 +8,7 @@
                                       └──handed back, worker lost──┘
     any of them ──cancel, no retries left──► FINISHED
 
-A *lane* is a leased worker, seen from here. Tasks of one *scheduling class* (the shape of resources they need) share one
+A *lane* is a leased worker, seen from here (`core.lanes`). Tasks of one *scheduling class* (the shape of resources they need) share one
 queue and its lanes, whatever function they run, so that a lease serves a whole program.
 
 Rules
@@ -29,10 +29,10 @@ runtime's lock held. `push` and `outbox` are the only ways out.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
+from shoal.core.lanes import CancelLease, Effect, Lane, RequestLease, ReturnLease, SchedulingClass
 from shoal.errors import InternalError
 from shoal.messages.node import Shape
 
@@ -147,97 +147,6 @@ class Task:
     def __repr__(self) -> str:
         what = self.method or (self.function.name if self.function else "?")
         return f"<Task {what} {self.task_id.hex()} {self.state.name} attempt={self.attempt}>"
-
-
-class Lane:
-    """A leased worker. `push(task)` puts a task on its connection."""
-
-    __slots__ = (
-        "address",
-        "connection",
-        "gpu_ids",
-        "idle_since",
-        "inflight",
-        "lease_id",
-        "load_us",
-        "paused",
-        "pid",
-        "push",
-        "queue",
-        "retiring",
-        "returned",
-        "wanted",
-    )
-
-    def __init__(
-        self,
-        queue: SchedulingClass,
-        lease_id: int,
-        address: str,
-        pid: int,
-        push: Callable[[Lane, Task], None],
-    ) -> None:
-        self.queue = queue
-        self.lease_id = lease_id
-        self.address = address
-        self.pid = pid
-        self.push = push
-        self.gpu_ids: list[str] = []
-        self.connection: Any = None
-        self.inflight: dict[bytes, Task] = {}
-        self.load_us = 0.0
-        self.idle_since = 0.0
-        self.paused = False
-        self.wanted = False
-        self.retiring = False
-        self.returned = False
-
-    def is_open(self) -> bool:
-        """Whether new tasks may be pushed at all."""
-        return not (self.paused or self.wanted or self.retiring or self.returned)
-
-    def __repr__(self) -> str:
-        return f"<Lane lease={self.lease_id} pid={self.pid} inflight={len(self.inflight)} load={self.load_us:.0f}us>"
-
-
-class SchedulingClass:
-    """The queue of the tasks of one shape, and the lanes that serve it."""
-
-    __slots__ = ("lanes", "queue", "refused", "requests", "room", "shape")
-
-    def __init__(self, shape: Shape) -> None:
-        self.shape = shape
-        self.queue: deque[Task] = deque()
-        self.lanes: list[Lane] = []
-        self.requests: dict[int, None] = {}
-        # No further worker was to be had: those that are there do the work, until `ask_again`.
-        self.refused = False
-        # False only while every lane is known to be full: then a submit is a mere append.
-        self.room = True
-
-
-class RequestLease(NamedTuple):
-    """Ask the node for a worker; answer with `granted` or `refused` under the same number."""
-
-    req: int
-    queue: SchedulingClass
-    backlog: int
-    name: str
-
-
-class CancelLease(NamedTuple):
-    """The request is not needed any more."""
-
-    req: int
-
-
-class ReturnLease(NamedTuple):
-    """Give the worker back."""
-
-    lane: Lane
-
-
-Effect = RequestLease | CancelLease | ReturnLease
 
 
 class TaskTable:

@@ -61,7 +61,7 @@ class Actors:
     ) -> Entry:
         """Create an actor whose handle nobody else can have yet; returns the entry that its handles count on."""
         process = self._process
-        refuse_reentry(process.lock, f"{spec.class_name}.remote()")
+        refuse_reentry(process.reactor, f"{spec.class_name}.remote()")
         with process.lock:
             entry = process.objects.own(return_id(spec.actor_id, 0))
             self._adopt(spec, entry, deps, holds)
@@ -85,7 +85,7 @@ class Actors:
             ActorAlreadyExistsError: the name is taken.
         """
         process = self._process
-        refuse_reentry(process.lock, f"{spec.class_name}.remote()")
+        refuse_reentry(process.reactor, f"{spec.class_name}.remote()")
         with process.lock:
             # One handle: the caller's.
             entry = process.objects.own(return_id(spec.actor_id, 0))
@@ -166,7 +166,9 @@ class Actors:
 
     def have_calls(self) -> bool:
         """Whether any call has no result yet (with the lock held)."""
-        return any(link.pending for link in self._links.values())
+        return any(
+            link is not None and link.pending for link in [ref() for ref in self._links.valuerefs()]
+        )
 
     def check_limit(self, link: ActorCalls, limit: int) -> None:
         """Refuse a call beyond `max_pending_calls`.

@@ -12,15 +12,8 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from shoal.core.tasks import (
-    CancelLease,
-    Lane,
-    RequestLease,
-    ReturnLease,
-    SchedulingClass,
-    Task,
-    TaskTable,
-)
+from shoal.core.lanes import CancelLease, Lane, RequestLease, ReturnLease, SchedulingClass
+from shoal.core.tasks import Task, TaskTable
 from shoal.errors import RuntimeEnvSetupError, ShoalError
 from shoal.messages.node import (
     LeaseCancel,

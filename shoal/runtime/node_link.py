@@ -69,7 +69,7 @@ class NodeLink:
             ShoalError: the node refused, by the name of the error that it gives.
             TimeoutError: no answer came in time.
         """
-        refuse_reentry(self._reactor.lock, "what asks the node")
+        refuse_reentry(self._reactor, "what asks the node")
         request = _Request()
         with self._reactor.lock:
             if self.lost:

@@ -9,19 +9,14 @@ Threads: `submit` and `cancel` are called by user threads and take the lock; the
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import copy_context
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from shoal.core.lanes import Lane, SchedulingClass
 from shoal.core.references import Entry, FreeValue
-from shoal.core.tasks import (
-    Function,
-    Lane,
-    SchedulingClass,
-    State,
-    Task,
-    TaskTable,
-)
+from shoal.core.tasks import Function, State, Task, TaskTable
 from shoal.errors import (
     NodeDiedError,
     TaskCancelledError,
@@ -82,6 +77,8 @@ class Owner:
         self._touched: dict[Any, None] = {}
         # Tasks to be ended by force that are behind others on their lanes.
         self._forced: dict[Task, None] = {}
+        # Tasks that finalizers have submitted in the middle of our work, and that begin after it.
+        self._not_begun: dict[Task, None] = {}
         self._submitted = 0
         self.handlers: dict[type, Callable[[Any, Any], None]] = {
             Done: self._on_done,
@@ -238,10 +235,15 @@ class Owner:
         # The handles may be gone by then.
         for entry in holds or ():
             entry.holds += 1
+        self._not_begun[task] = None
+        context = copy_context()
 
         def start() -> None:
             with process.lock:
-                self.start(task, deps, holds)
+                if task in self._not_begun:
+                    del self._not_begun[task]
+                    # As a child of the task that submitted it, whoever leads now.
+                    context.run(self.start, task, deps, holds)
                 for entry in holds or ():
                     self._objects.unhold(entry)
                 process.settle()
@@ -505,6 +507,12 @@ class Owner:
 
     def cancel(self, task: Task, force: bool, recursive: bool) -> None:
         """Cancel a task (with the lock held); see `shoal.cancel`."""
+        if task in self._not_begun:
+            del self._not_begun[task]
+            task.state = State.FINISHED
+            name = task.method or (task.function.name if task.function else "")
+            self.fail(task, cancelled(name, task.task_id))
+            return
         connection = task.lane.connection if task.lane is not None else None
         state = (task.queue if task.function is None else self.tasks).cancel(task)
         name = task.method or (task.function.name if task.function else "")

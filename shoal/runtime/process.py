@@ -27,6 +27,7 @@ from shoal.core.references import ObjectTable
 from shoal.core.tasks import Task
 from shoal.errors import AuthenticationError, NodeDiedError, NotInitializedError, ShoalError
 from shoal.ids import IdSource, return_id
+from shoal.lock import make_lock
 from shoal.messages.node import (
     Abandoned,
     Events,
@@ -62,7 +63,6 @@ from shoal.runtime.waiting import Waiting
 from shoal.serial.exceptions import dump_exception
 from shoal.wire.connection import Connection, Listener
 from shoal.wire.handshake import ClientHandshake
-from shoal.wire.lock import make_lock
 from shoal.wire.reactor import Reactor, Waiter, decoder_of
 
 if TYPE_CHECKING:
@@ -397,7 +397,7 @@ class Process:
         self.settle()
         locations = [
             entry.value.location
-            for entry in self.objects.entries.values()
+            for entry in list(self.objects.entries.values())
             if type(entry.value) is Stored and address in {entry.value.creator, entry.owner}
         ]
         self.node.send_locked(InUse(address, locations))
@@ -559,12 +559,15 @@ class Process:
     def run_callbacks(self) -> None:
         """Call what must be called without the lock."""
         callbacks = self.callbacks
-        while callbacks:
-            try:
-                callbacks.popleft()()
-            except Exception:
-                # Whoever leads is not to blame, and the others must be called too.
-                logger.exception("a callback failed")
+        if not callbacks:
+            return
+        with self.reactor.resting():
+            while callbacks:
+                try:
+                    callbacks.popleft()()
+                except Exception:
+                    # Whoever leads is not to blame, and the others must be called too.
+                    logger.exception("a callback failed")
 
     # --- ending --------------------------------------------------------------------------------------------------
 

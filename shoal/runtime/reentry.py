@@ -1,14 +1,17 @@
 """User code that Python runs in the middle of shoal's own work: finalizers and signal handlers.
 
 The garbage collector runs in whatever thread allocates, and signal handlers run between any two instructions of the main
-thread. So a `__del__` of the user's, or a handler of SIGTERM, may call shoal in a thread that holds the runtime's lock and has
-changed its tables half-way. The lock is reentrant, or such a thread would wait for itself for ever; and what user code can
-call asks `is_reentered` before it takes the lock:
+thread. So a `__del__` of the user's, or a handler of SIGTERM, may call shoal in a thread that has changed its tables half-way, or
+has read from a socket what it has not decoded yet. The locks are reentrant, or such a thread would wait for itself for ever;
+and what user code can call asks before it enters:
 
-- what can be done later is (`do_later`): submitting, killing, cancelling;
-- what would have to wait is refused, with an error that says so (`refuse_reentry`).
+- what changes the tables is done a little later (`is_reentered`, `do_later`): submitting, killing, cancelling;
+- what would have to wait, or needs memory of the object store, is refused, with an error that says so (`refuse_reentry`).
 
-Dropping a reference or a handle needs neither: it only appends to a queue.
+Until then, new references may be entered in the table of objects, and new actors' records among the others: so those who go
+through these tables go through a copy.
+
+Dropping a reference or a handle needs none of it: it only appends to a queue.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from shoal.errors import ShoalError
 
 if TYPE_CHECKING:
     from shoal.runtime.process import Process
-    from shoal.wire.lock import ReentrantLock
+    from shoal.wire.reactor import Reactor
 
 logger = logging.getLogger("shoal")
 
@@ -45,16 +48,21 @@ def do_later(process: Process, what: str, action: Callable[[], object]) -> None:
     process.reactor.wake()
 
 
-def refuse_reentry(lock: ReentrantLock, what: str) -> None:
+def refuse_reentry(reactor: Reactor, what: str) -> None:
     """See that a call may wait.
 
     Raises:
         ShoalError: this thread is in the middle of the runtime's work.
     """
-    if lock._is_owned():
-        raise ShoalError(
-            f"{what} was called by a finalizer (__del__) or a signal handler that Python runs while shoal is at work in the same "
-            "thread, and it cannot wait there; call it before the object is dropped, or let the handler set a flag or "
-            "raise SystemExit (.remote() of functions and actors' methods, kill() and cancel() are possible: they are "
-            "carried out a little later)"
-        )
+    if reactor.is_entered():
+        raise reentry_error(what)
+
+
+def reentry_error(what: str) -> ShoalError:
+    """The error for what cannot be done there."""
+    return ShoalError(
+        f"{what} was called by a finalizer (__del__) or a signal handler that Python runs while shoal is at work in the same "
+        "thread, and it cannot go on there; call it before the object is dropped, or let the handler set a flag or raise "
+        "SystemExit (.remote() of functions and actors' methods, kill() and cancel() are possible: they are carried out a "
+        "little later)"
+    )

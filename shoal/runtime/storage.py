@@ -6,11 +6,13 @@ Any thread. Room is drawn from the node daemon in chunks; when the store is full
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from shoal.errors import ObjectStoreFullError
 from shoal.messages.node import QuotaGranted, QuotaRequest, QuotaReturn
+from shoal.runtime.reentry import reentry_error
 from shoal.serial.layout import write_layout
 from shoal.store import Arena, Block, Location, QuotaExhausted, Reader, copy_into
 from shoal.wire.session import creator_at
@@ -35,6 +37,8 @@ class ObjectStore:
         # Made on first use: most workers never store anything.
         self._arena: Arena | None = None
         self._reader: Reader | None = None
+        # Objects that died while this thread was in the middle of the arena's work.
+        self._dead: deque[Location] = deque()
 
     @property
     def arena(self) -> Arena:
@@ -49,6 +53,7 @@ class ObjectStore:
         Raises:
             ObjectStoreFullError: the store is full and stayed full.
         """
+        self._refuse_reentry("what stores a large value")
         block = self._allocate(self.arena, size)
         try:
             write_layout(serialized, block.buffer, copy_into)
@@ -56,6 +61,13 @@ class ObjectStore:
             self.arena.free(block.location)
             raise
         return block.location
+
+    def _refuse_reentry(self, what: str) -> None:
+        arena, reader = self._arena, self._reader
+        if (arena is not None and arena.is_entered()) or (
+            reader is not None and reader.is_entered()
+        ):
+            raise reentry_error(what)
 
     def _allocate(self, arena: Arena, size: int) -> Block:
         while True:
@@ -75,6 +87,7 @@ class ObjectStore:
 
     def view(self, stored: Stored) -> memoryview:
         """A read-only view of an object, made here or elsewhere."""
+        self._refuse_reentry("what reads a large value")
         if stored.creator == self.address and self._arena is not None:
             return self._arena.view(stored.location)
         if self._reader is None:
@@ -83,8 +96,15 @@ class ObjectStore:
 
     def free(self, location: Location) -> None:
         """An object that this process made is dead."""
-        if self._arena is not None:
-            self._arena.free(location)
+        arena = self._arena
+        if arena is not None:
+            if arena.is_entered():
+                # The next object that dies takes it along.
+                self._dead.append(location)
+                return
+            arena.free(location)
+            while self._dead:
+                arena.free(self._dead.popleft())
 
     def forget(self, address: str) -> None:
         """A process has ended: what is mapped of its objects and not looked at goes, or it would keep their memory after

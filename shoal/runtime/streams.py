@@ -150,7 +150,7 @@ class ObjectRefGenerator(Generic[T]):
     def _next_sync(self, timeout_s: float | None = None) -> ObjectRef[T]:
         """The next reference; a nil one if `timeout_s` passes first."""
         process = self._process
-        refuse_reentry(process.lock, "next() of a stream")
+        refuse_reentry(process.reactor, "next() of a stream")
         with process.lock:
             entry = self._stream.next_entry()
         if entry is None:

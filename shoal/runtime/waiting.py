@@ -96,7 +96,7 @@ class Waiting:
     def _await_entries(self, entries: Sequence[Entry], timeout_s: float | None) -> None:
         """Wait until all entries are known, or one of them has failed."""
         process = self._process
-        refuse_reentry(process.lock, "shoal.get()")
+        refuse_reentry(process.reactor, "shoal.get()")
         waiter = GetWaiter()
         with process.lock:
             pending = [entry for entry in entries if entry.value is None]
@@ -193,7 +193,7 @@ class Waiting:
         self, entries: list[Entry], num_returns: int, timeout_s: float | None
     ) -> list[int]:
         process = self._process
-        refuse_reentry(process.lock, "shoal.wait()")
+        refuse_reentry(process.reactor, "shoal.wait()")
         with process.lock:
             for entry in entries:
                 if entry.value is None and entry.task is None:
@@ -243,7 +243,7 @@ class Waiting:
     def _when_ready(self, entry: Entry, callback: Callable[[], None]) -> None:
         """Call `callback` (by the reactor's leader, without the lock) once the entry is known."""
         process = self._process
-        refuse_reentry(process.lock, "a future of a reference")
+        refuse_reentry(process.reactor, "a future of a reference")
         with process.lock:
             if entry.value is None:
                 if entry.task is None:

@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 import weakref
 from collections import deque
 from pathlib import Path
@@ -43,6 +42,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from shoal.errors import InternalError, ObjectFreedError
+from shoal.lock import make_lock
 from shoal.messages.values import Location
 from shoal.store import forking, locks
 from shoal.store.idle import Range, SlabSpace, WarmPool
@@ -137,7 +137,7 @@ class Arena:
         self._creator: Final = check_creator(creator)
         self._large_bytes: Final = large_bytes
         self._slab_bytes: Final = round_up(slab_bytes, PAGE)
-        self._lock = threading.Lock()
+        self._lock = make_lock()
         self._closed_because = ""
         self._numbers = itertools.count()
         self._ticks = itertools.count()
@@ -155,6 +155,10 @@ class Arena:
         self._quarantine: deque[Record] = deque()
         self._lock_fd = locks.open_lock_file(directory / lock_file(creator), create=True)
         forking.watch(self)
+
+    def is_entered(self) -> bool:
+        """Whether this thread is in the middle of a change: a finalizer that Python runs there must not begin another."""
+        return self._lock._is_owned()
 
     # --- objects ----------------------------------------------------------------------------------------------
 
@@ -242,8 +246,9 @@ class Arena:
     def reclaim(self, wanted_bytes: int, *, unused: bool = True) -> int:
         """Others need room: give back `wanted_bytes` if that can be done, and at times more; the quota shrinks by the result.
 
-        Without `unused`, quota that backs nothing is kept: a `create` that asks for more of it counts on it. Dead objects that somebody still views are removed last: their memory is not usable by others before the
-        views go, but it is no longer the store's either.
+        Without `unused`, quota that backs nothing is kept: a `create` that asks for more of it counts on it. Dead objects
+        that somebody still views are removed last: their memory is not usable by others before the views go, but it is
+        no longer the store's either.
         """
         with self._lock:
             self._settle(len(self._quarantine))
@@ -302,7 +307,7 @@ class Arena:
 
     def after_fork_in_child(self) -> None:
         """The child's copy of an arena makes nothing: blocks taken by two processes would be one block."""
-        self._lock = threading.Lock()
+        self._lock = make_lock()
         if not self._closed_because:
             self._closed_because = (
                 "it belongs to the process that forked this one, which needs its own"

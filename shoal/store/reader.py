@@ -21,7 +21,6 @@ that holds the lock now, when it has let go.
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from typing import Any, Final
 import msgspec
 
 from shoal.errors import InternalError, ObjectFreedError, ProtocolError
+from shoal.lock import make_lock
 from shoal.messages.values import Location
 from shoal.store import forking, locks
 from shoal.store.layout import lock_file, lock_range, parse_segment
@@ -116,7 +116,7 @@ class Reader:
         self._directory: Final = str(directory)
         self._max_idle: Final = idle_mappings
         self._max_idle_bytes: Final = idle_bytes
-        self._lock = threading.Lock()
+        self._lock = make_lock()
         self._closed = False
         self._dead: deque[_Watch] = deque()
         self._creators: dict[str, _Creator] = {}
@@ -153,6 +153,10 @@ class Reader:
                 self._drain()
         return view_of(exporter, size).toreadonly()
 
+    def is_entered(self) -> bool:
+        """As of an `Arena`."""
+        return self._lock._is_owned()
+
     def trim(self) -> None:
         """Drop the mappings kept for later whose files are gone."""
         self._drop_idle(lambda attached: not self._exists(attached))
@@ -184,7 +188,7 @@ class Reader:
 
     def after_fork_in_child(self) -> None:
         """The child begins with nothing. Views that it inherited stay mapped, but only the parent's lock guards them."""
-        self._lock = threading.Lock()
+        self._lock = make_lock()
         for creator in self._creators.values():
             # The parent has its own descriptor of the same description: nothing is unlocked.
             os.close(creator.fd)
@@ -303,7 +307,9 @@ class Reader:
         self._drain()
 
     def _drain(self) -> None:
-        """Let go of what died, unless some thread holds the lock: that thread comes here when it has let go."""
+        """Let go of what died, unless some thread (this one, too) holds the lock: it comes here when it has let go."""
+        if self._lock._is_owned():
+            return
         trash: list[Mapping] = []
         while self._dead and self._lock.acquire(blocking=False):
             try:

@@ -37,7 +37,8 @@ import os
 import select
 import threading
 from _thread import allocate_lock, get_ident
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,8 +47,8 @@ import msgspec
 if TYPE_CHECKING:
     from _thread import LockType
 
+    from shoal.lock import ReentrantLock
     from shoal.wire.connection import Connection
-    from shoal.wire.lock import ReentrantLock
 
 logger = logging.getLogger("shoal")
 
@@ -121,6 +122,8 @@ class Reactor:
         self.handlers[self._wake_fd] = self._on_wake
         self._leadership = allocate_lock()
         self._leader = 0
+        # Threads that lead or follow: user code that Python runs in the middle of that must not do the same again.
+        self._waiting: set[int] = set()
         self._followers: dict[Waiter, None] = {}
         self._turns = 0
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
@@ -252,13 +255,21 @@ class Reactor:
 
         A service thread that leads is asked to step down: this thread is at the sockets often enough.
         """
-        if self._leadership.acquire(False):
-            self._leader = get_ident()
-            try:
-                self._poll(0)
-            finally:
-                self._give_up_leadership()
-        elif self._service_leads:
+        me = get_ident()
+        if me in self._waiting:
+            return
+        self._waiting.add(me)
+        try:
+            leads = self._leadership.acquire(False)
+            if leads:
+                self._leader = me
+                try:
+                    self._poll(0)
+                finally:
+                    self._give_up_leadership()
+        finally:
+            self._waiting.discard(me)
+        if not leads and self._service_leads:
             self._step_down = True
             self.wake()
 
@@ -272,21 +283,44 @@ class Reactor:
         if waiter.done:
             return True
         deadline = None if timeout_s is None else monotonic() + timeout_s
-        if self._leader == get_ident():
-            # A callback of ours waits in turn: it goes on leading.
-            self._lead(waiter, deadline)
-            return waiter.done
-        while not waiter.done:
-            if self._leadership.acquire(False):
-                self._leader = get_ident()
-                try:
-                    self._lead(waiter, deadline)
-                finally:
-                    self._give_up_leadership()
+        me = get_ident()
+        # Before leadership is taken and until after it is given up: at no moment in between is a second wait possible.
+        self._waiting.add(me)
+        try:
+            if self._leader == me:
+                # A callback of ours waits in turn: it goes on leading.
+                self._lead(waiter, deadline)
                 return waiter.done
-            if not self._follow(waiter, deadline):
-                return waiter.done
-        return True
+            while not waiter.done:
+                if self._leadership.acquire(False):
+                    self._leader = me
+                    try:
+                        self._lead(waiter, deadline)
+                    finally:
+                        self._give_up_leadership()
+                    return waiter.done
+                if not self._follow(waiter, deadline):
+                    return waiter.done
+            return True
+        finally:
+            self._waiting.discard(me)
+
+    def is_entered(self) -> bool:
+        """Whether this thread is in the middle of waiting, or of handling messages: user code that Python runs there (a
+        finalizer, a signal handler) must not wait."""
+        return get_ident() in self._waiting or self.lock._is_owned()
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Around callbacks that the leader calls between two rounds: they may wait."""
+        me = get_ident()
+        entered = me in self._waiting
+        self._waiting.discard(me)
+        try:
+            yield
+        finally:
+            if entered:
+                self._waiting.add(me)
 
     def _lead(self, waiter: Waiter, deadline: float | None) -> None:
         poll = self._poll
@@ -448,9 +482,12 @@ class Reactor:
             logger.exception("looking after the process's messages failed")
 
     def _lead_service(self) -> None:
+        me = get_ident()
+        self._waiting.add(me)
         if not self._leadership.acquire(False):
+            self._waiting.discard(me)
             return
-        self._leader = get_ident()
+        self._leader = me
         self._service_wanted = False
         self._step_down = False
         try:
@@ -465,6 +502,7 @@ class Reactor:
         finally:
             self._service_leads = False
             self._give_up_leadership()
+            self._waiting.discard(me)
 
     def _look_after_host(self) -> None:
         turns = self._turns

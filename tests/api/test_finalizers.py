@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gc
 import signal
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,7 +18,8 @@ import pytest
 import shoal
 from shoal.exceptions import ActorDiedError, ShoalError, TaskCancelledError
 from shoal.runtime import current_process
-from tests.api.gates import wait_until
+from shoal.wire.framing import FrameDecoder
+from tests.api.gates import Trace, wait_until
 
 pytestmark = pytest.mark.usefixtures("shared_cluster")
 
@@ -173,3 +176,99 @@ def test_a_signal_handler_may_submit_at_any_moment() -> None:
         signal.signal(signal.SIGALRM, previous)
     assert len(refs) > 10
     assert sorted(get(refs)) == list(range(len(refs)))
+
+
+def test_what_is_cancelled_before_it_begins_does_not_begin(
+    lock: Any, traces: Callable[[str], Trace]
+) -> None:
+    trace = traces("ran")
+    counter = Counter.remote()
+    assert get(counter.add.remote()) == 1
+
+    @shoal.remote
+    def run() -> None:
+        trace.add("ran")
+
+    get(run.remote())
+    reactor = current_process.require().reactor
+    # Nobody leads meanwhile, as while user code keeps the leader busy.
+    with busy(reactor):
+        with lock:
+            task, call = run.remote(), counter.add.remote()
+        shoal.cancel(task)
+        shoal.cancel(call)
+        for ref in (task, call):
+            with pytest.raises(TaskCancelledError):
+                get(ref)
+    assert get(counter.add.remote()) == 2
+    get(run.remote())
+    assert trace.words() == ["ran", "ran"]
+    with lock:
+        assert not current_process.require().actors.have_calls()
+
+
+@contextmanager
+def busy(reactor: Any) -> Iterator[None]:
+    wait_until(lambda: reactor._leadership.acquire(False), "nobody leads")
+    try:
+        yield
+    finally:
+        reactor._leadership.release()
+        reactor.want_service()
+
+
+@pytest.mark.usefixtures("frequent_collections")
+def test_finalizers_that_store_large_values() -> None:
+    """Where the store itself is interrupted they are refused; elsewhere they store."""
+    large = b"x" * 300_000
+    stored: deque[Any] = deque(maxlen=3)
+    outcomes = {"stored": 0, "refused": 0}
+
+    class Keeper:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            try:
+                stored.append(shoal.put(large))
+                assert len(get(stored[0])) == len(large)
+            except ShoalError as error:
+                assert "finalizer" in str(error)  # noqa: PT017 - a matter of where the collector runs
+                outcomes["refused"] += 1
+            else:
+                outcomes["stored"] += 1
+
+    refs: deque[Any] = deque(maxlen=5)
+    for _ in range(2_000):
+        Keeper()
+        refs.append(shoal.put(large))
+    gc.collect()
+    assert sum(outcomes.values()) == 2_000
+    assert all(get(ref) == large for ref in refs)
+    stored.clear()
+    refs.clear()
+    arena = current_process.require().store.arena
+    get(shoal.put(large))
+    wait_until(lambda: arena.stats().live_blocks == 0, "everything stored is freed")
+
+
+def test_a_finalizer_in_the_middle_of_handling_messages_may_not_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    later = echo.options(resources={"nothing of it": 1}).remote(1)
+    refused: list[str] = []
+    feed = FrameDecoder.feed
+
+    def interrupted(decoder: FrameDecoder, data: Any) -> Any:
+        # What was read is not decoded yet: another round would read over it.
+        with pytest.raises(ShoalError) as caught:
+            shoal.get(later, timeout=1)
+        refused.append(str(caught.value))
+        return feed(decoder, data)
+
+    monkeypatch.setattr(FrameDecoder, "feed", interrupted)
+    assert get([echo.remote(n) for n in range(20)]) == list(range(20))
+    monkeypatch.undo()
+    shoal.cancel(later)
+    assert refused
+    assert all("finalizer" in text for text in refused)

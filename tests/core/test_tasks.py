@@ -6,18 +6,15 @@ import itertools
 
 import pytest
 
-from shoal.core.tasks import (
+from shoal.core.lanes import (
     CancelLease,
     Effect,
-    Function,
     Lane,
     RequestLease,
     ReturnLease,
     SchedulingClass,
-    State,
-    Task,
-    TaskTable,
 )
+from shoal.core.tasks import Function, State, Task, TaskTable
 from shoal.errors import InternalError
 from shoal.messages.node import UNIT, Shape
 

@@ -15,17 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.core.tasks import (
-    CancelLease,
-    Function,
-    Lane,
-    RequestLease,
-    ReturnLease,
-    SchedulingClass,
-    State,
-    Task,
-    TaskTable,
-)
+from shoal.core.lanes import CancelLease, Lane, RequestLease, ReturnLease, SchedulingClass
+from shoal.core.tasks import Function, State, Task, TaskTable
 from shoal.messages.node import UNIT, Shape
 
 WINDOW_US = 1000

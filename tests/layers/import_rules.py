@@ -25,7 +25,7 @@ PACKAGE: Final = "shoal"
 # Low to high. A layer may import itself and what stands above it in this list. A name is a module or a package right
 # under `shoal`; "" is `shoal/__init__.py`, the public names, which nothing below it may import.
 LAYERS: Final[tuple[tuple[str, frozenset[str]], ...]] = (
-    ("base", frozenset({"errors", "ids", "config", "clock", "version"})),
+    ("base", frozenset({"errors", "ids", "config", "clock", "lock", "version"})),
     ("messages", frozenset({"messages"})),
     ("core", frozenset({"core"})),
     ("wire", frozenset({"wire"})),

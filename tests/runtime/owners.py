@@ -8,8 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from shoal.config import Config
+from shoal.core.lanes import Lane
 from shoal.core.references import ObjectTable
-from shoal.core.tasks import Function, Lane, Task
+from shoal.core.tasks import Function, Task
 from shoal.messages.node import UNIT, KillProcess, Shape
 from shoal.runtime.owner import Owner
 
