@@ -67,7 +67,7 @@ class Lane:
 
 
 class SchedulingClass:
-    """The queue of the tasks of one shape, and the lanes that serve it."""
+    """A scheduling class: the queue of the tasks of one shape, and the lanes that serve it."""
 
     __slots__ = ("lanes", "queue", "refused", "requests", "room", "shape")
 

@@ -8,8 +8,8 @@
                                       └──handed back, worker lost──┘
     any of them ──cancel, no retries left──► FINISHED
 
-A *lane* is a leased worker, seen from here (`core.lanes`). Tasks of one *scheduling class* (the shape of resources they need) share one
-queue and its lanes, whatever function they run, so that a lease serves a whole program.
+A *lane* is a leased worker, seen from here. Tasks of one *scheduling class* (the shape of resources they need) share one
+queue and its lanes (`core.lanes`), whatever function they run, so that a lease serves a whole program.
 
 Rules
 -----
