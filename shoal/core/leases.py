@@ -317,7 +317,7 @@ class LeaseQueue:
             ):
                 stuck.add(claim.amounts)
                 continue
-            if pool.has_idle(claim.key, fresh=request.for_actor):
+            if pool.has_idle(claim.key, for_actor=request.for_actor):
                 self._serve(request, now)
                 if not claim.waiting:
                     waiting.remove(claim)
@@ -347,7 +347,7 @@ class LeaseQueue:
         claim.waiting.popleft()
         del self._requests[request.owner, request.req]
         self._last_lease_id += 1
-        worker = self.pool.lease(claim.key, self._last_lease_id, now, fresh=request.for_actor)
+        worker = self.pool.lease(claim.key, self._last_lease_id, now, for_actor=request.for_actor)
         assert worker is not None
         allocation = self.resources.take(claim.amounts)
         lease = Lease(self._last_lease_id, request, worker, allocation, now)

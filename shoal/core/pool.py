@@ -131,16 +131,20 @@ class WorkerPool:
         """How many of a key wait for a lease."""
         return len(self._idle.get(key, ()))
 
-    def has_idle(self, key: WorkerKey, *, fresh: bool) -> bool:
-        """Whether a worker of a key waits for a lease; a fresh one, if asked for."""
-        return self._idle_one(key, fresh) is not None
+    def has_idle(self, key: WorkerKey, *, for_actor: bool) -> bool:
+        """Whether a worker of a key waits for a lease, one that is fit for an actor if need be."""
+        return self._idle_one(key, for_actor) is not None
 
-    def _idle_one(self, key: WorkerKey, fresh: bool) -> Worker | None:
-        # From the end: the most recently used. Fresh ones are few, and further to the front than those that were leased.
+    def _idle_one(self, key: WorkerKey, for_actor: bool) -> Worker | None:
+        # Fresh ones are for actors, which can begin in no other: tasks take one only if there is no other. From the end,
+        # since those used most recently have warm caches.
         idle = self._idle.get(key)
         if not idle:
             return None
-        return next((w for w in reversed(idle.values()) if w.fresh or not fresh), None)
+        found = next((w for w in reversed(idle.values()) if w.fresh == for_actor), None)
+        if found is None and not for_actor:
+            found = next(reversed(idle.values()))
+        return found
 
     # --- events --------------------------------------------------------------------------------------------------
 
@@ -154,9 +158,9 @@ class WorkerPool:
         self._move(worker, WorkerState.IDLE, now)
         worker.lease_id = 0
 
-    def lease(self, key: WorkerKey, lease_id: int, now: int, *, fresh: bool) -> Worker | None:
-        """Lease the most recently used idle worker of a key, or a fresh one."""
-        worker = self._idle_one(key, fresh)
+    def lease(self, key: WorkerKey, lease_id: int, now: int, *, for_actor: bool) -> Worker | None:
+        """Lease an idle worker of a key: a fresh one for an actor, else the one most recently used."""
+        worker = self._idle_one(key, for_actor)
         if worker is None:
             return None
         self._move(worker, WorkerState.LEASED, now)

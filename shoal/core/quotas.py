@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 Holder = Hashable
 _NAMED_HOLDERS: Final = 5
 _ASK_AGAIN_NS: Final = 100_000_000
+_MOST_PATIENCE_NS: Final = 1_600_000_000
 
 
 class Granted(NamedTuple):
@@ -64,8 +65,10 @@ class StoreQuotas:
         self._dead: dict[Holder, None] = {}
         self._granted = 0
         self._waiting: deque[_Waiting] = deque()
-        # When to ask the holders again, if somebody waits.
+        # When to ask the holders again, if somebody waits; each time later than the time before, since most have said by then
+        # what they can spare.
         self._ask_at = 0
+        self._patience_ns = _ASK_AGAIN_NS
 
     @property
     def free(self) -> int:
@@ -92,6 +95,7 @@ class StoreQuotas:
         self._waiting.append(_Waiting(holder, req, needed, now + self._timeout_ns))
         self._serve()
         if self._waiting and self._waiting[-1].req == req and self._waiting[-1].holder == holder:
+            self._patience_ns = _ASK_AGAIN_NS
             self._ask(needed, now)
 
     def on_return(self, holder: Holder, returned: int) -> None:
@@ -148,7 +152,8 @@ class StoreQuotas:
             self.outbox.append(Granted(waiting.holder, waiting.req, granted))
 
     def _ask(self, wanted: int, now: int) -> None:
-        self._ask_at = now + _ASK_AGAIN_NS
+        self._ask_at = now + self._patience_ns
+        self._patience_ns = min(2 * self._patience_ns, _MOST_PATIENCE_NS)
         waiting = {w.holder for w in self._waiting}
         for holder in self._held:
             if holder not in self._dead:

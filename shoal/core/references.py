@@ -117,7 +117,7 @@ class GiveUp(NamedTuple):
     registrations: int
 
 
-class LetGo(NamedTuple):
+class DropOrphan(NamedTuple):
     """This process has let go of a value whose owner has ended: nobody will say when it is dead."""
 
     owner: str
@@ -139,7 +139,7 @@ class EndActor(NamedTuple):
     actor_id: bytes
 
 
-Effect = FreeValue | GiveUp | LetGo | RegisterBorrower | EndActor
+Effect = FreeValue | GiveUp | DropOrphan | RegisterBorrower | EndActor
 
 
 class ObjectTable:
@@ -226,7 +226,7 @@ class ObjectTable:
                     entry.registrations = 0
                 if entry in self.orphaned:
                     del self.orphaned[entry]
-                    self.outbox.append(LetGo(entry.owner, entry.value))
+                    self.outbox.append(DropOrphan(entry.owner, entry.value))
             elif entry.actor_id is not None:
                 self.outbox.append(EndActor(entry.actor_id))
             elif type(entry.value) is Stored:

@@ -202,6 +202,10 @@ class Stay(msgspec.Struct, array_like=True, tag=27):
     """Worker to node, asked to retire: others count on it."""
 
 
+class Leaving(msgspec.Struct, array_like=True, tag=28):
+    """Worker to node: it stayed for what it owned, and ends now, since nobody counts on that any more."""
+
+
 class Goodbye(msgspec.Struct, array_like=True, tag=24):
     """A driver leaves: its workers end, their last output is forwarded, then comes `Reply`."""
 
@@ -390,11 +394,10 @@ class FreeOrphans(msgspec.Struct, array_like=True, tag=54):
 
 
 class WhoUses(msgspec.Struct, array_like=True, tag=55):
-    """Node to every client: the process at `address` has ended (for `cause`), and objects are left that it made or owned.
-    Answered by `InUse`."""
+    """Node to every client: these processes (address, cause) have ended, and objects are left that they made or owned. Answered
+    by an `InUse` for each."""
 
-    address: str
-    cause: str
+    ended: list[tuple[str, str]]
 
 
 class InUse(msgspec.Struct, array_like=True, tag=56):
@@ -530,6 +533,7 @@ ToNode = (
     | Watch
     | KillProcess
     | Stay
+    | Leaving
     | Goodbye
     | ActorCreate
     | ActorWatch

@@ -122,6 +122,11 @@ class Clients:
             self._watchers.setdefault(address, {})[client.number] = None
             client.watches.add(address)
 
+    def cause_of(self, address: str) -> str:
+        """How a process has ended."""
+        gone = self._gone.get(address)
+        return "has ended" if gone is None else gone.cause
+
     def gone(self, address: str, cause: str, *, expected: bool) -> None:
         """The process at `address` has ended."""
         if address in self._gone:

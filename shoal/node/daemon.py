@@ -76,6 +76,7 @@ from shoal.messages.node import (
     LeaseRequest,
     LeaseReturn,
     LeaseWanted,
+    Leaving,
     LetGo,
     Log,
     NodeRow,
@@ -306,7 +307,8 @@ class Daemon:
             Unblocked: lambda client, _: queue.on_unblocked(client.worker_id),
             Watch: self._on_watch,
             KillProcess: self._on_kill_process,
-            Stay: self._on_stay,
+            Stay: self._of_worker(self._workers.on_stay),
+            Leaving: self._of_worker(self._workers.on_leaving),
             Goodbye: self._on_goodbye,
             ActorCreate: self._on_actor_create,
             ActorWatch: self._on_actor_watch,
@@ -371,10 +373,13 @@ class Daemon:
                 process, clause, reason=message.reason, kill=True, expected=False
             )
 
-    def _on_stay(self, client: Client, _message: Stay) -> None:
-        process = self._workers.process(client.worker_id)
-        if process is not None:
-            self._workers.on_stay(process)
+    def _of_worker(self, handle: Callable[[Process], None]) -> Callable[[Client, Any], None]:
+        def on_message(client: Client, _message: Any) -> None:
+            process = self._workers.process(client.worker_id)
+            if process is not None and not process.told:
+                handle(process)
+
+        return on_message
 
     def _on_actor_create(self, client: Client, message: ActorCreate) -> None:
         _check_shape(message.spec.shape)
@@ -464,7 +469,7 @@ class Daemon:
         left_objects = self._store.on_process_gone(process.address, process.job.job_id)
         self._clients.gone(process.address, cause, expected=process.expected)
         if left_objects:
-            self._store.ask_who_uses(process.address, cause)
+            self._store.ask_who_uses(process.address)
         self._finish_goodbye(process.job.job_id)
 
     def _on_goodbye(self, client: Client, message: Goodbye) -> None:

@@ -2,18 +2,19 @@
 
 One inquiry at a time about each process: who is asked, and what the answers name. When all have answered (or ended), the
 keeper of the store hears what is in use; all else that the process left may go. Objects that are in use at that moment and whose
-owner has ended have nobody who will say when they are not: users say that they have let go of something, and the question
-is asked again, a little later and once for many such words.
+owner has ended have nobody who will say when they are not: so the question is asked again when a user says that it has let go
+of something, or has ended. A little later, once for many such words, and about several processes at once: each client looks
+through all its objects for an answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from shoal.messages.node import InUse, WhoUses
-from shoal.node.clients import Client
+from shoal.node.clients import Client, Clients
 
 _AGAIN_S: Final = 0.2
 
@@ -22,12 +23,13 @@ Used = dict[str, set[tuple[int, int]]]
 
 
 class _Inquiry:
-    """`asked` are the numbers of the clients that have not answered."""
+    """`asked` are the numbers of the clients that have not answered, `users` of those that named anything."""
 
-    __slots__ = ("asked", "used")
+    __slots__ = ("asked", "used", "users")
 
     def __init__(self) -> None:
         self.asked: dict[int, None] = {}
+        self.users: set[int] = set()
         self.used: Used = {}
 
 
@@ -37,53 +39,66 @@ class Inquiries:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        clients: Iterable[Client],
+        clients: Clients,
         conclude: Callable[[str, Used], None],
     ) -> None:
         self._loop = loop
         self._clients = clients
         self._conclude = conclude
         self._running: dict[str, _Inquiry] = {}
-        # Processes to ask about (again), with what is said of their ends.
-        self._due: dict[str, str] = {}
+        # Who named anything, by process: whose end is a reason to ask again.
+        self._users: dict[str, set[int]] = {}
+        # Processes to ask about again.
+        self._due: dict[str, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def ask(self, address: str, cause: str) -> None:
-        """Ask now, or again when the inquiry that runs has ended."""
-        if address in self._running:
-            self.ask_later(address, cause)
+    def ask(self, addresses: list[str]) -> None:
+        """Ask now; again, if an inquiry runs already."""
+        started: dict[str, _Inquiry] = {}
+        for address in addresses:
+            if address in self._running:
+                self.ask_later(address)
+            else:
+                started[address] = self._running[address] = _Inquiry()
+                self._users.pop(address, None)
+        if not started:
             return
-        inquiry = self._running[address] = _Inquiry()
-        question = WhoUses(address, cause)
+        question = WhoUses([(address, self._clients.cause_of(address)) for address in started])
         for client in self._clients:
-            inquiry.asked[client.number] = None
             client.send(question)
-        self._look(address, inquiry)
+            for inquiry in started.values():
+                inquiry.asked[client.number] = None
+        for address, inquiry in started.items():
+            self._look(address, inquiry)
 
-    def ask_later(self, address: str, cause: str) -> None:
+    def ask_later(self, address: str) -> None:
         """Ask in a while, once however often this is said meanwhile."""
-        self._due[address] = cause
+        self._due[address] = None
         if self._timer is None:
             self._timer = self._loop.call_later(_AGAIN_S, self._ask_due)
 
     def _ask_due(self) -> None:
         self._timer = None
         due, self._due = self._due, {}
-        for address, cause in due.items():
-            self.ask(address, cause)
+        self.ask(list(due))
 
     def on_in_use(self, client: Client, message: InUse) -> None:
         """A client says what it uses."""
         inquiry = self._running.get(message.address)
         if inquiry is None or client.number not in inquiry.asked:
             return
+        if message.locations:
+            inquiry.users.add(client.number)
         for location in message.locations:
             inquiry.used.setdefault(location.segment, set()).add((location.offset, location.size))
         del inquiry.asked[client.number]
         self._look(message.address, inquiry)
 
     def on_client_gone(self, client: Client) -> None:
-        """A client has ended: it uses nothing."""
+        """A client has ended: it uses nothing. What it used when it was last asked, perhaps nobody does now."""
+        for address, users in self._users.items():
+            if client.number in users:
+                self.ask_later(address)
         for address, inquiry in list(self._running.items()):
             if inquiry.asked.pop(client.number, False) is None:
                 self._look(address, inquiry)
@@ -91,7 +106,13 @@ class Inquiries:
     def _look(self, address: str, inquiry: _Inquiry) -> None:
         if not inquiry.asked:
             del self._running[address]
+            if inquiry.users:
+                self._users[address] = inquiry.users
             self._conclude(address, inquiry.used)
+
+    def forget(self, address: str) -> None:
+        """Nothing is left of what a process made or owned."""
+        self._users.pop(address, None)
 
     def close(self) -> None:
         """Stop the timer."""

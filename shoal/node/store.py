@@ -46,7 +46,6 @@ _log = logging.getLogger("shoal.node")
 
 _BLOCK: Final = 512
 _HELD_RETRY_S: Final = 1.0
-_OWNER_ENDED: Final = "has ended"
 
 
 class _Estate:
@@ -155,9 +154,9 @@ class StoreKeeper:
         self._drain()
         return bool(segments)
 
-    def ask_who_uses(self, address: str, cause: str) -> None:
+    def ask_who_uses(self, address: str) -> None:
         """Ask everybody what they use of what a process has left."""
-        self._inquiries.ask(address, cause)
+        self._inquiries.ask([address])
 
     def on_in_use(self, client: Client, message: InUse) -> None:
         """A client says what it uses of what a process has left."""
@@ -167,22 +166,17 @@ class StoreKeeper:
         """A client has made blocks for a process that has ended."""
         makers = self._abandoned.setdefault(message.owner, {})
         makers.setdefault(creator_at(client.address), set()).update(message.locations)
-        self._inquiries.ask(message.owner, _OWNER_ENDED)
+        self._inquiries.ask([message.owner])
 
     def on_let_go(self, _client: Client, message: LetGo) -> None:
         """A client uses less of what processes left that have ended."""
         for address in message.addresses:
-            self._ask_again(address)
-
-    def _ask_again(self, address: str) -> None:
-        if address in self._abandoned or creator_at(address) in self._estates:
-            self._inquiries.ask_later(address, _OWNER_ENDED)
+            if address in self._abandoned or creator_at(address) in self._estates:
+                self._inquiries.ask_later(address)
 
     def on_client_gone(self, client: Client) -> None:
         """A client has ended: it uses nothing."""
         self._inquiries.on_client_gone(client)
-        for address in {*self._abandoned, *(e.address for e in self._estates.values())}:
-            self._ask_again(address)
 
     def _free_unused(self, address: str, used: Used) -> None:
         """Everybody has said what they use of what a process made or owned: free all else."""
@@ -202,6 +196,8 @@ class StoreKeeper:
         estate = self._estates.get(creator)
         if estate is not None:
             self._free_unused_of(creator, estate, used)
+        elif not makers:
+            self._inquiries.forget(address)
 
     def _free_unused_of(self, creator: str, estate: _Estate, used: Used) -> None:
         unused: list[Location] = []
@@ -240,7 +236,7 @@ class StoreKeeper:
 
         for creator in [c for c, estate in self._estates.items() if estate.job_id == job_id]:
             sweep(self._directory, creator)
-            del self._estates[creator]
+            self._inquiries.forget(self._estates.pop(creator).address)
             self.quotas.on_swept(creator, 0)
         self._drain()
 
@@ -322,6 +318,8 @@ class StoreKeeper:
             # Its lock file.
             sweep(self._directory, creator)
             del self._estates[creator]
+            if estate.address not in self._abandoned:
+                self._inquiries.forget(estate.address)
         self.quotas.on_swept(creator, estate.bytes())
 
     def close(self) -> None:

@@ -288,8 +288,12 @@ class Workers:
         elif not process.ordered:
             process.leaving = reason
             process.client.send(Retire(reason, spent))
-            grace_s = self._boot.config.exit_grace_s
-            process.timers = [self._loop.call_later(grace_s, self._lose_patience, process)]
+            self.on_leaving(process)
+
+    def on_leaving(self, process: Process) -> None:
+        """A worker ends in good order: see that it does."""
+        grace_s = self._boot.config.exit_grace_s
+        process.timers = [self._loop.call_later(grace_s, self._lose_patience, process)]
 
     def _lose_patience(self, process: Process) -> None:
         """A worker that was asked to retire neither ends nor says that it stays."""

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shoal.core.references import (
     Countdown,
+    DropOrphan,
     EndActor,
     Entry,
     FreeValue,
     GiveUp,
-    LetGo,
     RegisterBorrower,
 )
 from shoal.core.tasks import Task
 from shoal.errors import ObjectLostError, OwnerDiedError
-from shoal.messages import node as to_node
-from shoal.messages.node import ActorUnreferenced, FreeOrphans
+from shoal.messages.node import ActorUnreferenced, FreeOrphans, LetGo
 from shoal.messages.peer import (
     Borrow,
     Borrowed,
@@ -188,7 +187,7 @@ class Borrowing:
                     self._send_to_owner(
                         effect.owner, Release(effect.object_id, effect.registrations)
                     )
-                elif type(effect) is LetGo:
+                elif type(effect) is DropOrphan:
                     let_go[effect.owner] = let_go[effect.value.creator] = None
                 elif type(effect) is RegisterBorrower:
                     sent = self._send_to_owner(
@@ -201,7 +200,7 @@ class Borrowing:
                 elif type(effect) is EndActor:
                     process.node.send_locked(ActorUnreferenced(effect.actor_id))
         if let_go:
-            process.node.send_locked(to_node.LetGo(list(let_go)))
+            process.node.send_locked(LetGo(list(let_go)))
         for creator, locations in blocks.items():
             if not self._send_to_owner(creator, FreeBlocks(locations)):
                 process.node.send_locked(FreeOrphans(locations))

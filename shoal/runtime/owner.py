@@ -142,7 +142,7 @@ class Owner:
         entry = Entry(task_id[:13] + FIRST_RETURN, "", 1)
         task = Task(task_id, function, queue, packed, (entry,), retries)
         entry.task = task
-        if process.lock._is_owned():
+        if process.lock._is_owned():  # `is_reentered`, without the call
             self._objects.entries[entry.object_id] = entry
             self.start_later(task, deps, holds)
             return ObjectRef._of(entry, process.drop)
@@ -180,7 +180,7 @@ class Owner:
         task = Task(task_id, None, link, packed, (entry,), retries)
         task.method = method
         entry.task = task
-        if process.lock._is_owned():
+        if process.lock._is_owned():  # `is_reentered`, without the call
             self._objects.entries[entry.object_id] = entry
             self.start_later(task, deps, holds)
             return ObjectRef._of(entry, process.drop)

@@ -29,12 +29,9 @@ from shoal.errors import AuthenticationError, NodeDiedError, NotInitializedError
 from shoal.ids import IdSource, return_id
 from shoal.lock import make_lock
 from shoal.messages.node import (
-    Abandoned,
     Events,
     EventsQuery,
-    FreeAbandoned,
     FromNode,
-    InUse,
     KillProcess,
     PeerGone,
     QuotaGranted,
@@ -44,14 +41,14 @@ from shoal.messages.node import (
     RegisterWorker,
     Reply,
     Shape,
-    WhoUses,
 )
-from shoal.messages.values import Failed, Stored
+from shoal.messages.values import Failed
 from shoal.runtime.actors import Actors
 from shoal.runtime.borrowing import Borrowing
 from shoal.runtime.context import TaskContext, current
 from shoal.runtime.deliveries import Deliveries
 from shoal.runtime.environment import merge_envs
+from shoal.runtime.inquiries import Inquiries
 from shoal.runtime.node_link import NodeLink
 from shoal.runtime.owner import Owner
 from shoal.runtime.peers import Peers
@@ -164,7 +161,6 @@ class Process:
         self.node = NodeLink(self.reactor)
         self._req = 0
         self._warned: set[str] = set()
-        self._inquiries: dict[str, None] = {}
 
         # Before the node hears of this process: whoever is told its address must be able to connect.
         self._listener = Listener(self.reactor, address, backlog=_BACKLOG)
@@ -189,6 +185,7 @@ class Process:
         self.borrowing = Borrowing(self)
         self.owner = Owner(self)
         self.actors = Actors(self)
+        self._inquiries = Inquiries(self)
         self.waiting = Waiting(self, self.config.block_grace_us)
         self.handlers: dict[type, Callable[[Any, Any], None]] = {
             **self.owner.handlers,
@@ -197,9 +194,8 @@ class Process:
         self.node_handlers: dict[type, Callable[[Any], None]] = {
             **self.owner.leases.node_handlers,
             **self.actors.node_handlers,
-            PeerGone: self._on_peer_gone,
-            WhoUses: self._on_who_uses,
-            FreeAbandoned: lambda m: self.deliveries.freed(m.owner, m.locations),
+            **self._inquiries.node_handlers,
+            PeerGone: self.on_peer_gone,
             QuotaWanted: self._on_quota_wanted,
             EventsQuery: self._on_events_query,
         }
@@ -369,7 +365,7 @@ class Process:
                     self.complete(entry, failed, [], None)
         self.tick()
 
-    def _on_peer_gone(self, message: PeerGone) -> None:
+    def on_peer_gone(self, message: PeerGone) -> None:
         """A process has ended. What it said last may be unread: its connections are read to their ends first."""
         address, cause = message.address, message.cause
         if not self.peers.is_connected(address):
@@ -384,24 +380,6 @@ class Process:
             # Not for ever: a process that it forked may hold them.
             self.reactor.call_later(_LAST_WORDS_S, conclude)
 
-    def _on_who_uses(self, message: WhoUses) -> None:
-        """Say which objects of a dead process are known here, when all is read that it said."""
-        if message.address in self.peers.gone:
-            self._say_in_use(message.address)
-        else:
-            self._inquiries[message.address] = None
-            self._on_peer_gone(PeerGone(message.address, message.cause))
-
-    def _say_in_use(self, address: str) -> None:
-        # What nobody here looks at any more is not in use.
-        self.settle()
-        locations = [
-            entry.value.location
-            for entry in list(self.objects.entries.values())
-            if type(entry.value) is Stored and address in {entry.value.creator, entry.owner}
-        ]
-        self.node.send_locked(InUse(address, locations))
-
     def _peer_died(self, address: str, cause: str) -> None:
         if address in self.peers.gone:
             return
@@ -410,14 +388,9 @@ class Process:
         self.owner.process_died(address, cause)
         self.actors.process_died(address)
         self.borrowing.process_died(address, cause)
-        abandoned = self.deliveries.abandoned_by(address)
-        if abandoned:
-            self.node.send_locked(Abandoned(address, abandoned))
         for listener in self.peer_died:
             listener(address)
-        if address in self._inquiries:
-            del self._inquiries[address]
-            self._say_in_use(address)
+        self._inquiries.process_died(address)
         self.settle()
         self.tick()
 

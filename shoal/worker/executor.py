@@ -70,7 +70,6 @@ if TYPE_CHECKING:
 
 _MAX_EARLY: Final = 1_000
 
-
 _MAX_IN_PLACE: Final = 64
 """How deeply tasks run inside one another before a worker prefers to wait for others."""
 

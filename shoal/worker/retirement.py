@@ -1,6 +1,6 @@
 """What a worker does when the node has no more use for it: ends, unless others count on what it owns.
 
-Objects that its tasks made, and that have gone out inside their results, live in this process (see "Ownership" in the glossary).
+A worker owns what its tasks put and what they submitted; references to that may have gone out with their results.
 All methods are called with the runtime's lock held, but for the one that a timer calls.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from shoal.messages.node import Retire, Stay
+from shoal.messages.node import Leaving, Retire, Stay
 from shoal.worker import output
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Retirement:
                 if self._process.is_counted_on():
                     self._look_later(reason)
                 else:
+                    self._process.node.send_locked(Leaving())
                     self._executor.leave(reason)
 
         self._process.reactor.call_later(_LOOK_AGAIN_S, look)

@@ -406,6 +406,22 @@ def test_an_actor_begins_in_a_worker_that_was_never_leased() -> None:
     assert [g.worker_id for g in node.grants()] == [task.worker_id]
 
 
+def test_tasks_leave_fresh_workers_to_actors() -> None:
+    node = Node(cpus=2)
+    node.request(1)
+    (task,) = node.grants()
+    node.give_back(task)
+    node.settle(1)
+    node.queue.prestart(WorkerKey(JOB, ""), 2, node.now)
+    node.settle(1)
+    node.request(1)
+    assert [g.worker_id for g in node.grants()] == [task.worker_id]
+    # Unless there is no other.
+    node.request(1)
+    (second,) = node.grants()
+    assert second.worker_id != task.worker_id
+
+
 def test_an_actor_is_placed_with_more_than_it_keeps() -> None:
     node = Node(cpus=1)
     node.request(0, CPU1, keeps=())
