@@ -54,6 +54,8 @@ class Leases:
         self._idle_s = process.config.lease_idle_ms / 1000
         self._expiring = False
         self._requests: dict[int, SchedulingClass] = {}
+        # Classes that will ask again, after a refusal.
+        self._refused: dict[SchedulingClass, None] = {}
         self._lanes: dict[str, dict[Lane, None]] = {}
         self._lanes_by_lease: dict[int, Lane] = {}
         self.node_handlers: dict[type, Callable[[Any], None]] = {
@@ -137,30 +139,36 @@ class Leases:
         queue = self._requests.pop(message.req, None)
         if queue is None:
             return
-        tasks = self._tasks.refused(message.req, queue)
-        if queue.refused:
-            workers = len(queue.lanes)
-            self._process.warn(
-                f"no more workers can be started: {message.reason}. The {workers} there {'is' if workers == 1 else 'are'} go "
-                "on with what is queued"
-            )
-            self._process.reactor.call_later(_ASK_AGAIN_S, partial(self._ask_again, queue))
-            return
-        error = (
-            RuntimeEnvSetupError(message.reason)
-            if message.kind == "env"
-            else ShoalError(
+        if message.kind == "env":
+            error: ShoalError = RuntimeEnvSetupError(message.reason)
+        else:
+            error = ShoalError(
                 f"no worker could be started: {message.reason}. What they printed is in "
                 f"{log_dir(os.path.dirname(self._process.address))}; once the cause is gone, submit the task again, which asks for "
                 "workers anew"
             )
-        )
-        failed = Failed(dump_exception(error))
-        for task in tasks:
-            self._fail(task, failed)
+        self._refuse(message.req, queue, message.reason, error)
+
+    def _refuse(self, req: int, queue: SchedulingClass, reason: str, error: ShoalError) -> None:
+        # The table withdraws them all. The refusals of the others are often in the same batch, before it is carried out.
+        for other in queue.requests:
+            self._requests.pop(other, None)
+        tasks = self._tasks.refused(req, queue)
+        if tasks:
+            failed = Failed(dump_exception(error))
+            for task in tasks:
+                self._fail(task, failed)
+        elif queue.refused:
+            self._process.warn(
+                f"no more workers can be started: {reason}. What is queued waits for those that are there"
+            )
+            if queue not in self._refused:
+                self._refused[queue] = None
+                self._process.reactor.call_later(_ASK_AGAIN_S, partial(self._ask_again, queue))
 
     def _ask_again(self, queue: SchedulingClass) -> None:
         with self._process.lock:
+            self._refused.pop(queue, None)
             self._tasks.ask_again(queue)
             self._process.settle()
 

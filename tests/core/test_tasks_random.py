@@ -115,7 +115,7 @@ class World:
             *[self.deliver_cancel] * 2,
             *[self.take] * 2,
             self.ready,
-            self.refuse,
+            *[self.refuse] * 3,
             self.crash,
             self.wanted,
             self.retire,
@@ -223,9 +223,16 @@ class World:
         if self.requests and self.rng.random() < 0.3:
             req = self.rng.choice(list(self.requests))
             queue = self.requests.pop(req)
-            for task in self.table.refused(req, queue):
+            served = any(lane.is_open() for lane in queue.lanes)
+            failed = self.table.refused(req, queue)
+            # Either the workers that are there go on, or everything has failed: then nothing is left of the refusal.
+            assert queue.refused is served
+            assert not (served and failed)
+            for task in failed:
                 self.lives[task].ends("refused")
-            if self.rng.random() < 0.5:
+            assert served or not any(task.state is State.QUEUED for task in queue.queue)
+        for queue in self.table.classes.values():
+            if self.rng.random() < 0.3:
                 self.table.ask_again(queue)
 
     def wanted(self) -> None:
