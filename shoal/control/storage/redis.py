@@ -128,7 +128,7 @@ class RedisStorage:
         self._prefix = f"shoal:{{{cluster}}}:"
         self._retry_s = retry_s
         self._lease_s = lease_s
-        self._client = address.client()
+        self._client, self._sentinels = address.client()
         self._token = f"{socket.gethostname()}, pid {os.getpid()} [{secrets.token_hex(8)}]"
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -191,13 +191,15 @@ class RedisStorage:
         self._wake.set()
         if self._task is not None:
             await self._task
-        if self._task is not None and self._failure is None and not self._released:
+        away = isinstance(self._failure, StorageUnavailable)
+        if self._task is not None and not away and not self._released:
             self._released = True
             try:
                 await self._run_script(scripts.RELEASE, [self._token])
             except (_Away, StorageError) as error:
                 _log.info("the lead was not given back, and will expire: %s", error)
-        await self._client.aclose()
+        for client in (self._client, *self._sentinels):
+            await client.aclose()
 
     # --- taking the lead -----------------------------------------------------------------------------------------
 

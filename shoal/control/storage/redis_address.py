@@ -55,8 +55,9 @@ class RedisAddress(NamedTuple):
     shown: str
     """The address without secrets."""
 
-    def client(self) -> Redis:
-        """A client that tries everything once: what is tried again, and in which order, is the storage's decision."""
+    def client(self) -> tuple[Redis, list[Redis]]:
+        """A client that tries everything once: what is tried again, and in which order, is the storage's decision. Beside it
+        those of the sentinels that it asks; whoever closes the first closes them, too."""
         common: dict[str, Any] = {
             "socket_timeout": _ANSWER_S,
             "socket_connect_timeout": _ANSWER_S,
@@ -69,11 +70,12 @@ class RedisAddress(NamedTuple):
                 sentinel_kwargs=common | self.sentinel_options,
                 **common,
             )
-            return cast(Redis, sentinel.master_for(self.path, redis_class=Redis))
+            master = sentinel.master_for(self.path, redis_class=Redis)
+            return cast(Redis, master), sentinel.sentinels
         if self.scheme == "redis+unix":
-            return Redis(unix_socket_path=self.path, **common)
+            return Redis(unix_socket_path=self.path, **common), []
         ((host, port),) = self.hosts
-        return Redis(host=host, port=port, **common)
+        return Redis(host=host, port=port, **common), []
 
 
 def parse_address(url: str) -> RedisAddress:
