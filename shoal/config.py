@@ -91,6 +91,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     store_full_timeout_s: float = 20.0
     """How long a creator waits for room before `ObjectStoreFullError`."""
 
+    # --- control store ----------------------------------------------------------------------------------------
+    storage_retry_s: float = 60.0
+    """How long a storage that is away or full is tried again, before the control store ends. Meanwhile nothing changes in
+    the cluster as a whole; what runs goes on. Higher: longer failures are survived, and noticed later."""
+
+    storage_lease_s: float = 10.0
+    """How long a control store leads, in Redis, unless it renews. Lower: a successor takes over sooner from one that died,
+    but also from one that was only slow."""
+
     # --- observation ------------------------------------------------------------------------------------------
     log_to_driver: bool = True
     """Whether what workers print is shown at the driver."""

@@ -4,5 +4,7 @@ It is on no hot path: tasks, results and references never come here.
 
 - `link`: the narrow way by which nodes reach it;
 - `store`: the shell over the pure directories of `shoal.core`;
-- `storage`: where it writes down what must outlive it.
+- `journal`: nothing is done before what it follows from is written down;
+- `storage`: where that is written, in memory, SQLite or Redis;
+- `restoring`: what is written, and how a store begins with it.
 """

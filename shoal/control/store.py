@@ -1,24 +1,47 @@
 """The control store: a shell over the actor directory, and the tables that are too simple to be machines.
 
-Guarantees: what a message changes is written down before anybody hears of it (`_Journal`); calls and posts of one node
-take effect in order; every answer is given after what caused it is durable.
+Guarantees: what a message changes is written down before anybody hears of it (`Journal`); calls and posts of one node
+take effect in order; every answer is given after what caused it is durable. While its storage is away the store answers nothing that
+depends on what is not written, and goes on where it was when the storage is back.
 
-Leaves to nodes: processes. An order to place an actor goes to a node; what becomes of it comes back as a post.
+A control store that starts where another has ended takes up its actors, keys and jobs (`load`), before the first node connects. What has
+become of them meanwhile the nodes tell.
+
+Leaves to nodes: processes. An order to place an actor goes to a node; what becomes of it comes back as a post. Leaves to the storage:
+whether it may write at all; of two control stores over one storage only one may.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
 
+from shoal.control.journal import Journal
 from shoal.control.link import ControlError, OnOrder
-from shoal.control.storage import Storage, Write
-from shoal.core.actors import ActorDirectory, NameTaken, Place, Save, Stop, Tell
+from shoal.control.restoring import (
+    ACTORS,
+    FORGOTTEN,
+    JOBS,
+    KEYS,
+    SPECS,
+    key_of,
+    restored_from,
+)
+from shoal.control.storage import Storage, StorageState
+from shoal.core.actors import (
+    ActorDirectory,
+    NameTaken,
+    Place,
+    Save,
+    SaveForgotten,
+    Stop,
+    StopHow,
+    Tell,
+)
 from shoal.messages.control import (
     ActorChanged,
     ActorGone,
@@ -47,57 +70,10 @@ from shoal.messages.control import (
     WatchActor,
 )
 from shoal.messages.node import Job, NodeRow
+from shoal.messages.records import LivingActor
 
 _log = logging.getLogger("shoal.control")
 _encode: Final = msgspec.msgpack.Encoder().encode
-
-ACTORS: Final = "actors"
-KEYS: Final = "keys"
-JOBS: Final = "jobs"
-
-
-class _Journal:
-    """Holds back what is to be done until what was written before is durable. With storage in memory that is at once."""
-
-    def __init__(self, storage: Storage, on_failure: Callable[[Exception], None]) -> None:
-        self._storage = storage
-        self._on_failure = on_failure
-        self._writes: list[Write] = []
-        self._held: deque[tuple[asyncio.Future[None], list[Callable[[], None]]]] = deque()
-        self._then: list[Callable[[], None]] = []
-
-    def write(self, table: str, key: bytes, value: bytes | None) -> None:
-        self._writes.append(Write(table, key, value))
-
-    def then(self, action: Callable[[], None]) -> None:
-        """Do this when everything written so far is durable."""
-        self._then.append(action)
-
-    def flush(self) -> None:
-        """Commit what was written, and do what follows."""
-        writes, self._writes = self._writes, []
-        actions, self._then = self._then, []
-        durable = self._storage.commit(writes) if writes else None
-        if durable is None and not self._held:
-            for action in actions:
-                action()
-            return
-        if durable is None:
-            self._held[-1][1].extend(actions)
-            return
-        self._held.append((durable, actions))
-        durable.add_done_callback(self._release)
-
-    def _release(self, _done: asyncio.Future[None]) -> None:
-        while self._held and self._held[0][0].done():
-            durable, actions = self._held.popleft()
-            error = durable.exception()
-            if isinstance(error, Exception):
-                # Nobody has heard of what is lost. Going on would tell others what a restart will not know.
-                self._on_failure(error)
-                return
-            for action in actions:
-                action()
 
 
 class ControlStore:
@@ -113,7 +89,8 @@ class ControlStore:
         on_storage_failure: Callable[[Exception], None],
     ) -> None:
         self._loop = loop
-        self._journal = _Journal(storage, on_storage_failure)
+        self._storage = storage
+        self._journal = Journal(storage, on_storage_failure)
         self._actors = ActorDirectory()
         self._keys: dict[str, dict[bytes, bytes]] = {}
         self._jobs: dict[bytes, Job] = {}
@@ -131,6 +108,41 @@ class ControlStore:
             ListKeys: self._list_keys,
             ListNodes: lambda _: list(self._nodes.values()),
         }
+
+    async def load(self) -> None:
+        """Take up what an earlier control store has written down. Once, before the first node connects.
+
+        Raises:
+            StorageError: the storage cannot be opened, or holds what this version cannot read.
+        """
+        restored = restored_from(await self._storage.load())
+        self._keys = restored.keys
+        self._jobs = restored.jobs
+        self._placed_on = restored.placed_on
+        self._actors.restore(restored.living, restored.dead, restored.forgotten)
+
+    async def close(self) -> None:
+        """Finish what was written down, and let go of the storage. No message comes after this."""
+        await self._storage.close()
+
+    @property
+    def storage_state(self) -> StorageState:
+        """How the storage is, for whoever shows it."""
+        return self._storage.state
+
+    def on_claims(self, node_id: bytes, lives: Iterable[tuple[bytes, int]]) -> None:
+        """A node has come back after the control store had restarted: (actor, incarnation) of each life it has."""
+        for actor_id, incarnation in lives:
+            sent_here = self._placed_on.get(actor_id) == node_id
+            if not (sent_here and self._actors.on_claim(actor_id, incarnation)):
+                reason = "the control store has restarted, and knows no such life of this actor on this node"
+                self._order(node_id, StopActor(actor_id, incarnation, reason, StopHow.KILL.value))
+        self._settle()
+
+    def on_claims_over(self) -> None:
+        """No more nodes are expected to come back."""
+        self._actors.on_claims_over()
+        self._settle()
 
     def connect(self, row: NodeRow, on_order: OnOrder) -> LocalLink:
         """A node of this process joins; its way here."""
@@ -170,7 +182,7 @@ class ControlStore:
         new = message.key not in table
         if new or message.overwrite:
             table[message.key] = message.value
-            self._journal.write(KEYS, _encode([message.namespace, message.key]), message.value)
+            self._journal.write(KEYS, key_of(message.namespace, message.key), message.value)
         return new
 
     def _delete_key(self, message: DeleteKey) -> int:
@@ -181,7 +193,7 @@ class ControlStore:
             keys = [message.key] if message.key in table else []
         for key in keys:
             del table[key]
-            self._journal.write(KEYS, _encode([message.namespace, key]), None)
+            self._journal.write(KEYS, key_of(message.namespace, key), None)
         return len(keys)
 
     def _list_keys(self, message: ListKeys) -> list[bytes]:
@@ -231,8 +243,10 @@ class ControlStore:
         outbox.clear()
         for effect in effects:
             match effect:
-                case Save(actor_id):
-                    self._save(actor_id)
+                case Save(actor_id, new):
+                    self._save(actor_id, new)
+                case SaveForgotten(process):
+                    self._journal.write(FORGOTTEN, process, self._actors.forgotten(process))
                 case Place(spec, incarnation, job_id):
                     self._order_placement(PlaceActor(spec, incarnation, job_id))
                 case Stop(actor_id, incarnation, reason, how):
@@ -242,19 +256,26 @@ class ControlStore:
                     self._tell(watchers, change)
         self._journal.flush()
 
-    def _save(self, actor_id: bytes) -> None:
-        actor = self._actors.get(actor_id)
-        if actor is None:
+    def _save(self, actor_id: bytes, new: bool) -> None:
+        record = self._actors.record(actor_id)
+        write = self._journal.write
+        if isinstance(record, LivingActor):
+            # The specification may hold the code of a class: it is written once, not on every change.
+            actor = self._actors.get(actor_id)
+            if new and actor is not None:
+                write(SPECS, actor_id, _encode(actor.spec))
+            record.node_id = self._placed_on.get(actor_id, b"")
+        else:
             self._placed_on.pop(actor_id, None)
-            self._journal.write(ACTORS, actor_id, None)
-            return
-        record = (actor.job_id, actor.state.value, actor.incarnation, actor.address, actor.spec)
-        self._journal.write(ACTORS, actor_id, _encode(record))
+            write(SPECS, actor_id, None)
+        write(ACTORS, actor_id, None if record is None else _encode(record))
 
     def _order_placement(self, order: PlaceActor) -> None:
         # One node for now: with several, the placement policy chooses here.
         node_id = next(iter(self._on_order), b"")
         self._placed_on[order.spec.actor_id] = node_id
+        # Before the order leaves: after a restart, this is the node whose claim counts.
+        self._save(order.spec.actor_id, new=False)
         self._order(node_id, order)
 
     def _order(self, node_id: bytes, order: PlaceActor | StopActor | ActorChanged) -> None:

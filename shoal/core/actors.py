@@ -18,17 +18,23 @@ Guarantees:
   handle can travel faster than the news of what it belongs to) is expected for as long as its owner lives.
 
 The shell turns the effects in `outbox` into orders to nodes and messages to watchers, in order.
+
+Of a control store that ends, its successor knows what was saved (`restore`), and not which orders were obeyed. So it does nothing until the
+nodes have come back and said which lives they have (`on_claim`). A life that is known is confirmed, one that is not is to be ended; and
+when no more claims are to be expected (`on_claims_over`), what nobody has claimed is placed again, or was lost. A life has one node, the
+one it was sent to, and only that one's claim counts: the shell sees to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Final, NamedTuple
 
 from shoal.errors import InternalError
 from shoal.ids import prefix_of
 from shoal.messages.node import ActorChange, ActorInfo, ActorSpec
+from shoal.messages.records import ActorRecord, DeadActor, LivingActor
 
 REMEMBERED: Final = 10_000
 """Dead actors whose cause is kept. More: later askers get the true cause, at some 300 bytes each."""
@@ -94,12 +100,20 @@ class Tell(NamedTuple):
 
 
 class Save(NamedTuple):
-    """The record of this actor has changed; write it down before the effects that follow are carried out."""
+    """The record of this actor has changed (`ActorDirectory.record`); write it down before the effects that follow are carried
+    out. The specification of a new one, too."""
 
     actor_id: bytes
+    new: bool = False
 
 
-Effect = Place | Stop | Tell | Save
+class SaveForgotten(NamedTuple):
+    """What is remembered no more of this process's actors has changed (`ActorDirectory.forgotten`)."""
+
+    process: bytes
+
+
+Effect = Place | Stop | Tell | Save | SaveForgotten
 
 
 class NameTaken(Exception):  # noqa: N818 - the name is taken already when it is raised
@@ -152,6 +166,32 @@ class Actor:
             self.error,
         )
 
+    def record(self) -> LivingActor:
+        """What a later control store must know of it."""
+        return LivingActor(
+            self.job_id,
+            self.state.value,
+            self.incarnation,
+            self.address,
+            self.pid,
+            self.cause,
+            self.draining,
+            self.ending,
+        )
+
+    @classmethod
+    def restored(cls, spec: ActorSpec, record: LivingActor) -> Actor:
+        """The actor that a record is of."""
+        actor = cls(spec, record.job_id)
+        actor.state = ActorState(record.state)
+        actor.incarnation = actor.restarts_used = record.incarnation
+        actor.address = record.address
+        actor.pid = record.pid
+        actor.cause = record.cause
+        actor.draining = record.draining
+        actor.ending = record.ending
+        return actor
+
     def info(self, *, existed: bool) -> ActorInfo:
         """What a handle to it needs."""
         spec = self.spec
@@ -190,12 +230,26 @@ class ActorDirectory:
         # By the creating process's part of the id, the last actor that is remembered no more. Ids of one process ascend: what
         # comes after that one may be on its way, what comes before is long dead.
         self._forgotten: dict[bytes, bytes] = {}
+        # Restored, and not claimed by the node that should have them.
+        self._unconfirmed: dict[bytes, None] = {}
 
     # --- questions -----------------------------------------------------------------------------------------------
 
     def get(self, actor_id: bytes) -> Actor | None:
         """An actor that is not dead."""
         return self._actors.get(actor_id)
+
+    def record(self, actor_id: bytes) -> ActorRecord | None:
+        """What is to be written down about an actor; None if nothing is remembered of it."""
+        actor = self._actors.get(actor_id)
+        if actor is not None:
+            return actor.record()
+        change = self._dead.get(actor_id)
+        return None if change is None else DeadActor(change)
+
+    def forgotten(self, process: bytes) -> bytes | None:
+        """Of the actors that a process created, the last one that is remembered no more."""
+        return self._forgotten.get(process)
 
     def __iter__(self) -> Iterator[Actor]:
         return iter(self._actors.values())
@@ -235,7 +289,7 @@ class ActorDirectory:
             self._names[key] = spec.actor_id
         actor = self._actors[spec.actor_id] = Actor(spec, job_id)
         info = actor.info(existed=False)
-        self.outbox.append(Save(spec.actor_id))
+        self.outbox.append(Save(spec.actor_id, new=True))
         expected = self._expected.pop(spec.actor_id, None)
         if expected is not None:
             actor.watchers.update(expected.watchers)
@@ -293,6 +347,7 @@ class ActorDirectory:
         if actor is None or actor.spec.detached or actor.draining:
             return
         actor.draining = "its last handle went out of scope"
+        self.outbox.append(Save(actor_id))
         if actor.state is ActorState.ALIVE:
             self.outbox.append(Stop(actor_id, actor.incarnation, actor.draining, StopHow.DRAIN))
 
@@ -306,6 +361,7 @@ class ActorDirectory:
                 del self._expected[actor_id]
                 cause = _sentence(f"its owner ({who}) {how} before it was created")
                 change = ActorChange(actor_id, ActorState.DEAD.value, 0, cause=cause)
+                self.outbox.append(Save(actor_id))
                 self._remember(change)
                 self.outbox.append(Tell(tuple(expected.watchers), change))
 
@@ -323,6 +379,7 @@ class ActorDirectory:
         if actor is not None and not actor.address:
             actor.address = address
             actor.pid = pid
+            self.outbox.append(Save(actor_id))
             self._tell(actor)
 
     def on_started(self, actor_id: bytes, incarnation: int, error: bytes, cause: str) -> None:
@@ -344,6 +401,7 @@ class ActorDirectory:
         actor = self._current(actor_id, incarnation)
         if actor is not None:
             actor.ending = cause
+            self.outbox.append(Save(actor_id))
 
     def on_process_gone(
         self, actor_id: bytes, incarnation: int, cause: str, *, expected: bool
@@ -364,6 +422,50 @@ class ActorDirectory:
         actor = self._current(actor_id, incarnation)
         if actor is not None:
             self._end(actor, f"it could not be started: {reason}", None)
+
+    # --- coming back after a restart of the control store ----------------------------------------------------------
+
+    def restore(
+        self,
+        living: Iterable[tuple[ActorSpec, LivingActor]],
+        dead: Iterable[ActorChange],
+        forgotten: Mapping[bytes, bytes],
+    ) -> None:
+        """What was saved, before any event. Nothing follows from it yet."""
+        assert not any((self._actors, self._dead, self._expected))
+        # Storages give no order; that of ids is the same every time.
+        for spec, record in sorted(living, key=lambda pair: pair[0].actor_id):
+            self._actors[spec.actor_id] = Actor.restored(spec, record)
+            self._unconfirmed[spec.actor_id] = None
+            if spec.name:
+                self._names[spec.namespace, spec.name] = spec.actor_id
+        self._dead = {c.actor_id: c for c in sorted(dead, key=lambda change: change.actor_id)}
+        self._forgotten = dict(sorted(forgotten.items()))
+
+    def on_claim(self, actor_id: bytes, incarnation: int) -> bool:
+        """The node where this life was sent says that it has it: in a process, or waiting for one. What became of it meanwhile
+        the node reports after this. False: it must end that life, which is over or was never heard of."""
+        actor = self._current(actor_id, incarnation)
+        if actor is None:
+            return False
+        if actor_id in self._unconfirmed:
+            del self._unconfirmed[actor_id]
+            if actor.draining and actor.state is ActorState.ALIVE:
+                # Whether the order arrived nobody knows. Given twice, it does no harm.
+                self.outbox.append(Stop(actor_id, incarnation, actor.draining, StopHow.DRAIN))
+        return True
+
+    def on_claims_over(self) -> None:
+        """Nodes that have not come back by now are dead."""
+        for actor_id in list(self._unconfirmed):
+            actor = self._actors[actor_id]
+            if actor.address:
+                cause = "was lost: its node did not come back after the control store had restarted"
+                self.on_process_gone(actor_id, actor.incarnation, cause, expected=False)
+            else:
+                # Nobody was told of a process. If there is one, its node will be refused, and end it.
+                self.outbox.append(Place(actor.spec, actor.incarnation, actor.job_id))
+        self._unconfirmed.clear()
 
     # --- states --------------------------------------------------------------------------------------------------
 
@@ -393,6 +495,7 @@ class ActorDirectory:
             return
         if how is not None:
             self.outbox.append(Stop(actor.spec.actor_id, actor.incarnation, cause, how))
+        self._unconfirmed.pop(actor.spec.actor_id, None)
         actor.restarts_used += 1
         actor.incarnation += 1
         actor.address = ""
@@ -412,6 +515,7 @@ class ActorDirectory:
         self._move(actor, ActorState.DEAD)
         self._tell(actor)
         del self._actors[spec.actor_id]
+        self._unconfirmed.pop(spec.actor_id, None)
         if spec.name:
             del self._names[spec.namespace, spec.name]
         self._remember(actor.change())
@@ -423,8 +527,11 @@ class ActorDirectory:
             del self._dead[oldest]
             process = prefix_of(oldest)
             self._forgotten[process] = max(oldest, self._forgotten.get(process, b""))
+            self.outbox += (Save(oldest), SaveForgotten(process))
             if len(self._forgotten) > REMEMBERED:
-                del self._forgotten[next(iter(self._forgotten))]
+                process = next(iter(self._forgotten))
+                del self._forgotten[process]
+                self.outbox.append(SaveForgotten(process))
 
     def _tell(self, actor: Actor) -> None:
         if actor.watchers:
@@ -445,6 +552,7 @@ class ActorDirectory:
             assert actor.spec.max_restarts < 0 or actor.restarts_used <= actor.spec.max_restarts
             assert actor.state is not ActorState.ALIVE or actor.address
             assert (actor.state is ActorState.PENDING) <= (actor.incarnation == 0)
+        assert self._unconfirmed.keys() <= self._actors.keys()
         for actor_id, expected in self._expected.items():
             assert actor_id not in self._actors
             assert actor_id not in self._dead

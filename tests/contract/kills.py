@@ -14,10 +14,10 @@ def kill_while_writing(url: str, cluster: str, after: int) -> int:
         assert process.stdout is not None
         try:
             for _ in range(after):
-                assert process.stdout.readline(), "the writer ended by itself"
+                line = process.stdout.readline()
+                assert line, "the writer ended by itself"
         finally:
             process.kill()
         # What it wrote before it died, it had said.
         rest = process.stdout.read()
-    lines = rest.rpartition(b"\n")[0].split()
-    return int(lines[-1]) if lines else after - 1
+    return int([line, *rest.rpartition(b"\n")[0].split()][-1])

@@ -333,3 +333,40 @@ def test_replicas_are_waited_for(make_redis: MakeRedis) -> None:
         await storage.close()
 
     asyncio.run(scenario())
+
+
+def test_an_idle_leader_notices_that_the_server_forgot(make_redis: MakeRedis) -> None:
+    """It does not wait for the next commit, which may never come."""
+
+    async def scenario() -> None:
+        server = make_redis(durable=False)
+        storage = storage_at(server.url, lease_s=0.3)
+        await storage.load()
+        await storage.commit([Write("t", b"k", b"v")])
+        await asyncio.to_thread(server.kill)
+        await until(storage.state, "retrying: ")
+        await asyncio.to_thread(server.start)
+        await until(storage.state, "ok")
+        with Redis.from_url(server.url) as client:
+            assert client.hgetall("shoal:{c}:table:t") == {b"k": b"v"}
+        await storage.close()
+
+    asyncio.run(scenario())
+
+
+def test_closing_does_not_wait_for_a_server_that_is_away(
+    make_redis: MakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_storage, "_CLOSE_S", 0.2)
+
+    async def scenario() -> None:
+        server = make_redis()
+        storage = storage_at(server.url, retry_s=3600)
+        await storage.load()
+        await asyncio.to_thread(server.kill)
+        lost = storage.commit([Write("t", b"k", b"v")])
+        async with asyncio.timeout(20):
+            await storage.close()
+        assert isinstance(lost.exception(), StorageUnavailable)
+
+    asyncio.run(scenario())

@@ -42,7 +42,6 @@ def mode_of(path: Path) -> int:
 
 def test_nothing_acknowledged_is_lost_by_a_killed_writer(tmp_path: Path) -> None:
     path = tmp_path / "control.db"
-    durable = -1
     for round_number in range(3):
         # Each round begins after what the one before has left, or has told nobody of.
         before = len(load_once(path).get("t", {}))

@@ -22,19 +22,12 @@ def certificate(tmp_path: Path) -> Path:
     """A folder with `key.pem`, and `cert.pem` for 127.0.0.1 that is its own authority."""
     if shutil.which("openssl") is None:
         pytest.skip("there is no openssl to make a certificate with")
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
+        "-keyout key.pem -out cert.pem -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
+    )
     subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-        ]
-        + ["-keyout", "key.pem", "-out", "cert.pem", "-days", "2", "-subj", "/CN=127.0.0.1"]
-        + ["-addext", "subjectAltName=IP:127.0.0.1"],
+        command.split(),
         cwd=tmp_path,
         check=True,
         capture_output=True,

@@ -93,6 +93,10 @@ THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
 }
 PURE_LAYERS: Final = frozenset({"core", "messages"})
 
+# Only the control store touches storage, and only there.
+STORAGE: Final = f"{PACKAGE}.control.storage"
+STORAGE_CLIENTS: Final = frozenset({"redis", "sqlite3"})
+
 # Daemons never unpickle user data, so they do not get the means.
 UNPICKLERS: Final = frozenset({"pickle", "cloudpickle", "marshal", "shelve", "dill"})
 
@@ -159,7 +163,7 @@ def _check_module(
         if top == PACKAGE:
             text = _check_own(module, layer, found, used)
         else:
-            text = _check_foreign(layer, top, found)
+            text = _check_foreign(module, layer, top, found)
         if text:
             yield Violation(path, found.line, text)
     if layer in PURE_LAYERS:
@@ -187,7 +191,7 @@ def _check_own(module: str, layer: str, found: Import, used: set[tuple[str, str]
     return None
 
 
-def _check_foreign(layer: str, top: str, found: Import) -> str | None:
+def _check_foreign(module: str, layer: str, top: str, found: Import) -> str | None:
     if found.typing_only:
         return None
     if layer in PURE_LAYERS and top in IMPURE:
@@ -197,6 +201,8 @@ def _check_foreign(layer: str, top: str, found: Import) -> str | None:
         return f"{layer} imports {found.name}: beside the standard library it may use {_listed(allowed)}"
     if layer in DAEMON_LAYERS and top in UNPICKLERS:
         return f"{layer} imports {found.name}: daemons never unpickle user data"
+    if top in STORAGE_CLIENTS and not module.startswith(STORAGE):
+        return f"{layer} imports {found.name}: only {STORAGE} touches storage"
     return None
 
 

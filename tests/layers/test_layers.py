@@ -48,6 +48,7 @@ GOOD_TREE = {
     "core/tasks.py": "from collections import deque\nfrom shoal.messages.tasks import Push\n",
     "wire/reactor.py": "import select\nfrom shoal import errors\nfrom shoal.core import tasks\n",
     "control/server.py": "import asyncio\nfrom shoal.wire import reactor\n",
+    "control/storage/sqlite.py": "import sqlite3\n",
     "node/daemon.py": "from shoal.control import server\n",
     "node/zygote.py": "import shoal.worker.main\n",
     "runtime/owner.py": "from shoal.serial import dumps\nfrom shoal.core.tasks import Tasks\n",
@@ -185,6 +186,20 @@ def test_an_import_turned_round_fails(tmp_path: Path) -> None:
             2,
             "daemons never unpickle user data",
             id="pickle in a daemon",
+        ),
+        pytest.param(
+            "node/daemon.py",
+            "def f():\n    import redis.asyncio\n",
+            2,
+            "node imports redis.asyncio: only shoal.control.storage touches storage",
+            id="storage outside of it",
+        ),
+        pytest.param(
+            "control/server.py",
+            "import sqlite3\n",
+            1,
+            "control imports sqlite3: only shoal.control.storage touches storage",
+            id="storage beside it",
         ),
         pytest.param(
             "gadgets.py", "", 1, "shoal.gadgets belongs to no layer", id="a module without a layer"

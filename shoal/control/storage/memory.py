@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shoal.control.storage import LeadershipLost, StorageInUse, StorageState, Tables, Write
+from shoal.control.storage import StorageInUse, StorageState, Tables, Write
+from shoal.errors import InternalError
 
 
 class MemoryPlace:
@@ -41,7 +42,9 @@ class MemoryStorage:
         if place is None:
             return
         if place.writer is not self:
-            raise LeadershipLost("this place in memory was never loaded here, or is closed")
+            raise InternalError(
+                "a commit came before the storage was loaded, or after it was closed"
+            )
         for table, key, value in writes:
             rows = place.tables.setdefault(table, {})
             if value is None:

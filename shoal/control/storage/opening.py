@@ -15,7 +15,6 @@ from urllib.parse import unquote, urlsplit
 
 from shoal.control.storage import Storage, StorageAddressError, StorageError
 from shoal.control.storage.memory import MemoryStorage
-from shoal.control.storage.sqlite import SqliteStorage
 
 KNOWN: Final = "memory:, sqlite:///absolute/path, redis://host:port/db, rediss://… (TLS), redis+unix:///socket, redis+sentinel://host:port,host:port/master-name"
 
@@ -41,7 +40,10 @@ def open_storage(
                 f"the storage address {url!r} says more than memory:, which takes nothing"
             )
         return MemoryStorage()
+    # The others are imported when they are meant: a head with neither starts sooner.
     if scheme == "sqlite":
+        from shoal.control.storage.sqlite import SqliteStorage
+
         return SqliteStorage(_file(url), retry_s=retry_s)
     if scheme in _REDIS:
         try:

@@ -140,8 +140,9 @@ class RedisStorage:
         self._base = 0
         self._last = 0
         self._pending: deque[_Commit] = deque()
-        # Acknowledged, the number of the last one dropped from it, and the bytes in it.
+        # Commits that were acknowledged, and the number of the last; the number of the last one dropped, and the bytes there.
         self._tail: deque[_Commit] = deque()
+        self._acknowledged = 0
         self._dropped = 0
         self._tail_bytes = 0
         # When the lease is to be renewed. Never longer ago than the last renewal that was answered.
@@ -229,7 +230,7 @@ class RedisStorage:
             match answer:
                 case [b"led", epoch, applied]:
                     self._epoch = epoch
-                    self._base = self._last = self._dropped = applied
+                    self._base = self._last = self._acknowledged = self._dropped = applied
                     self._renew_at = asked + self._lease_s / 3
                     self.state.become(OK)
                     return
@@ -311,6 +312,8 @@ class RedisStorage:
                 await self._exchange()
             except _Away as error:
                 self._unsure = True
+                if self._closing and not self._pending:
+                    return
                 now = loop.time()
                 away_since = away_since or now
                 allowed = min(self._retry_s, _CLOSE_S) if self._closing else self._retry_s
@@ -351,8 +354,9 @@ class RedisStorage:
         if self._failure is not None:
             raise self._failure
         if renews:
-            if answers.pop(0)[0] == b"lost":
-                raise _Away("the server has forgotten who leads")
+            renewed = answers.pop(0)
+            if renewed[0] == b"lost" or renewed[1] < self._acknowledged:
+                raise _Away("the server has forgotten who leads, or what it was told")
             self._renew_at = now + self._lease_s / 3
         for answer in answers:
             if answer[0] != b"done":
@@ -393,6 +397,7 @@ class RedisStorage:
         self._unsure = False
 
     def _remember(self, commit: _Commit) -> None:
+        self._acknowledged = commit.number
         self._tail.append(commit)
         self._tail_bytes += commit.size_bytes
         while len(self._tail) > _TAIL_COMMITS or self._tail_bytes > _TAIL_BYTES:
@@ -405,6 +410,7 @@ class RedisStorage:
             return
         self._failure = error
         self.state.become(f"failed: {error}")
+        self._wake.set()
         while self._pending:
             durable = self._pending.popleft().durable
             if not durable.done():
@@ -470,7 +476,7 @@ class RedisStorage:
 
     def _sorted(self, error: Exception) -> Exception:
         """`_Away`, or what is not mended by waiting."""
-        text = str(error) or type(error).__name__
+        text = str(error).rstrip(".") or type(error).__name__
         if isinstance(error, errors.AuthenticationError | errors.AuthorizationError):
             return StorageError(
                 f"the storage {self._address.shown} refuses the user or password: {text}. Both stand in the address, "

@@ -76,6 +76,7 @@ end
 if number > applied + 1 then
   return {'gap', applied}
 end
+-- A server that is out of memory, or read-only, refuses the first write of a script, and lets one finish that has written.
 redis.call('HSET', KEYS[1], 'applied', number)
 for i = 4, #KEYS do
   redis.call('SADD', KEYS[3], KEYS[i])

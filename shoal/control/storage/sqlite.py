@@ -78,6 +78,7 @@ class SqliteStorage:
         self._retry_s = retry_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._ended: asyncio.Future[None] | None = None
         # Between the loop and the thread; all three belong to the condition.
         self._changed = threading.Condition()
         self._queue: list[_Commit] = []
@@ -92,11 +93,13 @@ class SqliteStorage:
             raise InternalError(f"the storage {self._path} was loaded twice")
         self._loop = asyncio.get_running_loop()
         loaded: asyncio.Future[Tables] = self._loop.create_future()
+        ended: asyncio.Future[None] = self._loop.create_future()
         # A daemon, so that a process whose loop died without `close` can end: what is durable is durable.
-        self._thread = threading.Thread(
-            target=self._serve, args=(loaded,), name="shoal-storage", daemon=True
+        thread = threading.Thread(
+            target=self._serve, args=(loaded, ended), name="shoal-storage", daemon=True
         )
-        self._thread.start()
+        thread.start()
+        self._thread, self._ended = thread, ended
         try:
             return await loaded
         except BaseException:
@@ -122,14 +125,14 @@ class SqliteStorage:
         with self._changed:
             self._closing = True
             self._changed.notify()
-        if self._thread is not None:
-            await asyncio.shield(asyncio.to_thread(self._thread.join))
-            # What the thread said last is still on its way through the loop.
-            await asyncio.sleep(0)
+        if self._thread is not None and self._ended is not None:
+            # The last that it says, after which it has nothing to do but to end.
+            await asyncio.shield(self._ended)
+            self._thread.join()
 
     # --- the thread's side ---------------------------------------------------------------------------------------
 
-    def _serve(self, loaded: asyncio.Future[Tables]) -> None:
+    def _serve(self, loaded: asyncio.Future[Tables], ended: asyncio.Future[None]) -> None:
         connection: sqlite3.Connection | None = None
         commits: list[_Commit] = []
         try:
@@ -148,6 +151,7 @@ class SqliteStorage:
             if connection is not None:
                 # The lock goes with it, and the log is moved into the file.
                 connection.close()
+            self._in_loop(_succeed, [ended], None)
 
     def _give_up(
         self, error: StorageError, loaded: asyncio.Future[Tables], commits: list[_Commit]
@@ -254,7 +258,12 @@ def _open(path: Path) -> sqlite3.Connection:
     try:
         # Before anything is read: with the lock ours from the beginning, SQLite keeps the index of the log in memory.
         connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-        connection.execute("PRAGMA journal_mode=WAL")
+        (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        if mode != "wal":
+            raise StorageError(
+                f"the storage {path} cannot keep a log beside it (its journal mode stays {mode!r}): name a file on "
+                "another file system"
+            )
         connection.execute("PRAGMA synchronous=FULL")
         # After a burst the log gives its room back.
         connection.execute(f"PRAGMA journal_size_limit={64 * 1024 * 1024}")
