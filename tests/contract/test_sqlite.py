@@ -112,6 +112,23 @@ def test_another_process_cannot_share_the_file(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_commit_is_synced_before_it_counts(tmp_path: Path) -> None:
+    """A power failure cannot be had in a test; what SQLite does about one is settled by these two."""
+
+    async def scenario() -> None:
+        storage = SqliteStorage(tmp_path / "control.db")
+        await storage.load()
+        assert storage._connection is not None
+        settings = [
+            storage._connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("journal_mode", "synchronous")
+        ]
+        assert settings == ["wal", 2]
+        await storage.close()
+
+    asyncio.run(scenario())
+
+
 def peek(path: Path) -> None:
     connection = sqlite3.connect(path, timeout=0)
     try:
