@@ -194,6 +194,27 @@ def test_actors_live_on_where_their_node_claims_them(place: Place) -> None:
     over(place, second)
 
 
+def test_a_life_whose_node_still_looks_for_a_process_is_left_to_it(place: Place) -> None:
+    made = spec(1)
+
+    async def first(head: Head, link: LocalLink) -> None:
+        await link.call(CreateActor(made, JOB.job_id, False))
+
+    async def second(head: Head, link: LocalLink) -> None:
+        head.store.on_claims(NODE, [(made.actor_id, 0)])
+        head.store.on_claims_over()
+        link.post(ActorPlaced(made.actor_id, 0, "w.sock", 1))
+        link.post(ActorRuns(made.actor_id, 0, b"", ""))
+        link.post(WatchActor(made.actor_id, 1))
+        (changed,) = await head.ordered(ActorChanged)
+        assert (changed.change.state, changed.change.address) == ("ALIVE", "w.sock")
+        # Neither stopped nor placed once more.
+        assert head.orders == []
+
+    over(place, first)
+    over(place, second)
+
+
 def test_a_specification_is_written_once(place: Place) -> None:
     made = spec(1)
 
