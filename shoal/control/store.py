@@ -241,19 +241,25 @@ class ControlStore:
         outbox = self._actors.outbox
         effects = outbox[:]
         outbox.clear()
+        # Each actor once, as it is after all of the effects: nothing is done before the flush.
+        changed: dict[bytes, bool] = {}
         for effect in effects:
             match effect:
                 case Save(actor_id, new):
-                    self._save(actor_id, new)
+                    changed[actor_id] = new or changed.get(actor_id, False)
                 case SaveForgotten(process):
                     self._journal.write(FORGOTTEN, process, self._actors.forgotten(process))
                 case Place(spec, incarnation, job_id):
                     self._order_placement(PlaceActor(spec, incarnation, job_id))
+                    # After a restart, the node that it was sent to is the one whose claim counts.
+                    changed.setdefault(spec.actor_id, False)
                 case Stop(actor_id, incarnation, reason, how):
                     node_id = self._placed_on.get(actor_id, b"")
                     self._order(node_id, StopActor(actor_id, incarnation, reason, how.value))
                 case Tell(watchers, change):
                     self._tell(watchers, change)
+        for actor_id, new in changed.items():
+            self._save(actor_id, new)
         self._journal.flush()
 
     def _save(self, actor_id: bytes, new: bool) -> None:
@@ -274,8 +280,6 @@ class ControlStore:
         # One node for now: with several, the placement policy chooses here.
         node_id = next(iter(self._on_order), b"")
         self._placed_on[order.spec.actor_id] = node_id
-        # Before the order leaves: after a restart, this is the node whose claim counts.
-        self._save(order.spec.actor_id, new=False)
         self._order(node_id, order)
 
     def _order(self, node_id: bytes, order: PlaceActor | StopActor | ActorChanged) -> None:
