@@ -108,19 +108,18 @@ class Connection:
     def __init__(
         self,
         reactor: Reactor,
-        sock: socket.socket,
+        sock: socket.socket | None,
         handshake: ClientHandshake | ServerHandshake,
         handler: Handler,
         messages: Any,
         *,
         max_frame_bytes: int,
         peer_address: str = "",
-        connected: bool = True,
     ) -> None:
-        sock.setblocking(False)
+        """`sock` is connected; without one, `connect` makes it."""
         self._reactor = reactor
-        self._sock = sock
-        self.fd = sock.fileno()
+        self._sock: socket.socket
+        self.fd = -1
         self._handshake: ClientHandshake | ServerHandshake | None = handshake
         self.handler = handler
         self.peer_address = peer_address
@@ -137,8 +136,14 @@ class Connection:
         self._greeting = bytearray()
         self._decode: Callable[[Any], list[Any]] = messages.decode
         self._on_readable: Callable[[Buffer], None] = self._receive_handshake
-        if connected:
+        if sock is not None:
+            self._take(sock)
             self._begin()
+
+    def _take(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self.fd = sock.fileno()
 
     def _begin(self) -> None:
         assert self._handshake is not None
@@ -146,12 +151,14 @@ class Connection:
         self._send_raw(self._handshake.outbox)
 
     def connect(self, address: str) -> bool:
-        """Connect a socket that was given unconnected; False if the other side has no room for it now. What is sent meanwhile
-        waits. Never blocks.
+        """Connect, if no socket was given; False if the other side has no room for it now. What is sent meanwhile waits. Never
+        blocks, and may be called again also when it has raised.
 
         Raises:
-            OSError: nobody listens there.
+            OSError: nobody listens there, or this process can have no socket (`descriptors.is_shortage`).
         """
+        if self.fd < 0:
+            self._take(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         try:
             self._sock.connect(address)
         except BlockingIOError:
@@ -390,8 +397,9 @@ class Connection:
         if self.closed:
             return
         self.closed = True
-        self._reactor.unregister(self.fd)
-        self._sock.close()
+        if self.fd >= 0:
+            self._reactor.unregister(self.fd)
+            self._sock.close()
         self.out.clear()
         self._unsent.clear()
 
