@@ -7,7 +7,7 @@ the lock; handlers are called with it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from shoal.core.calls import ActorCalls
@@ -32,14 +32,12 @@ from shoal.messages.peer import Call, CallFull, StreamConsumed
 from shoal.messages.values import Dep, Failed, Ref, Stored
 from shoal.runtime.owner import cancelled
 from shoal.runtime.reentry import refuse_reentry
-from shoal.runtime.values import wire_args
+from shoal.runtime.values import LARGE_MESSAGE_BYTES, wire_args
 from shoal.serial.exceptions import dump_exception, load_exception
 
 if TYPE_CHECKING:
     from shoal.runtime.process import Process
     from shoal.wire.connection import Connection
-
-_LARGE_MESSAGE_BYTES: Final = 64 * 1024
 
 
 class Actors:
@@ -194,7 +192,7 @@ class Actors:
             and not task.group
         ):
             connection.out.append(Call(task.task_id, task.method, args))
-            large = len(args) > _LARGE_MESSAGE_BYTES
+            large = len(args) > LARGE_MESSAGE_BYTES
         else:
             connection.out.append(
                 CallFull(

@@ -21,6 +21,7 @@ class TaskContext:
         kind: "driver", "task" or "actor"; "worker" for the root context of a worker.
         children: The unfinished tasks submitted from here, by id, for recursive cancelling; None where nobody can ask for it.
         cancelled: Somebody asked for the task to end (`get_runtime_context().is_canceled()`).
+        recursive: And for its children, too.
     """
 
     __slots__ = (
@@ -34,6 +35,7 @@ class TaskContext:
         "kind",
         "name",
         "put_task_id",
+        "recursive",
         "task_id",
     )
 
@@ -55,6 +57,7 @@ class TaskContext:
         self.actor_id = actor_id
         self.attempt = attempt
         self.cancelled = False
+        self.recursive = False
         self.children: dict[bytes, Any] | None = None
         self._ids = ids
         self._puts = itertools.count()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shoal.core.lanes import CancelLease, Lane, RequestLease, ReturnLease, SchedulingClass
 from shoal.core.tasks import Task, TaskTable
-from shoal.errors import RuntimeEnvSetupError, ShoalError
+from shoal.errors import RuntimeEnvSetupError, ShoalError, UnserializableError
 from shoal.messages.node import (
     LeaseCancel,
     LeaseGranted,
@@ -148,6 +148,16 @@ class Leases:
                 "workers anew"
             )
         self._refuse(message.req, queue, message.reason, error)
+
+    def unsent(self, req: int, reason: str) -> None:
+        """A request cannot be sent to the node."""
+        queue = self._requests.pop(req, None)
+        if queue is not None:
+            error = UnserializableError(
+                f"no worker can be asked for: the request {reason}. It holds the names of the function and of its resources, and "
+                "its runtime environment: use text that can be encoded, and not more of it than a message may have"
+            )
+            self._refuse(req, queue, f"the request {reason}", error)
 
     def _refuse(self, req: int, queue: SchedulingClass, reason: str, error: ShoalError) -> None:
         # The table withdraws them all. The refusals of the others are often in the same batch, before it is carried out.

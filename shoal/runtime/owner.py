@@ -44,7 +44,7 @@ from shoal.messages.values import Dep, Failed, Inline, Stored
 from shoal.runtime.leases import Leases
 from shoal.runtime.reentry import do_later
 from shoal.runtime.refs import ObjectRef
-from shoal.runtime.values import wire_args
+from shoal.runtime.values import LARGE_MESSAGE_BYTES, wire_args
 from shoal.serial.exceptions import dump_exception
 from shoal.serial.values import serialize, serialize_args
 
@@ -55,8 +55,6 @@ if TYPE_CHECKING:
 
 _PUMP_EVERY: Final = 32
 """Submissions after which a thread that only submits looks at the replies."""
-
-_LARGE_MESSAGE_BYTES: Final = 64 * 1024
 
 
 class Owner:
@@ -304,7 +302,7 @@ class Owner:
             and not task.name
         ):
             connection.out.append(Push(task.task_id, function.index, args))
-            large = len(args) > _LARGE_MESSAGE_BYTES
+            large = len(args) > LARGE_MESSAGE_BYTES
         else:
             message = PushFull(
                 task.task_id,

@@ -1,8 +1,8 @@
 """Connections to the other processes that run user code, one for each address, made when first needed.
 
 Owns the registry and what both sides have told each other on a connection: which functions were defined. All methods but
-`accept` are called with the runtime's lock held, and none of them waits: a process that is too busy to accept is asked again by a timer,
-while what is to be sent to it is kept.
+`accept` are called with the runtime's lock held, and none of them waits. A process that is too busy to accept is asked again by
+a timer, as it is when this one can have no more descriptors; what is to be sent to it is kept meanwhile.
 
 The end of a process is declared by the node daemon (`PeerGone`), which knows its exit status; the end of a connection
 alone is not an end. What follows when one breaks and the node says nothing is decided in `Process.on_closed`.
@@ -10,6 +10,9 @@ alone is not an end. What follows when one breaks and the node says nothing is d
 
 from __future__ import annotations
 
+import logging
+import os
+import resource
 import socket
 from functools import partial
 from time import monotonic
@@ -19,10 +22,14 @@ from shoal.messages.node import Watch
 from shoal.messages.peer import PeerMessage
 from shoal.runtime.node_link import NodeLink
 from shoal.wire.connection import Connection, Handler
+from shoal.wire.descriptors import is_shortage
 from shoal.wire.handshake import ClientHandshake, ServerHandshake
 from shoal.wire.reactor import Reactor, decoder_of
 
+logger = logging.getLogger("shoal")
+
 _CONNECT_AGAIN_S: Final = 0.02
+_SHORT_AGAIN_S: Final = 0.1
 _CONNECT_TIMEOUT_S: Final = 10.0
 """How long the backlog of a process may stay full before it counts as not to be reached."""
 
@@ -66,6 +73,7 @@ class Peers:
         self._max_frame_bytes = max_frame_bytes
         self._by_address: dict[str, Peer] = {}
         self._connections: dict[Connection, None] = {}
+        self._has_been_short = False
         self.watched: set[str] = set()
         # Why processes ended whose connections are not read to their ends yet.
         self.ended: dict[str, str] = {}
@@ -80,44 +88,47 @@ class Peers:
         peer = self._by_address.get(address)
         if peer is not None and not peer.connection.closed:
             return peer.connection
-        try:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        except OSError as error:
-            raise ConnectionError(f"cannot connect to {address}: {error}") from error
-        handshake = ClientHandshake(self._token, self._address)
         connection = Connection(
             self._reactor,
-            sock,
-            handshake,
+            None,
+            ClientHandshake(self._token, self._address),
             self._handler,
             _decoder,
             max_frame_bytes=self._max_frame_bytes,
             peer_address=address,
-            connected=False,
         )
         try:
-            connected = connection.connect(address)
+            self._try_to_connect(connection, monotonic() + _CONNECT_TIMEOUT_S)
         except OSError as error:
             connection.close()
             raise ConnectionError(f"cannot connect to {address}: {error}") from error
-        if not connected:
-            deadline = monotonic() + _CONNECT_TIMEOUT_S
-            self._reactor.call_later(
-                _CONNECT_AGAIN_S, partial(self._connect_again, connection, deadline)
-            )
         self._adopt(address, connection)
         return connection
 
+    def _try_to_connect(self, connection: Connection, deadline: float) -> bool:
+        """Connect, now or by a timer; False if it has taken too long."""
+        try:
+            if connection.connect(connection.peer_address):
+                return True
+            pause_s = _CONNECT_AGAIN_S
+        except OSError as error:
+            if not is_shortage(error):
+                raise
+            # The other side has not been asked: its time does not run.
+            self._say_short(error)
+            pause_s = _SHORT_AGAIN_S
+            deadline = monotonic() + _CONNECT_TIMEOUT_S
+        if monotonic() >= deadline:
+            return False
+        self._reactor.call_later(pause_s, partial(self._connect_again, connection, deadline))
+        return True
+
     def _connect_again(self, connection: Connection, deadline: float) -> None:
-        """The backlog of a process was full (without the lock)."""
+        """The backlog of a process was full, or we were short of descriptors (without the lock)."""
         address = connection.peer_address
         try:
             with self._reactor.lock:
-                if connection.closed or connection.connect(address):
-                    return
-                if monotonic() < deadline:
-                    again = partial(self._connect_again, connection, deadline)
-                    self._reactor.call_later(_CONNECT_AGAIN_S, again)
+                if connection.closed or self._try_to_connect(connection, deadline):
                     return
         except OSError as error:
             connection.fail(ConnectionError(f"cannot connect to {address}: {error}"))
@@ -126,6 +137,17 @@ class Peers:
                 ConnectionError(
                     f"cannot connect to {address}: for {_CONNECT_TIMEOUT_S:g} s it has accepted nobody"
                 )
+            )
+
+    def _say_short(self, error: OSError) -> None:
+        if not self._has_been_short:
+            self._has_been_short = True
+            logger.warning(
+                "this process (pid=%d) can make no connections at the moment: %s. It may have %d files open (ulimit -n); what is "
+                "to be sent waits until some are closed. Said once",
+                os.getpid(),
+                error.strerror,
+                resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             )
 
     def accept(self, sock: socket.socket) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from shoal.errors import ObjectStoreFullError
+from shoal.lock import make_lock
 from shoal.messages.node import QuotaGranted, QuotaRequest, QuotaReturn
 from shoal.runtime.reentry import reentry_error
 from shoal.serial.layout import write_layout
@@ -34,7 +35,8 @@ class ObjectStore:
         self._node = node
         self._directory = Path(directory)
         self._creator = creator
-        # Made on first use: most workers never store anything.
+        # Made on first use: most workers never store anything. By one thread.
+        self._making = make_lock()
         self._arena: Arena | None = None
         self._reader: Reader | None = None
         # Objects that died while this thread was in the middle of the arena's work.
@@ -44,7 +46,9 @@ class ObjectStore:
     def arena(self) -> Arena:
         """Where this process makes objects."""
         if self._arena is None:
-            self._arena = Arena(self._directory, self._creator)
+            with self._making:
+                if self._arena is None:
+                    self._arena = Arena(self._directory, self._creator)
         return self._arena
 
     def write(self, serialized: Serialized, size: int) -> Location:
@@ -64,8 +68,10 @@ class ObjectStore:
 
     def _refuse_reentry(self, what: str) -> None:
         arena, reader = self._arena, self._reader
-        if (arena is not None and arena.is_entered()) or (
-            reader is not None and reader.is_entered()
+        if (
+            self._making._is_owned()
+            or (arena is not None and arena.is_entered())
+            or (reader is not None and reader.is_entered())
         ):
             raise reentry_error(what)
 
@@ -91,7 +97,9 @@ class ObjectStore:
         if stored.creator == self.address and self._arena is not None:
             return self._arena.view(stored.location)
         if self._reader is None:
-            self._reader = Reader(self._directory)
+            with self._making:
+                if self._reader is None:
+                    self._reader = Reader(self._directory)
         return self._reader.view(stored.location)
 
     def free(self, location: Location) -> None:

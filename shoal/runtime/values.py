@@ -7,7 +7,7 @@ references), or `Stored` (in shared memory, above `inline_limit_bytes`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from shoal.errors import InternalError, TaskError
 from shoal.messages.values import Failed, Inline, Ref, Stored
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from shoal.core.references import Entry
     from shoal.runtime.storage import ObjectStore
     from shoal.serial.record import Serialized
+
+LARGE_MESSAGE_BYTES: Final = 64 * 1024
+"""Arguments of this size are sent at once: collecting more of them in a batch saves nothing, and costs memory."""
 
 
 class Values:

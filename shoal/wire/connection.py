@@ -7,7 +7,9 @@ Threads: only the reactor's current leader calls `on_ready`; everything else (`s
 the runtime's lock held. The handler takes that lock itself.
 
 What cannot be sent (a message too large for a frame, or with something in it that has no encoding) is left out, and the
-handler told, who knows how to answer for it. A handler that raises ends the connection: half of a batch is handled then.
+handler told at once, who knows what to send in its place, or how to answer for it otherwise. If it does not, the connection ends
+there: nothing follows a message that is missing. A handler that raises when it is handed messages ends the connection, too: half
+of a batch is handled then.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ _encode_into = _encoder.encode_into
 
 
 class Handler(Protocol):
-    """What a connection reports to. All are called by the reactor's leader, without the lock."""
+    """What a connection reports to. All but `on_unsent` are called by the reactor's leader, without the lock."""
 
     def on_messages(self, connection: Connection, messages: list[Any]) -> None:
         """A batch has arrived."""
@@ -60,7 +62,14 @@ class Handler(Protocol):
         """The connection is gone; `error` tells why, unless the peer closed it between frames."""
 
     def on_unsent(self, connection: Connection, message: Any, reason: str) -> None:
-        """A message was left out since it cannot be sent; `reason` is a clause such as "is too large…"."""
+        """A message is left out since it cannot be sent; `reason` is a clause such as "is too large…".
+
+        Called with the lock, by whoever flushes. What it sends on this connection goes in the place of the message, before those
+        that follow. It may change nothing else right now: the flush may be part of any change.
+
+        Raises:
+            InternalError: nobody can be told, and nothing may follow: the connection ends.
+        """
 
 
 class Connection:
@@ -99,19 +108,18 @@ class Connection:
     def __init__(
         self,
         reactor: Reactor,
-        sock: socket.socket,
+        sock: socket.socket | None,
         handshake: ClientHandshake | ServerHandshake,
         handler: Handler,
         messages: Any,
         *,
         max_frame_bytes: int,
         peer_address: str = "",
-        connected: bool = True,
     ) -> None:
-        sock.setblocking(False)
+        """`sock` is connected; without one, `connect` makes it."""
         self._reactor = reactor
-        self._sock = sock
-        self.fd = sock.fileno()
+        self._sock: socket.socket
+        self.fd = -1
         self._handshake: ClientHandshake | ServerHandshake | None = handshake
         self.handler = handler
         self.peer_address = peer_address
@@ -128,8 +136,14 @@ class Connection:
         self._greeting = bytearray()
         self._decode: Callable[[Any], list[Any]] = messages.decode
         self._on_readable: Callable[[Buffer], None] = self._receive_handshake
-        if connected:
+        if sock is not None:
+            self._take(sock)
             self._begin()
+
+    def _take(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self.fd = sock.fileno()
 
     def _begin(self) -> None:
         assert self._handshake is not None
@@ -137,12 +151,14 @@ class Connection:
         self._send_raw(self._handshake.outbox)
 
     def connect(self, address: str) -> bool:
-        """Connect a socket that was given unconnected; False if the other side has no room for it now. What is sent meanwhile
-        waits. Never blocks.
+        """Connect, if no socket was given; False if the other side has no room for it now. What is sent meanwhile waits. Never
+        blocks, and may be called again also when it has raised.
 
         Raises:
-            OSError: nobody listens there.
+            OSError: nobody listens there, or this process can have no socket (`descriptors.is_shortage`).
         """
+        if self.fd < 0:
+            self._take(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         try:
             self._sock.connect(address)
         except BlockingIOError:
@@ -203,31 +219,56 @@ class Connection:
         """Send what waits as several frames, since the peer would refuse a single one; without what cannot be sent at all."""
         self._buffer = bytearray(4096)
         frames: list[bytes] = []
-        todo = [self.out[:]]
-        self.out.clear()
+        todo = [self._take_out()]
         self.dirty = False
-        while todo:
-            part = todo.pop()
-            half = len(part) // 2
-            try:
-                payload = _encode(part)
-            except Exception as error:  # noqa: BLE001 - reported for the message that causes it
-                reason = f"cannot be encoded: {type(error).__name__}: {error}"
-            else:
-                if HEADER_BYTES + len(payload) <= self._most_bytes:
-                    frames.append(encode_frame(payload))
-                    continue
-                reason = (
-                    f"is too large: it has {len(payload):,} bytes, and a message may have "
-                    f"{self._most_bytes - HEADER_BYTES:,} (max_frame_bytes)"
-                )
-            if half:
-                todo += [part[half:], part[:half]]
-            else:
-                self._reactor.call_later(
-                    0, functools.partial(self.handler.on_unsent, self, part[0], reason)
-                )
-        self._send_raw(frames)
+        try:
+            while todo:
+                part = todo.pop()
+                reason = self._append_frame(frames, part)
+                half = len(part) // 2
+                if reason and half:
+                    todo += [part[half:], part[:half]]
+                elif reason:
+                    self._replace(frames, part[0], reason)
+        except Exception as error:  # noqa: BLE001 - a defect of ours: the connection ends, and its handler tells why
+            self._send_raw(frames)
+            self._break_off(error)
+        else:
+            self._send_raw(frames)
+
+    def _take_out(self) -> list[Any]:
+        taken = self.out[:]
+        self.out.clear()
+        return taken
+
+    def _append_frame(self, frames: list[bytes], messages: list[Any]) -> str:
+        """Make a frame of messages; returns why that cannot be done, if so."""
+        try:
+            payload = _encode(messages)
+        except Exception as error:  # noqa: BLE001 - reported for the message that causes it
+            return f"cannot be encoded: {type(error).__name__}: {error}"
+        if HEADER_BYTES + len(payload) > self._most_bytes:
+            return (
+                f"is too large: it has {len(payload):,} bytes, and a message may have "
+                f"{self._most_bytes - HEADER_BYTES:,} (max_frame_bytes)"
+            )
+        frames.append(encode_frame(payload))
+        return ""
+
+    def _replace(self, frames: list[bytes], message: Any, reason: str) -> None:
+        """A message cannot be sent: make a frame of what the handler has in its place."""
+        self.handler.on_unsent(self, message, reason)
+        instead = self._take_out()
+        reason = self._append_frame(frames, instead) if instead else ""
+        if reason:
+            raise InternalError(f"what should replace a {type(message).__name__} {reason}")
+
+    def _break_off(self, error: Exception) -> None:
+        """Send nothing more, and end."""
+        with contextlib.suppress(OSError):
+            # It fails if the peer is gone, which the leader finds out.
+            self._sock.shutdown(socket.SHUT_WR)
+        self._reactor.call_later(0, functools.partial(self.fail, error))
 
     def _send_raw(self, frames: list[bytes]) -> None:
         if not frames:
@@ -356,8 +397,9 @@ class Connection:
         if self.closed:
             return
         self.closed = True
-        self._reactor.unregister(self.fd)
-        self._sock.close()
+        if self.fd >= 0:
+            self._reactor.unregister(self.fd)
+            self._sock.close()
         self.out.clear()
         self._unsent.clear()
 

@@ -8,12 +8,21 @@ user code raise it only as far as sessions need.
 from __future__ import annotations
 
 import contextlib
+import errno
 import resource
 from typing import Final
 
 MOST_WITH_USER_CODE: Final = 65_536
 
 _NO_LIMIT: Final = 1 << 20
+
+_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+
+
+def is_shortage(error: OSError) -> bool:
+    """Whether a socket was not to be had because too many are open, or memory is short: it says nothing about the other side, and
+    passes."""
+    return error.errno in _SHORTAGES
 
 
 def raise_descriptor_limit(most: int | None = None) -> int:

@@ -226,7 +226,9 @@ class Executor:
             raise KeyboardInterrupt
 
     def _cancel_children(self, context: TaskContext) -> None:
-        """Cancel what a task submitted; some of it may run in place, in this very thread."""
+        """Cancel what a task submitted; some of it may run in place, in this very thread. Once more at the task's end, for
+        what it submitted until the interrupt found it."""
+        context.recursive = True
         for child in list((context.children or {}).values()):
             self.process.owner.cancel(child, force=False, recursive=True)
             inner = self._running.get(child.task_id)
@@ -336,6 +338,10 @@ class Executor:
                 outcome = self.streams.run(connection, context, job, call, stream_window)
         self._busy_since = 0
         del self._running[task_id]
+        if context.recursive:
+            with process.lock:
+                self._cancel_children(context)
+                process.settle()
         self.record(job, "task", outcome)
         if definition.max_calls:
             self._count_call(connection, definition)
@@ -468,6 +474,9 @@ class Executor:
             self._in_place -= 1
             self.source.name = before
             del self._running[task.task_id]
+        if context.recursive:
+            with process.lock:
+                self._cancel_children(context)
         self.record(job, "task", outcome)
         message = outcome.message
         outer_cancelled = self.interrupt_wanted()

@@ -481,6 +481,9 @@ class _Loop:
             await asyncio.sleep(0)
         self._loop.remove_reader(self._reactor.fileno())
         self._reactor.hosted = False
+        with self._host.process.lock:
+            # Nothing that still comes is run.
+            self._host._serving = None
 
     def _on_readable(self) -> None:
         self._reactor.pump()

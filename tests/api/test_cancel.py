@@ -15,7 +15,7 @@ from tests.api.gates import Gate, Trace, wait_until
 
 pytestmark = [
     pytest.mark.usefixtures("shared_cluster"),
-    pytest.mark.cluster(num_cpus=2, resources={"slot": 1}),
+    pytest.mark.cluster(num_cpus=2, resources={"slot": 1, "part": 1}),
 ]
 
 
@@ -199,6 +199,51 @@ def test_force_ends_what_cannot_be_interrupted(gates: Callable[[str], Gate]) -> 
 
 
 # --- children ----------------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_task_submits_while_it_is_being_cancelled_is_cancelled_too(
+    gates: Callable[[str], Gate],
+) -> None:
+    begun = gates("begun")
+
+    @shoal.remote(num_cpus=0, resources={"part": 0.1})
+    def sleep() -> None:
+        time.sleep(600)
+
+    @shoal.remote
+    def submit() -> None:
+        from shoal.runtime import current_process
+        from shoal.runtime.context import current
+
+        ids, context = current_process.require().ids, current.get()
+
+        class SlowIds:
+            """The cancel comes while `submit` makes the id. In a file of the engine's, where nothing is interrupted."""
+
+            def task_id(self) -> bytes:
+                begun.open()
+                wait()
+                return ids.task_id()
+
+        source = "def wait():\n    while not context.cancelled:\n        sleep(0.01)\n"
+        names: dict[str, Any] = {"context": context, "sleep": time.sleep}
+        exec(compile(source, shoal.__path__[0] + "/engine.py", "exec"), names)
+        wait = names["wait"]
+        current_process.require().ids = SlowIds()
+        try:
+            sleep.remote()
+            time.sleep(60)
+        finally:
+            current_process.require().ids = ids
+
+    ref = submit.remote()
+    begun.wait()
+    shoal.cancel(ref)
+    with pytest.raises(TaskCancelledError):
+        get(ref)
+    wait_until(
+        lambda: shoal.available_resources().get("part") == 1, "nothing runs that it submitted"
+    )
 
 
 @pytest.mark.parametrize("recursive", [True, False])

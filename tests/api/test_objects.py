@@ -165,6 +165,23 @@ def test_large_arrays_are_read_in_place_and_only_read() -> None:
         first[0] = 1
 
 
+def test_arrow_tables_are_read_in_place() -> None:
+    arrow = pytest.importorskip("pyarrow", exc_type=ImportError)
+    table = arrow.table({"number": np.arange(1_000_000), "text": ["a", "b"] * 500_000})
+
+    @shoal.remote
+    def look(table: Any) -> tuple[int, bool]:
+        buffer = table.column("number").chunk(0).buffers()[1]
+        return table.num_rows, buffer.is_mutable
+
+    ref = shoal.put(table)
+    first, second = get(ref), get(ref)
+    assert first.equals(table)
+    addresses = {t.column("number").chunk(0).buffers()[1].address for t in (first, second)}
+    assert len(addresses) == 1, "both look at the same memory"
+    assert get(look.remote(ref)) == (1_000_000, False)
+
+
 def test_an_array_outlives_its_reference() -> None:
     ref = shoal.put(np.full(1_000_000, 7.0))
     view = get(ref)[10:20]

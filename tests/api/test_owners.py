@@ -111,6 +111,7 @@ def test_what_a_dead_actor_owned_goes_with_its_last_view(cluster: Any) -> None:
     assert view.sum() == LARGE
 
 
+@pytest.mark.cluster(num_cpus=2, object_store_memory=10**9, _system_config={"idle_worker_s": 600})
 def test_what_others_made_for_a_dead_owner_is_freed(cluster: Any) -> None:
     folder = Path(cluster["object_store_address"])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,8 +86,73 @@ def test_too_many_results_are_an_error_for_each() -> None:
 
 
 def test_an_exception_that_is_too_large_is_told_as_such() -> None:
-    with pytest.raises(UnserializableError, match="cannot be sent"):
+    with pytest.raises(
+        UnserializableError,
+        match=r"raised an exception \(builtins.ValueError\) that cannot be sent",
+    ) as caught:
         get(fail.remote())
+    # What helps against too many values is no advice here.
+    assert "list or array" not in str(caught.value)
+
+
+def test_an_exception_that_is_too_large_is_retried_as_any_other(tmp_path: Path) -> None:
+    tried = tmp_path / "tried"
+
+    @shoal.remote(max_retries=1, retry_exceptions=[ValueError])
+    def fail_once() -> str:
+        if tried.exists():
+            return "done"
+        tried.touch()
+        raise ValueError("x" * 2 * LIMIT)
+
+    assert get(fail_once.remote()) == "done"
+
+
+def test_a_result_with_too_many_references_is_told_as_such() -> None:
+    @shoal.remote
+    def refer() -> list[Any]:
+        return [shoal.put(number) for number in range(3_000)]
+
+    with pytest.raises(UnserializableError, match=r"cannot be sent.*fewer"):
+        get(refer.remote())
+
+
+@pytest.mark.parametrize("in_actor", [False, True], ids=["task", "actor"])
+def test_an_item_that_cannot_be_sent_is_an_error_in_its_place(in_actor: bool) -> None:
+    def items() -> Iterator[Any]:
+        yield 1
+        yield [shoal.put(number) for number in range(3_000)]
+        yield 3
+
+    @shoal.remote
+    class Source:
+        def items(self) -> Iterator[Any]:
+            return items()
+
+    source = Source.remote().items if in_actor else shoal.remote(max_retries=0)(items)
+    stream = source.options(num_returns="streaming").remote()
+    one, large, three = (stream._next_sync(30) for _ in range(3))
+    assert get(one) == 1
+    with pytest.raises(UnserializableError, match=r"item 1 of the stream cannot be sent"):
+        get(large)
+    assert get(three) == 3
+    with pytest.raises(StopIteration):
+        stream._next_sync(30)
+    assert get(stream.completed()) == 3
+
+
+def test_an_exception_behind_an_item_that_cannot_be_sent_comes_after_it() -> None:
+    @shoal.remote(max_retries=0)
+    def items() -> Iterator[Any]:
+        yield [shoal.put(number) for number in range(3_000)]
+        raise ValueError("the end")
+
+    stream = items.options(num_returns="streaming").remote()
+    for error in (UnserializableError, ValueError):
+        with pytest.raises(error):
+            get(stream._next_sync(30))
+    with pytest.raises(StopIteration):
+        stream._next_sync(30)
 
 
 def test_a_call_with_too_many_arguments_fails_and_the_actor_lives() -> None:
@@ -109,8 +176,10 @@ def test_a_name_that_is_no_text_fails_its_task_alone() -> None:
 
 def test_resources_that_are_no_text_fail_their_task_alone() -> None:
     strange = count.options(resources={"\ud800": 1}).remote(PIECE)
-    with pytest.raises(shoal.errors.ShoalError, match="cannot be encoded"):
+    with pytest.raises(UnserializableError, match=r"asked for.*cannot be encoded") as caught:
         get(strange)
+    # Nothing was started, and nothing has printed.
+    assert "printed" not in str(caught.value)
     assert get(count.remote(PIECE)) == len(PIECE)
 
 

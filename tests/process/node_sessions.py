@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -67,14 +69,17 @@ class NodeSession:
 
     def processes(self) -> dict[str, list[psutil.Process]]:
         """The session's processes that live, by kind."""
-        found: dict[str, list[psutil.Process]] = {}
+        found: dict[str, list[psutil.Process]] = defaultdict(list)
         try:
             head = psutil.Process(self.head.pid)
-            for process in [head, *head.children(recursive=True)]:
-                if process.status() != psutil.STATUS_ZOMBIE:
-                    found.setdefault(process.name(), []).append(process)
+            everything = [head, *head.children(recursive=True)]
         except psutil.NoSuchProcess:
             return found
+        for process in everything:
+            # One that ends just now is none.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found[process.name()].append(process)
         return found
 
     def pid_of(self, kind: str) -> int:

@@ -1,4 +1,4 @@
-"""Connecting to a process that is too busy to accept: nobody waits under the lock, and nothing is lost."""
+"""Connecting to a process that is too busy to accept, or without descriptors: nobody waits under the lock, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import pytest
 from shoal.messages.peer import Resume
 from shoal.runtime.node_link import NodeLink
 from shoal.runtime.peers import Peers
-from shoal.wire.connection import Connection
+from shoal.wire.connection import Connection, Listener
 from shoal.wire.handshake import TOKEN_BYTES
 from shoal.wire.reactor import Reactor, Waiter
+from tests.shortage import no_descriptors
 
 TOKEN = b"t" * TOKEN_BYTES
 
@@ -145,3 +146,42 @@ def test_a_connection_may_be_closed_before_it_is_made(
         client.peers.close()
     client.reactor.wait(Waiter(), 0.1)
     assert client.closed == []
+
+
+def test_without_descriptors_what_is_sent_waits_for_them(
+    open_it: Callable[[Any], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # It is not the other side that lets us wait.
+    monkeypatch.setattr("shoal.runtime.peers._CONNECT_TIMEOUT_S", 0.05)
+    client, server = open_it(End("client")), open_it(End("server"))
+    listener = open_it(Listener(server.reactor, str(tmp_path / "server.sock")))
+    listener.start(server.peers.accept)
+    with no_descriptors():
+        with client.reactor.lock:
+            connection = client.peers.connect(listener.path)
+            connection.send(Resume())
+            assert client.peers.connect(listener.path) is connection
+            client.peers.connect(str(tmp_path / "other.sock")).close()
+        client.reactor.wait(Waiter(), 0.5)
+        assert client.closed == []
+    while not server.heard:
+        client.reactor.wait(Waiter(), 0.01)
+        server.reactor.wait(Waiter(), 0.01)
+    assert server.heard == [Resume()]
+    assert client.closed == []
+    (record,) = caplog.records
+    assert "can make no connections at the moment" in record.getMessage()
+
+
+def test_that_nobody_is_there_may_be_found_out_later(
+    open_it: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    client = open_it(End("client"))
+    with no_descriptors(), client.reactor.lock:
+        client.peers.connect(str(tmp_path / "nobody.sock"))
+    while not client.closed:
+        client.reactor.wait(Waiter(), 0.01)
+    assert "cannot connect" in str(client.closed[0])

@@ -161,6 +161,39 @@ def test_what_cannot_be_encoded_is_left_out_and_reported(wire: Wire, bad: Any) -
     assert all("cannot be encoded" in reason for _, reason in client.unsent)
 
 
+def test_what_replaces_a_message_arrives_in_its_place(wire: Wire) -> None:
+    client, server = wire.pair(max_frame_bytes=10_000)
+    client.instead = lambda message: message[:1]
+    client.send(1, b"x" * 20_000, 2, b"y" * 20_000, b"z" * 20_000)
+    client.send(3)
+    wire.serve(lambda: len(server.received) == 6)
+    assert server.received == [1, b"x", 2, b"y", b"z", 3]
+    assert client.closed == []
+
+
+def test_nothing_follows_a_message_that_is_missing(wire: Wire) -> None:
+    client, server = wire.pair(max_frame_bytes=10_000)
+
+    def refuse(_message: bytes) -> None:
+        raise InternalError("nobody can be told")
+
+    client.instead = refuse
+    client.send(1, 2, b"x" * 20_000, 3)
+    client.send(4)
+    assert str(client.error()) == "nobody can be told"
+    assert server.error() is None
+    assert server.received == [1, 2]
+
+
+def test_what_replaces_a_message_must_fit_itself(wire: Wire) -> None:
+    client, server = wire.pair(max_frame_bytes=10_000)
+    client.instead = lambda message: message[1:]
+    client.send(1, b"x" * 20_000, 2)
+    assert "what should replace a bytes is too large" in str(client.error())
+    wire.serve(lambda: server.closed)
+    assert server.received == [1]
+
+
 def test_a_peer_that_sends_more_than_the_limit_is_refused_by_name(wire: Wire) -> None:
     ours, theirs = wire.socketpair()
     client, server = (

@@ -80,6 +80,7 @@ class End:
         self.batches: list[list[Any]] = []
         self.closed: list[Exception | None] = []
         self.unsent: list[tuple[Any, str]] = []
+        self.instead: Callable[[Any], Any] | None = None
         self.on_batch: Callable[[], None] | None = None
         wire.ends.append(self)
         with wire.reactor.lock:
@@ -116,8 +117,10 @@ class End:
 
     def on_unsent(self, connection: Connection, message: Any, reason: str) -> None:
         assert connection is self.connection
-        assert not self.wire.reactor.lock.locked()
+        assert self.wire.reactor.lock.locked()
         self.unsent.append((message, reason))
+        if self.instead is not None:
+            connection.send(self.instead(message))
         self.wire.changed.finish()
 
     def on_closed(self, connection: Connection, error: Exception | None) -> None:
