@@ -52,6 +52,7 @@ from shoal.runtime.inquiries import Inquiries
 from shoal.runtime.node_link import NodeLink
 from shoal.runtime.owner import Owner
 from shoal.runtime.peers import Peers
+from shoal.runtime.reentry import is_reentered
 from shoal.runtime.storage import ObjectStore
 from shoal.runtime.streams import Stream
 from shoal.runtime.unsent import answer_unsent
@@ -176,7 +177,9 @@ class Process:
 
         self.objects = ObjectTable(address)
         creator = os.path.basename(address).removesuffix(".sock").rpartition("-")[2]
-        self.store = ObjectStore(self.registered.shm_dir, creator, address, self.node)
+        self.store = ObjectStore(
+            self.registered.shm_dir, creator, address, self.node, self.settle_now
+        )
         self.deliveries = Deliveries(self.store)
         self.values = Values(self.store, self.config.inline_limit_bytes, address)
         self.peers = Peers(
@@ -429,6 +432,13 @@ class Process:
         self.owner.settle()
         if self.objects.outbox:
             self.borrowing.carry_out()
+
+    def settle_now(self) -> None:
+        """The same. Takes the lock; in the middle of the runtime's work it does nothing."""
+        if not is_reentered(self):
+            with self.lock:
+                self.settle()
+                self.reactor.flush_locked()
 
     def complete(self, entry: Entry, value: Any, refs: list[Ref], registered: bool | None) -> None:
         """The value of an entry is known: tell everybody who waits for it."""

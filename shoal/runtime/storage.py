@@ -7,6 +7,7 @@ Any thread. Room is drawn from the node daemon in chunks; when the store is full
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -28,11 +29,19 @@ _EVERYTHING: Final = 1 << 62
 
 
 class ObjectStore:
-    """See the module's docstring."""
+    """See the module's docstring. `settle` counts what the process has dropped."""
 
-    def __init__(self, directory: str, creator: str, address: str, node: NodeLink) -> None:
+    def __init__(
+        self,
+        directory: str,
+        creator: str,
+        address: str,
+        node: NodeLink,
+        settle: Callable[[], None],
+    ) -> None:
         self.address = address
         self._node = node
+        self._settle = settle
         self._directory = Path(directory)
         self._creator = creator
         # Made on first use: most workers never store anything. By one thread.
@@ -76,12 +85,18 @@ class ObjectStore:
             raise reentry_error(what)
 
     def _allocate(self, arena: Arena, size: int) -> Block:
+        settled = False
         while True:
             try:
                 return arena.create(size)
             except QuotaExhausted as exhausted:
                 needed = exhausted.needed_bytes
-            self._draw(arena, needed)
+            if settled:
+                self._draw(arena, needed)
+            else:
+                # This process may have dropped as much itself, and not counted it yet.
+                self._settle()
+                settled = True
 
     def _draw(self, arena: Arena, needed: int) -> None:
         # What is needed and no more. While there is room the node grants a whole chunk, and a request for one would wait

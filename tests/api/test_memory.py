@@ -10,6 +10,7 @@ import pytest
 
 import shoal
 from shoal.exceptions import ObjectStoreFullError
+from shoal.runtime import current_process
 
 MEGABYTE = 1024 * 1024
 
@@ -18,7 +19,7 @@ pytestmark = [
     pytest.mark.cluster(
         num_cpus=2,
         object_store_memory=100 * MEGABYTE,
-        _system_config={"store_full_timeout_s": 0.5},
+        _system_config={"store_full_timeout_s": 1.0},
     ),
 ]
 
@@ -58,6 +59,17 @@ def test_when_it_is_full_it_says_so_and_room_comes_back() -> None:
     kept.clear()
     gc.collect()
     assert get(shoal.put(megabytes(40))).size == 40 * MEGABYTE
+
+
+def test_what_this_process_has_just_dropped_is_room_at_once() -> None:
+    """Without asking the node, which would take time."""
+    node = current_process.require().node
+    kept = [shoal.put(megabytes(30)) for _ in range(3)]
+    asked = node._next_req
+    kept.clear()
+    again = [shoal.put(megabytes(30)) for _ in range(3)]
+    assert node._next_req == asked
+    assert [get(ref).size for ref in again] == [30 * MEGABYTE] * 3
 
 
 def test_a_result_that_does_not_fit_fails_its_task() -> None:

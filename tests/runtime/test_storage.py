@@ -75,7 +75,7 @@ def node() -> Node:
 @pytest.fixture
 def stores(node: Node, tmp_path: Path) -> Iterator[dict[str, ObjectStore]]:
     for name in ("a", "b"):
-        node.stores[name] = ObjectStore(str(tmp_path), name, name, node.link(name))
+        node.stores[name] = ObjectStore(str(tmp_path), name, name, node.link(name), lambda: None)
     yield node.stores
     for store in node.stores.values():
         store.close(unlink=True)
