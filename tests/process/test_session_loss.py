@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import psutil
 import pytest
 
 import shoal
@@ -125,7 +124,9 @@ def assert_a_new_session_works() -> None:
 @killing
 def test_a_pending_get_is_told(tmp_path: Path, kill_it: Callable[[], None], cluster: Any) -> None:
     refs = begin(tmp_path)
-    processes = psutil.Process().children(recursive=True)
+    # Its own: servers of other tests may live as long as this run.
+    (head,) = children_named("shoal:head")
+    processes = [head, *head.children(recursive=True)]
     error = kill_while(lambda: shoal.get(refs[0]), kill_it)
     assert_names_the_loss(error)
     for ref in refs[1:]:
