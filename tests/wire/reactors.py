@@ -10,10 +10,11 @@ import os
 import select
 import threading
 import time
-from _thread import allocate_lock, get_ident
+from _thread import get_ident
 from collections.abc import Callable
 from typing import Any
 
+from shoal.lock import make_lock
 from shoal.wire.reactor import Reactor, Waiter
 
 PATIENCE_S = 20
@@ -25,6 +26,12 @@ def until(condition: Callable[[], Any]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.001)
+
+
+def waited_in_time(reactor: Reactor, waiter: Waiter) -> bool:
+    """Wait for something that is sure to happen. False also if it had happened and the thread slept on."""
+    deadline = time.monotonic() + PATIENCE_S
+    return reactor.wait(waiter, PATIENCE_S) and time.monotonic() < deadline
 
 
 class Source:
@@ -68,7 +75,7 @@ class Outlet:
             self.reactor.dirty.append(self)  # type: ignore[arg-type]  # it flushes, and nothing more is asked of it
 
     def flush(self) -> None:
-        assert self.reactor.lock.locked()
+        assert self.reactor.lock._is_owned()
         self.flushed_by.append(get_ident())
 
 
@@ -103,7 +110,7 @@ class Worker(threading.Thread):
 
 class Bench:
     def __init__(self, watch_us: int = 2_000) -> None:
-        self.reactor = Reactor(allocate_lock(), watch_us)
+        self.reactor = Reactor(make_lock(), watch_us)
         self.sources: list[Source] = []
 
     def source(self) -> Source:

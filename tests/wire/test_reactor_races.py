@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -10,7 +11,7 @@ from _thread import get_ident
 import pytest
 
 from shoal.wire.reactor import Waiter
-from tests.wire.reactors import PATIENCE_S, Bench, Interruption, until
+from tests.wire.reactors import Bench, Interruption, until, waited_in_time
 
 
 def test_a_wake_up_is_never_lost(bench: Bench) -> None:
@@ -60,10 +61,14 @@ def test_many_threads_wait_and_finish_and_none_is_forgotten(
     reactor.after_poll = mind
     interruption = Interruption(reactor)
 
-    def finished(waiter: Waiter, timeout_s: float) -> bool:
+    def wait(waiter: Waiter, timeout_s: float) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            reactor.wait(waiter, timeout_s)
+
+    def finished(waiter: Waiter) -> bool:
         while True:
             try:
-                return reactor.wait(waiter, timeout_s)
+                return waited_in_time(reactor, waiter)
             except KeyboardInterrupt:
                 continue
 
@@ -80,14 +85,14 @@ def test_many_threads_wait_and_finish_and_none_is_forgotten(
                 case 1:
                     reactor.pump()
                 case 2:
-                    finished(source.waiter, rng.choice([0, 0.0001, 0.002]))
+                    wait(source.waiter, rng.choice([0, 0.0001, 0.002]))
                 case 3:
                     interruption.wanted = get_ident()
                     reactor.interrupt()
                 case 4:
                     with reactor.lock:
                         reactor.call_later(0.001, lambda: None)
-            if not finished(source.waiter, PATIENCE_S):
+            if not finished(source.waiter):
                 problems.append(f"thread {number} waits for ever")
             rounds[number] += 1
 
@@ -115,17 +120,18 @@ def test_threads_hand_work_to_one_another_and_none_is_forgotten(served: Bench) -
     problems: list[str] = []
 
     def run(number: int) -> None:
-        while True:
-            if not reactor.wait(ring[number], PATIENCE_S):
+        last = False
+        while not (last or problems):
+            if not waited_in_time(reactor, ring[number]):
                 problems.append(f"thread {number} waits for ever")
+            # Seen before the turn is passed on: so whoever ends has passed it on, and all after it see the same.
+            last = time.monotonic() > stop
             with reactor.lock:
                 ring[number] = Waiter()
                 following = ring[(number + 1) % len(ring)]
                 following.finish()
             # Whoever leads may be the one who is done.
             reactor.wake()
-            if time.monotonic() > stop or problems:
-                return
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(len(ring))]
     for thread in threads:
@@ -156,5 +162,5 @@ def test_a_service_thread_with_much_to_do_never_keeps_a_waiter_out(served: Bench
         time.sleep(0.003)
         source.waiter = Waiter()
         source.fire()
-        assert reactor.wait(source.waiter, PATIENCE_S)
+        assert waited_in_time(reactor, source.waiter)
     thread.join()
