@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from shoal.core import membership
 from shoal.core.membership import Identity, Membership, MemberState, NodeDown, NodeUp
+
+if TYPE_CHECKING:
+    import pytest
 
 SECOND = 1_000_000_000
 TIMEOUT_S, RECONNECT_S = 10.0, 2.0
