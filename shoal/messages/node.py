@@ -20,6 +20,7 @@ from __future__ import annotations
 import msgspec
 
 from shoal.config import Config
+from shoal.messages.placement import Strategy
 from shoal.messages.values import Dep, Inline, Location, Ref, Stored
 
 UNIT = 10_000
@@ -29,11 +30,13 @@ UNIT = 10_000
 class Shape(msgspec.Struct, array_like=True, frozen=True):
     """What a task or actor asks of the place where it runs: the key by which leases are shared.
 
-    `resources` are sorted (name, amount) pairs. `env` is the canonical JSON of the runtime environment ("" if none).
+    `resources` are sorted (name, amount) pairs. `env` is the canonical JSON of the runtime environment ("" if none). `strategy` says
+    on which node; none is the default (see `messages.placement`).
     """
 
     resources: tuple[tuple[str, int], ...] = (("CPU", UNIT),)
     env: str = ""
+    strategy: Strategy | None = None
 
 
 class LogFormat(msgspec.Struct, array_like=True):
