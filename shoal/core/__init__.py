@@ -7,5 +7,7 @@
 | `calls` | the order of calls to an actor, and what follows when it restarts |
 | `resources`, `leases`, `pool` | what a node hands out, to whom, on which worker |
 | `actors` | the life of actors, their names, who is told |
+| `membership` | which nodes belong to the cluster, and which are dead |
+| `streams` | what is said again when a connection breaks, and what is superseded |
 | `quotas` | who may put how many bytes into the object store |
 """

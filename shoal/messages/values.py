@@ -8,12 +8,15 @@ import msgspec
 class Location(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Where an object's bytes are in the object store of a node.
 
-    `segment` is a file name in the session's shared-memory directory, `offset` and `size` are bytes in it.
+    `segment` is a file name in the session's shared-memory directory, `offset` and `size` are bytes in it. `serial` numbers the
+    blocks of one creator from 1 on, so that two that were at the same place one after the other are not the same; 0 is a range
+    of bytes that no block need be.
     """
 
     segment: str
     offset: int
     size: int
+    serial: int = 0
 
 
 class Ref(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -23,6 +23,7 @@ memory rather than of the kernel's page allocator, which is ten times slower.
 Guarantees
 - The bytes of all files never exceed the quota granted, and every page is reserved before anybody writes to it.
 - A block is not used again while any view of it lives, in this process or in any other that reads through `Reader`.
+- No two blocks of a creator have the same location, however often their place is used: each has a serial number.
 - Any method may be called from any thread. The lock is held for bookkeeping only: files are made, grown and removed, and
   bytes copied, outside it.
 
@@ -141,6 +142,7 @@ class Arena:
         self._closed_because = ""
         self._numbers = itertools.count()
         self._ticks = itertools.count()
+        self._serial = 0
 
         self._quota = quota_bytes
         # Bytes of files and of changes under way: grows before pages are reserved, shrinks after they are gone.
@@ -328,18 +330,19 @@ class Arena:
     # --- blocks (under the lock) ------------------------------------------------------------------------------
 
     def _open_block(self, segment: Segment, offset: int, length: int, size: int) -> Block:
-        record = Record(segment, offset, length, size)
+        serial = self._serial = self._serial + 1
+        record = Record(segment, offset, length, size, serial)
         exporter = export(segment.mapping, offset, size)
         record.exporter = weakref.ref(exporter)
         segment.blocks[offset] = record
         self._live_bytes += size
         self._live_blocks += 1
-        return Block(Location(segment.name, offset, size), view_of(exporter, size))
+        return Block(Location(segment.name, offset, size, serial), view_of(exporter, size))
 
     def _find(self, location: Location) -> Record:
         segment = self._segments.get(location.segment)
         record = segment.blocks.get(location.offset) if segment is not None else None
-        if record is None or record.size != location.size:
+        if record is None or record.serial != location.serial or record.size != location.size:
             self._check_open()
             raise ObjectFreedError(
                 f"{location} is no live object of arena {self._creator!r}: it was freed, or made by another process"

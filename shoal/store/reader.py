@@ -72,10 +72,11 @@ class _Creator:
 class _Watch(weakref.ref[Any]):
     """Dies with the last view of a block. While it is in `_Attached.live` the block is locked."""
 
-    __slots__ = ("attached", "length", "offset", "size", "start")
+    __slots__ = ("attached", "length", "offset", "serial", "size", "start")
 
     attached: _Attached
     offset: int
+    serial: int
     size: int
     start: int
     length: int
@@ -143,10 +144,10 @@ class Reader:
                 watch = attached.live.get(offset)
                 exporter = None if watch is None else watch()
                 if exporter is None:
-                    exporter = self._hold(attached, offset, size)
-                elif watch is not None and watch.size != size:
+                    exporter = self._hold(attached, location)
+                elif watch is not None and (watch.size != size or watch.serial != location.serial):
                     raise ProtocolError(
-                        f"{location} is not the object that is there, of {watch.size} bytes"
+                        f"{location} is not the object that is there, of {watch.size} bytes and number {watch.serial}"
                     )
         finally:
             if self._dead:
@@ -202,7 +203,9 @@ class Reader:
 
     # --- under the lock ---------------------------------------------------------------------------------------
 
-    def _hold(self, attached: _Attached, offset: int, size: int) -> Any:
+    def _hold(self, attached: _Attached, location: Location) -> Any:
+        offset = location.offset
+        size = location.size
         if not 0 <= offset <= offset + size <= attached.mapping.length:
             raise ProtocolError(
                 f"bytes {offset} to {offset + size} are not inside segment {attached.name!r} of "
@@ -216,6 +219,7 @@ class Reader:
         watch.attached = attached
         watch.offset = offset
         watch.size = size
+        watch.serial = location.serial
         watch.start, watch.length = lock_range(attached.number, offset, size, slab=attached.slab)
         if offset not in attached.live:
             # Otherwise its last view has just died, and the lock has not been dropped yet: the new one inherits it.

@@ -21,13 +21,14 @@ class Record:
     `exporter` tells whether this process itself still has views of it.
     """
 
-    __slots__ = ("exporter", "length", "offset", "segment", "size")
+    __slots__ = ("exporter", "length", "offset", "segment", "serial", "size")
 
-    def __init__(self, segment: Segment, offset: int, length: int, size: int) -> None:
+    def __init__(self, segment: Segment, offset: int, length: int, size: int, serial: int) -> None:
         self.segment = segment
         self.offset = offset
         self.length = length
         self.size = size
+        self.serial = serial
         self.exporter: ReferenceType[Any] | None = None
 
     @property

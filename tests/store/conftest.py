@@ -10,9 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from shoal.store import Arena, Reader, remove_session, shm_directory
+from shoal.store import Arena, Location, Reader, remove_session, shm_directory
 
 MB = 1 << 20
+
+
+def place(location: Location) -> tuple[str, int]:
+    """Where a block is, whichever it is of those that were there."""
+    return location.segment, location.offset
 
 
 def open_descriptors() -> list[str]:

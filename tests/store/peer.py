@@ -71,8 +71,8 @@ class Peer:
         return str(self("take", name, fields(location)))
 
 
-def fields(location: Location) -> tuple[str, int, int]:
-    return location.segment, location.offset, location.size
+def fields(location: Location) -> tuple[str, int, int, int]:
+    return location.segment, location.offset, location.size, location.serial
 
 
 def content(size: int, seed: int) -> bytes:
@@ -92,15 +92,15 @@ class Commands:
         self.arrays: dict[str, np.ndarray[Any, Any]] = {}
         self.children: list[int] = []
 
-    def put(self, size: int, seed: int) -> tuple[str, int, int]:
+    def put(self, size: int, seed: int) -> tuple[str, int, int, int]:
         block = self.arena.create(size)
         copy_into(block.buffer, memoryview(content(size, seed)))
         return fields(block.location)
 
-    def free(self, location: tuple[str, int, int]) -> None:
+    def free(self, location: tuple[str, int, int, int]) -> None:
         self.arena.free(Location(*location))
 
-    def take(self, name: str, location: tuple[str, int, int]) -> str:
+    def take(self, name: str, location: tuple[str, int, int, int]) -> str:
         self.arrays[name] = np.frombuffer(self.reader.view(Location(*location)), dtype=np.uint8)
         return digest(self.arrays[name])
 

@@ -10,7 +10,7 @@ import pytest
 from shoal.errors import InternalError, ObjectFreedError, ObjectStoreFullError
 from shoal.store import Arena, Location, QuotaExhausted, Reader, copy_into
 from shoal.store import segment as segment_module
-from tests.store.conftest import MB, bytes_in_files, mappings_of, open_descriptors
+from tests.store.conftest import MB, bytes_in_files, mappings_of, open_descriptors, place
 
 SIZES = [0, 1, 63, 64, 65, 100_000, MB - 1, MB, MB + 1, 10 * MB]
 
@@ -65,7 +65,9 @@ def test_a_freed_block_is_used_again_at_once(arena: Arena, size: int) -> None:
     first = put(arena, bytes(size))
     backed = arena.stats().backed_bytes
     arena.free(first)
-    assert put(arena, bytes(size)) == first
+    again = put(arena, bytes(size))
+    assert place(again) == place(first)
+    assert again != first
     assert arena.stats().backed_bytes == backed
 
 
@@ -83,17 +85,17 @@ def test_a_block_is_not_used_again_while_its_maker_views_it(arena: Arena, size: 
     array = np.frombuffer(arena.view(location), dtype=np.uint8)[1:]
     arena.free(location)
     assert arena.stats().quarantined_blocks == 1
-    assert put(arena, bytes(size)) != location
+    assert place(put(arena, bytes(size))) != place(location)
     assert array.tobytes() == content[1:]
     del array
-    assert put(arena, bytes(size)) == location
+    assert place(put(arena, bytes(size))) == place(location)
     assert arena.stats().quarantined_blocks == 0
 
 
 def test_a_block_is_not_used_again_while_it_is_still_being_filled(arena: Arena) -> None:
     block = arena.create(1000)
     arena.free(block.location)
-    assert arena.create(1000).location != block.location
+    assert place(arena.create(1000).location) != place(block.location)
 
 
 def test_freeing_twice_and_viewing_what_was_freed_are_refused(arena: Arena) -> None:
@@ -104,6 +106,17 @@ def test_freeing_twice_and_viewing_what_was_freed_are_refused(arena: Arena) -> N
             use(location)
     with pytest.raises(ObjectFreedError):
         arena.view(Location("abc-99", 0, 1))
+
+
+def test_what_is_at_the_place_of_a_freed_object_is_not_that_object(arena: Arena) -> None:
+    dead = put(arena, b"x")
+    arena.free(dead)
+    alive = put(arena, b"y")
+    assert place(alive) == place(dead)
+    for use in (arena.free, arena.view):
+        with pytest.raises(ObjectFreedError):
+            use(dead)
+    assert arena.view(alive) == b"y"
 
 
 def test_negative_sizes_and_odd_settings_are_refused(arena: Arena, directory: Path) -> None:
