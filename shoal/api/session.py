@@ -47,12 +47,12 @@ class RayContext:
         registered = driver.process.registered
         self.address_info: dict[str, Any] = {
             "node_ip_address": registered.node_ip,
-            "address": driver.head.address,
-            "gcs_address": driver.head.address,
+            "address": driver.head.path,
+            "gcs_address": driver.head.path,
             "node_id": registered.node_id.hex(),
             "session_dir": registered.session_dir,
             "object_store_address": registered.shm_dir,
-            "raylet_socket_name": driver.head.address,
+            "raylet_socket_name": driver.head.path,
             "webui_url": "",
         }
 

@@ -35,6 +35,8 @@ class Boot(msgspec.Struct, array_like=True):
     """The job of the driver that launches the head: its first workers are forked before it registers."""
     prestart: int = 0
     """How many workers to fork for `job` at once."""
+    place: str = "local"
+    """Where the node can be reached from others: see `shoal.wire.addresses`."""
 
 
 class Ready(msgspec.Struct, array_like=True, tag=1):
@@ -54,10 +56,10 @@ BootAnswer = Ready | BootFailed
 
 
 class WorkerBoot(msgspec.Struct):
-    """What a worker knows when it begins to run. `address` is the socket on which it must listen."""
+    """What a worker knows when it begins to run. `address` is its own, `node_path` the socket of its node daemon."""
 
     worker_id: bytes
-    node_address: str
+    node_path: str
     token: bytes
     address: str
     job: Job

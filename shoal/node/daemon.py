@@ -100,8 +100,9 @@ from shoal.node.queries import Queries
 from shoal.node.store import StoreKeeper
 from shoal.node.workers import Process, Workers
 from shoal.node.zygote_link import ZygoteLink
+from shoal.wire.addresses import creator_at, place_of
 from shoal.wire.aio import ServerConnection
-from shoal.wire.session import creator_at, node_address
+from shoal.wire.session import node_path
 
 _log = logging.getLogger("shoal.node")
 _EVENTS_OF_PAST_PROCESSES: Final = 10
@@ -244,11 +245,9 @@ class Daemon:
 
     def _register_driver(self, connection: ServerConnection, message: RegisterDriver) -> None:
         job = message.job
-        if os.path.dirname(message.address) != self._boot.session_dir or not creator_at(
-            message.address
-        ):
+        if place_of(message.address) != self._boot.place or not creator_at(message.address):
             raise ProtocolError(
-                f"a driver listens in the session's folder, not at {message.address!r}"
+                f"a driver of this node is at {self._boot.place}, not at {message.address!r}"
             )
         if self._clients.driver_of(job.job_id) is not None:
             raise ProtocolError(f"job {job.job_id.hex()} has a driver already")
@@ -518,7 +517,7 @@ class Daemon:
             dict(resources.total),
             {name: max(0, amount) for name, amount in resources.available.items()},
             boot.labels,
-            node_address(boot.session_dir),
+            node_path(boot.session_dir),
             os.getpid(),
         )
 

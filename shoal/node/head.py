@@ -40,7 +40,7 @@ from shoal.node.zygote import (
 )
 from shoal.wire.descriptors import raise_descriptor_limit
 from shoal.wire.framing import HEADER_BYTES, encode_frame
-from shoal.wire.session import HEAD, node_address, private, remove_session
+from shoal.wire.session import HEAD, bind_private, node_path, private, remove_session
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -62,7 +62,7 @@ def main(load: Callable[[], Run] = load_worker) -> None:
         run = load()
         with open(f"{boot.session_dir}/{HEAD}", "w", encoding="ascii", opener=private) as file:
             file.write(str(os.getpid()))
-        listening = _listen(node_address(boot.session_dir))
+        listening = _listen(node_path(boot.session_dir))
         zygote_pid, zygote = _fork_zygote(boot, listening, run)
     except OSError as error:
         _answer(BootFailed(f"{error.strerror}: {error.filename or boot.session_dir}"))
@@ -120,12 +120,9 @@ def _settle_signals() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def _listen(address: str) -> socket.socket:
+def _listen(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # fchmod first: bind gives the file this mode, so that it is never open to others, not even for a moment.
-    os.fchmod(sock.fileno(), 0o600)
-    sock.bind(address)
-    os.chmod(address, 0o600)
+    bind_private(sock, path)
     sock.listen(_BACKLOG)
     sock.setblocking(False)
     return sock
@@ -152,7 +149,7 @@ def _be_zygote(boot: Boot, head: socket.socket, run: Run) -> NoReturn:
     os.dup2(null, 1)
     os.close(null)
     name_process("shoal:zygote")
-    session = Session(boot.session_dir, boot.shm_dir, boot.token, boot.lock_fd)
+    session = Session(boot.session_dir, boot.shm_dir, boot.token, boot.lock_fd, boot.place)
     serve_and_exit(head, session, run)
 
 
@@ -180,7 +177,7 @@ def _serve(boot: Boot, listening: socket.socket, zygote: socket.socket, pids: li
         )
         gc.freeze()
         gc.enable()
-        _answer(Ready(node_address(boot.session_dir), os.getpid()))
+        _answer(Ready(node_path(boot.session_dir), os.getpid()))
         reason, code = loop.run_until_complete(daemon.stopped)
         logging.getLogger("shoal.node").info("the session ends: %s", reason)
         pids += daemon.worker_pids()

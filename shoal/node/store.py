@@ -37,7 +37,7 @@ from shoal.messages.node import (
 from shoal.messages.values import Location
 from shoal.node.clients import Client, Clients
 from shoal.node.inquiries import Inquiries, Used
-from shoal.wire.session import creator_at
+from shoal.wire.addresses import creator_at
 
 if TYPE_CHECKING:
     from shoal.store.extents import Extents

@@ -39,7 +39,8 @@ from shoal.node.clients import Client
 from shoal.node.environments import EnvironmentFailed, prepare
 from shoal.node.logs import WorkerLogs
 from shoal.node.zygote_link import ZygoteLink
-from shoal.wire.session import log_dir, worker_address
+from shoal.wire.addresses import WORKER, make_address, make_name
+from shoal.wire.session import log_dir
 
 _log = logging.getLogger("shoal.node")
 
@@ -249,7 +250,7 @@ class Workers:
         except OSError as error:
             self._fork_failed(worker_id, f"could not get its output pipes: {error.strerror}")
             return
-        address = worker_address(self._boot.session_dir, worker_id)
+        address = make_address(self._boot.place, make_name(WORKER, worker_id))
         process = Process(worker_id, address, job, logs)
         self._processes[worker_id] = process
         self._by_address[address] = process

@@ -40,8 +40,9 @@ import msgspec
 
 from shoal.messages.boot import WorkerBoot
 from shoal.messages.zygote import Exited, Fork, Forked, Kill, Preload, ToZygote
+from shoal.wire.addresses import WORKER, make_address, make_name
 from shoal.wire.descriptors import MOST_WITH_USER_CODE, raise_descriptor_limit
-from shoal.wire.session import node_address, remove_session, worker_address
+from shoal.wire.session import node_path, remove_session
 
 MAX_PACKET_BYTES: Final = 256 * 1024
 SOCKET_BUFFER_BYTES: Final = 4 * 1024 * 1024
@@ -73,6 +74,7 @@ class Session(msgspec.Struct, frozen=True):
     shm_dir: str
     token: bytes
     lock_fd: int
+    place: str
 
 
 class Zygote:
@@ -195,9 +197,9 @@ class Zygote:
         name_process("shoal:worker")
         return WorkerBoot(
             message.worker_id,
-            node_address(session.session_dir),
+            node_path(session.session_dir),
             session.token,
-            worker_address(session.session_dir, message.worker_id),
+            make_address(session.place, make_name(WORKER, message.worker_id)),
             job,
         )
 

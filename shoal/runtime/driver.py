@@ -16,6 +16,7 @@ from shoal.runtime import current_process, reducers
 from shoal.runtime.console import Console
 from shoal.runtime.interrupts import Interrupts
 from shoal.runtime.launch import Session, launch_head
+from shoal.wire.addresses import DRIVER, LOCAL, make_address, make_name
 from shoal.wire.descriptors import MOST_WITH_USER_CODE, raise_descriptor_limit
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Driver:
         interrupted = self._interrupts.check if self._interrupts.install() else None
         try:
             session = Session(temp_dir)
-            job.owner = f"{session.directory}/d-{os.urandom(4).hex()}.sock"
+            job.owner = make_address(LOCAL, make_name(DRIVER))
             self.head = launch_head(
                 session,
                 config,
@@ -69,7 +70,7 @@ class Driver:
 
                 register = RegisterDriver(self._pid, job.owner, job, preload, log_to_driver)
                 self.process = Process(
-                    "driver", self.head.address, session.token, job.owner, register, config
+                    "driver", self.head.path, session.token, job.owner, register, config
                 )
             except BaseException:
                 self.head.stop()

@@ -31,7 +31,7 @@ from shoal.runtime.machine import gpu_ids, node_total
 from shoal.runtime.session_folder import SESSION_VARIABLE, Session, sweep_dead_sessions
 from shoal.store import default_capacity_bytes
 from shoal.wire.framing import HEADER_BYTES, encode_frame
-from shoal.wire.session import log_dir, node_address, private
+from shoal.wire.session import log_dir, node_path, private
 
 __all__ = ["HEAD_PROGRAM", "Head", "Session", "launch_head"]
 
@@ -56,13 +56,13 @@ class Head:
 
     Attributes:
         session: Its folder and token.
-        address: Where its node daemon listens.
+        path: Where its node daemon listens.
         pid: Its process.
     """
 
     def __init__(self, session: Session, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
         self.session = session
-        self.address = node_address(session.directory)
+        self.path = node_path(session.directory)
         self.pid = process.pid
         self._process = process
         self._log = log

@@ -6,7 +6,6 @@ runtime's lock held.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -144,7 +143,7 @@ class Leases:
         else:
             error = ShoalError(
                 f"no worker could be started: {message.reason}. What they printed is in "
-                f"{log_dir(os.path.dirname(self._process.address))}; once the cause is gone, submit the task again, which asks for "
+                f"{log_dir(self._process.session_dir)}; once the cause is gone, submit the task again, which asks for "
                 "workers anew"
             )
         self._refuse(message.req, queue, message.reason, error)

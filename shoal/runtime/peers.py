@@ -21,10 +21,12 @@ from typing import Any, Final
 from shoal.messages.node import Watch
 from shoal.messages.peer import PeerMessage
 from shoal.runtime.node_link import NodeLink
+from shoal.wire.addresses import name_of, place_of
 from shoal.wire.connection import Connection, Handler
 from shoal.wire.descriptors import is_shortage
 from shoal.wire.handshake import ClientHandshake, ServerHandshake
 from shoal.wire.reactor import Reactor, decoder_of
+from shoal.wire.session import socket_path
 
 logger = logging.getLogger("shoal")
 
@@ -62,6 +64,7 @@ class Peers:
         node: NodeLink,
         token: bytes,
         address: str,
+        session_dir: str,
         handler: Handler,
         max_frame_bytes: int,
     ) -> None:
@@ -69,6 +72,8 @@ class Peers:
         self._node = node
         self._token = token
         self._address = address
+        self._place = place_of(address)
+        self._session_dir = session_dir
         self._handler = handler
         self._max_frame_bytes = max_frame_bytes
         self._by_address: dict[str, Peer] = {}
@@ -99,7 +104,7 @@ class Peers:
         )
         try:
             self._try_to_connect(connection, monotonic() + _CONNECT_TIMEOUT_S)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             connection.close()
             raise ConnectionError(f"cannot connect to {address}: {error}") from error
         self._adopt(address, connection)
@@ -108,7 +113,7 @@ class Peers:
     def _try_to_connect(self, connection: Connection, deadline: float) -> bool:
         """Connect, now or by a timer; False if it has taken too long."""
         try:
-            if connection.connect(connection.peer_address):
+            if self._reach(connection):
                 return True
             pause_s = _CONNECT_AGAIN_S
         except OSError as error:
@@ -121,6 +126,14 @@ class Peers:
         if monotonic() >= deadline:
             return False
         self._reactor.call_later(pause_s, partial(self._connect_again, connection, deadline))
+        return True
+
+    def _reach(self, connection: Connection) -> bool:
+        address = connection.peer_address
+        place, name = place_of(address), name_of(address)
+        if place == self._place:
+            return connection.connect(socket_path(self._session_dir, name))
+        connection.connect_to_door(place, name)
         return True
 
     def _connect_again(self, connection: Connection, deadline: float) -> None:

@@ -47,6 +47,7 @@ from shoal.runtime.actors import Actors
 from shoal.runtime.borrowing import Borrowing
 from shoal.runtime.context import TaskContext, current
 from shoal.runtime.deliveries import Deliveries
+from shoal.runtime.entrance import Entrance
 from shoal.runtime.environment import merge_envs
 from shoal.runtime.inquiries import Inquiries
 from shoal.runtime.node_link import NodeLink
@@ -59,7 +60,8 @@ from shoal.runtime.unsent import answer_unsent
 from shoal.runtime.values import Values
 from shoal.runtime.waiting import Waiting
 from shoal.serial.exceptions import dump_exception
-from shoal.wire.connection import Connection, Listener
+from shoal.wire.addresses import creator_at
+from shoal.wire.connection import Connection
 from shoal.wire.handshake import ClientHandshake
 from shoal.wire.reactor import Reactor, Waiter, decoder_of
 
@@ -73,8 +75,6 @@ logger = logging.getLogger("shoal")
 
 # Made at import, once for the zygote and all its forks: building it takes a millisecond.
 _decoder = decoder_of(FromNode)
-
-_BACKLOG: Final = 4096
 
 _VERDICT_S: Final = 2.0
 """How long the node may take to declare a process dead whose connection broke."""
@@ -137,7 +137,7 @@ class Process:
     def __init__(
         self,
         kind: str,
-        node_address: str,
+        node_path: str,
         token: bytes,
         address: str,
         register: RegisterDriver | RegisterWorker,
@@ -164,26 +164,32 @@ class Process:
         self._warned: set[str] = set()
 
         # Before the node hears of this process: whoever is told its address must be able to connect.
-        self._listener = Listener(self.reactor, address, backlog=_BACKLOG)
+        self.session_dir = os.path.dirname(node_path)
+        self._entrance = Entrance(self.reactor, self.session_dir, address)
         handler = _NodeHandler()
         try:
-            self.registered = self._join(handler, node_address, token, register)
+            self.registered = self._join(handler, node_path, token, register)
         except BaseException:
-            self._listener.close()
+            self._entrance.close()
             raise
         self.config = self.registered.config
         self.job_id = self.registered.job_id
         self.node_id = self.registered.node_id
 
         self.objects = ObjectTable(address)
-        creator = os.path.basename(address).removesuffix(".sock").rpartition("-")[2]
         self.store = ObjectStore(
-            self.registered.shm_dir, creator, address, self.node, self.settle_now
+            self.registered.shm_dir, creator_at(address), address, self.node, self.settle_now
         )
         self.deliveries = Deliveries(self.store)
         self.values = Values(self.store, self.config.inline_limit_bytes, address)
         self.peers = Peers(
-            self.reactor, self.node, token, address, self, self.config.max_frame_bytes
+            self.reactor,
+            self.node,
+            token,
+            address,
+            self.session_dir,
+            self,
+            self.config.max_frame_bytes,
         )
         self.borrowing = Borrowing(self)
         self.owner = Owner(self)
@@ -212,7 +218,7 @@ class Process:
         self.root = TaskContext(kind, self.ids.task_id(), self.ids)
         self.reactor.after_poll = self._after_poll
         self.reactor.backlog = self.dropped
-        self._listener.start(self.peers.accept)
+        self._entrance.open(self.peers.accept)
         self._node_handler = handler
 
     def _make_drop(self) -> Callable[[Entry], None]:
@@ -245,18 +251,18 @@ class Process:
     def _join(
         self,
         handler: _NodeHandler,
-        node_address: str,
+        node_path: str,
         token: bytes,
         register: RegisterDriver | RegisterWorker,
     ) -> Registered:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(_REGISTER_TIMEOUT_S)
-            sock.connect(node_address)
+            sock.connect(node_path)
         except OSError as error:
             sock.close()
             self.reactor.close()
-            raise ConnectionError(f"no node daemon answers at {node_address}: {error}") from error
+            raise ConnectionError(f"no node daemon answers at {node_path}: {error}") from error
         with self.lock:
             connection = Connection(
                 self.reactor,
@@ -265,12 +271,12 @@ class Process:
                 handler,
                 _decoder,
                 max_frame_bytes=512 * 1024 * 1024,
-                peer_address=node_address,
+                peer_address=node_path,
             )
             self.node.connection = connection
             connection.send(register)
         if not self.reactor.wait(handler.waiter, _REGISTER_TIMEOUT_S):
-            handler.error = TimeoutError(f"the node daemon at {node_address} did not answer")
+            handler.error = TimeoutError(f"the node daemon at {node_path} did not answer")
         if handler.registered is None:
             self.reactor.close()
             error_seen = handler.error
@@ -575,6 +581,6 @@ class Process:
             self.peers.close()
             if self.node.connection is not None:
                 self.node.connection.close()
-            self._listener.close()
+            self._entrance.close()
         self.reactor.close()
         self.store.close(unlink)

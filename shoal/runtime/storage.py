@@ -17,7 +17,7 @@ from shoal.messages.node import QuotaGranted, QuotaRequest, QuotaReturn
 from shoal.runtime.reentry import reentry_error
 from shoal.serial.layout import write_layout
 from shoal.store import Arena, Block, Location, QuotaExhausted, Reader, copy_into
-from shoal.wire.session import creator_at
+from shoal.wire.addresses import creator_at
 
 if TYPE_CHECKING:
     from shoal.messages.values import Stored

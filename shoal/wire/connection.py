@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from shoal.errors import AuthenticationError, InternalError, ProtocolError
+from shoal.wire.addresses import split_place
+from shoal.wire.door import encode_preface, tune
 from shoal.wire.framing import HEADER_BYTES, Buffer, FrameDecoder, cut_frame, encode_frame
 from shoal.wire.handshake import (
     HANDSHAKE_BYTES,
@@ -35,6 +37,7 @@ from shoal.wire.handshake import (
     ServerHandshake,
     refusal,
 )
+from shoal.wire.session import bind_private
 
 if TYPE_CHECKING:
     from shoal.wire.reactor import Reactor
@@ -150,9 +153,9 @@ class Connection:
         self._reactor.register(self.fd, self.on_ready)
         self._send_raw(self._handshake.outbox)
 
-    def connect(self, address: str) -> bool:
-        """Connect, if no socket was given; False if the other side has no room for it now. What is sent meanwhile waits. Never
-        blocks, and may be called again also when it has raised.
+    def connect(self, path: str) -> bool:
+        """Connect to a Unix socket, if none was given; False if the other side has no room for it now. What is sent meanwhile waits.
+        Never blocks, and may be called again also when it has raised.
 
         Raises:
             OSError: nobody listens there, or this process can have no socket (`descriptors.is_shortage`).
@@ -160,11 +163,33 @@ class Connection:
         if self.fd < 0:
             self._take(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         try:
-            self._sock.connect(address)
+            self._sock.connect(path)
         except BlockingIOError:
             return False
         self._begin()
         return True
+
+    def connect_to_door(self, place: str, name: str) -> None:
+        """Connect to the process called `name` of another node. Never blocks: that nobody is there is found out later, as the end of
+        a connection is.
+
+        Raises:
+            OSError: there is no way to that place, or this process can have no socket.
+        """
+        host, port = split_place(place)
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        try:
+            self._take(sock)
+            tune(sock)
+            with contextlib.suppress(BlockingIOError):
+                sock.connect((host, port))
+        except OSError:
+            sock.close()
+            self.fd = -1
+            raise
+        # Not sent before the socket says that it is connected, and then at the head of all.
+        self._unsent += encode_preface(name)
+        self._begin()
 
     # --- sending (with the runtime's lock) -----------------------------------------------------------------------
 
@@ -418,10 +443,8 @@ class Listener:
         self._has_paused = False
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # Nobody but this user may even connect, from the first moment that the file exists: the folder is 0700,
-            # and fchmod before bind gives the file its mode.
             self._sock.setblocking(False)
-            _bind_private(self._sock, path)
+            bind_private(self._sock, path)
             self._sock.listen(backlog)
         except OSError:
             self._sock.close()
@@ -475,9 +498,3 @@ class Listener:
         self._sock.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
-
-
-def _bind_private(sock: socket.socket, path: str) -> None:
-    os.fchmod(sock.fileno(), 0o600)
-    sock.bind(path)
-    os.chmod(path, 0o600)

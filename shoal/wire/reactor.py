@@ -432,6 +432,11 @@ class Reactor:
         elif self._dozing:
             self._ring()
 
+    def host(self) -> None:
+        """An asyncio loop of this process polls from now on. A service thread that leads leaves it to the loop."""
+        self.hosted = True
+        self.wake()
+
     def want_service(self) -> None:
         """Somebody waits without a thread that leads (a future, an asyncio loop): the service thread takes over now."""
         if not self.hosted:

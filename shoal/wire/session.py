@@ -10,6 +10,7 @@
         node.sock                the node daemon listens here                     0600
         w-<8 hex>.sock           worker                                            0600
         d-<8 hex>.sock           driver                                            0600
+        w-<8 hex>.door           where a process gets connections from other nodes 0600
         logs/                    output of the head and of every worker            0600
 
 Guarantees: a session's shared memory is removed before its folder, so that whoever finds no folder has nothing to clean
@@ -22,6 +23,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import socket
 from typing import Final
 
 MAX_SOCKET_PATH: Final = 107
@@ -33,25 +35,27 @@ HEAD: Final = "head"
 _LONGEST_NAME: Final = "/w-00000000.sock"
 
 
-def node_address(session_dir: str) -> str:
-    """Where the node daemon listens."""
+def node_path(session_dir: str) -> str:
+    """Where the node daemon listens for the processes of its node."""
     return f"{session_dir}/node.sock"
 
 
-def worker_address(session_dir: str, worker_id: bytes) -> str:
-    """Where a worker listens."""
-    return f"{session_dir}/w-{creator_of(worker_id)}.sock"
+def socket_path(session_dir: str, name: str) -> str:
+    """Where the process called `name` listens for those of its own node."""
+    return f"{session_dir}/{name}.sock"
 
 
-def creator_of(worker_id: bytes) -> str:
-    """The short name of a process, in its socket's name and in those of its shared-memory segments."""
-    return worker_id[:4].hex()
+def doorstep_path(session_dir: str, name: str) -> str:
+    """Where the process called `name` gets its connections from other nodes."""
+    return f"{session_dir}/{name}.door"
 
 
-def creator_at(address: str) -> str:
-    """The short name of the process that listens at an address of this session; "" if it is not such an address."""
-    name = address.rpartition("/")[2]
-    return name[2:10] if len(name) == 15 and name[:2] in {"w-", "d-"} else ""
+def bind_private(sock: socket.socket, path: str) -> None:
+    """Bind a Unix socket that only this user can connect to, from the first moment on that its file exists."""
+    # bind gives the file the socket's mode, or the umask's, as the system has it.
+    os.fchmod(sock.fileno(), 0o600)
+    sock.bind(path)
+    os.chmod(path, 0o600)
 
 
 def log_dir(session_dir: str) -> str:

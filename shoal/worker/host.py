@@ -469,7 +469,7 @@ class _Loop:
         """Serve until the actor ends."""
         self._loop = asyncio.get_running_loop()
         self._ending = asyncio.Event()
-        self._reactor.hosted = True
+        self._reactor.host()
         self._loop.add_reader(self._reactor.fileno(), self._on_readable)
         self._host.serve_with(self)
         if self._host.executor.exiting:

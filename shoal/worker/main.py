@@ -47,9 +47,7 @@ def _work(boot: WorkerBoot) -> int:
     reducers.install()
     gc.enable()
     register = RegisterWorker(boot.worker_id, os.getpid(), boot.address)
-    process = Process(
-        "worker", boot.node_address, boot.token, boot.address, register, load_config()
-    )
+    process = Process("worker", boot.node_path, boot.token, boot.address, register, load_config())
     process.job = boot.job
     process.namespace = boot.job.namespace
     process.env = boot.job.env

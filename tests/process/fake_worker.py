@@ -5,6 +5,7 @@ The node's machinery is what these tests are about; with a worker this simple, w
 
 from __future__ import annotations
 
+import glob
 import os
 import select
 import socket
@@ -15,6 +16,9 @@ from collections.abc import Callable
 
 from shoal.messages.boot import WorkerBoot
 from shoal.messages.node import ActorStarted, Exit, Retire, StartActor
+from shoal.runtime.session_folder import session_root
+from shoal.wire.addresses import name_of
+from shoal.wire.session import socket_path
 from tests.process.node_client import NodeClient
 
 PROGRAM = (
@@ -34,9 +38,9 @@ def run(boot: WorkerBoot) -> None:
     if os.environ.get("FAKE_WORKER_HANGS"):
         time.sleep(3600)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listening.bind(boot.address)
+    listening.bind(socket_path(os.path.dirname(boot.node_path), name_of(boot.address)))
     listening.listen()
-    node = NodeClient(boot.node_address, boot.token, boot.address)
+    node = NodeClient(boot.node_path, boot.token, boot.address)
     node.register_worker(boot.worker_id)
     # A thread of its own, so that the worker obeys the node while it runs a test's code.
     threading.Thread(target=_obey, args=(node,), daemon=True).start()
@@ -76,7 +80,13 @@ def tell(address: str, code: str, *, wait: bool = True) -> None:
     """Run `code` (in one line) in the worker at `address`; `wait` until it has run."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(10)
-        sock.connect(address)
+        sock.connect(_socket_of(address))
         sock.sendall(code.encode("unicode_escape") + b"\n")
         if wait:
             assert sock.recv(16).startswith(b"done")
+
+
+def _socket_of(address: str) -> str:
+    """Names are random: only one session has this one."""
+    (path,) = glob.glob(socket_path(f"{session_root()}/s-*", name_of(address)))
+    return path

@@ -19,6 +19,7 @@ from shoal.config import load_config
 from shoal.messages.node import Job, LeaseGranted, LeaseRequest, Shape
 from shoal.runtime.launch import Head, launch_head
 from shoal.runtime.session_folder import Session
+from shoal.wire.addresses import LOCAL, make_address
 from tests.process.fake_worker import PROGRAM
 from tests.process.node_client import NodeClient
 
@@ -49,8 +50,7 @@ class NodeSession:
 
     def connect(self, name: str) -> NodeClient:
         """A client that has not registered."""
-        address = f"{self.session.directory}/{name}.sock"
-        return NodeClient(self.head.address, self.session.token, address)
+        return NodeClient(self.head.path, self.session.token, make_address(LOCAL, name))
 
     def job(self) -> Job:
         """The driver's job, with the module path as it is now."""

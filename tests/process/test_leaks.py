@@ -16,6 +16,7 @@ import pytest
 import shoal
 from shoal.exceptions import TaskError
 from shoal.runtime import current_process
+from shoal.wire.addresses import creator_at
 from tests.api.gates import wait_until
 from tests.leaks import leaks_since, take_snapshot
 from tests.process.programs import GONE_S, Program, children_named, end_of
@@ -331,7 +332,7 @@ def test_dropped_objects_are_freed_wherever_they_were_made(cluster: Any) -> None
 def test_what_ended_workers_leave_goes_when_nobody_uses_it(cluster: Any) -> None:
     """Words about objects may miss a process that ends: it is the node's to find out what is still used."""
     folder = Path(cluster["object_store_address"])
-    own = os.path.basename(current_process.require().address)[2:10]
+    own = creator_at(current_process.require().address)
 
     def left() -> list[str]:
         return sorted(name for name in os.listdir(folder) if not name.startswith(own))

@@ -36,10 +36,10 @@ SETTINGS = {"store_full_timeout_s": 0.1, "quota_chunk_bytes": MB}
 MAKE_OBJECTS = """
 from shoal.messages.node import *
 from shoal.store import Arena
-from shoal.wire.session import creator_of
+from shoal.wire.addresses import creator_at
 from pathlib import Path
 node.send(QuotaRequest(1, 16 << 20))
-arena = Arena(Path({shm!r}), creator_of(boot.worker_id), 16 << 20)
+arena = Arena(Path({shm!r}), creator_at(boot.address), 16 << 20)
 blocks = [arena.create(size) for size in (4 << 20, 100_000, 200_000, 300_000)]
 for number, block in enumerate(blocks): block.buffer[:] = bytes([number]) * len(block.buffer)
 arena.reclaim(16 << 20)

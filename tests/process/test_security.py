@@ -31,8 +31,10 @@ from shoal.messages.node import LeaseCancel, NodesQuery
 from shoal.messages.peer import Done, Push
 from shoal.runtime import current_process
 from shoal.runtime.session_folder import session_root as root_of_sessions
+from shoal.wire.addresses import name_of
 from shoal.wire.framing import cut_frame, encode_frame
 from shoal.wire.handshake import HANDSHAKE_BYTES, TOKEN_BYTES, ClientHandshake, proof
+from shoal.wire.session import socket_path
 from tests.api.gates import wait_until
 from tests.process.node_client import NodeClient
 
@@ -130,26 +132,27 @@ class Site:
         self.folder = Path(info["session_dir"])
         self.shared_memory = Path(info["object_store_address"])
         self.head_pid = driver.head.pid
-        self._head_address = driver.head.address
+        self._head_path = driver.head.path
         self._driver_address = driver.process.address
         self._strangers = 0
 
     def address(self, victim: str) -> str:
-        """Where a victim listens; of the workers, one that just had a task."""
+        """The path at which a victim listens; of the workers, one that just had a task."""
         match victim:
             case "node":
-                return self._head_address
+                return self._head_path
             case "driver":
-                return self._driver_address
+                address = self._driver_address
             case "worker":
-                return str(shoal.get(own_address.remote(), timeout=PATIENCE_S))
+                address = shoal.get(own_address.remote(), timeout=PATIENCE_S)
             case _:
-                return str(shoal.get(self.job.actor.address.remote(), timeout=PATIENCE_S))
+                address = shoal.get(self.job.actor.address.remote(), timeout=PATIENCE_S)
+        return socket_path(str(self.folder), name_of(address))
 
     def stranger_address(self) -> str:
-        """Where a peer says that it listens: in the right folder, and nobody is there."""
+        """Where a peer says that it listens: at the right place, and nobody is there."""
         self._strangers += 1
-        return f"{self.folder}/d-{0xABC00000 + self._strangers:08x}.sock"
+        return f"local/d-{0xABC00000 + self._strangers:08x}"
 
     def processes(self) -> list[psutil.Process]:
         """Head, zygote and workers."""

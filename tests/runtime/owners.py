@@ -51,7 +51,8 @@ class Bench:
             lock=allocate_lock(),
             settle=self.settle,
             warn=self.warnings.append,
-            address="/run/session/d-1.sock",
+            address="local/d-00000001",
+            session_dir="/run/session",
             complete=self.complete,
         )
         self.owner = Owner(process)

@@ -15,6 +15,7 @@ import pytest
 from shoal.messages.peer import Resume
 from shoal.runtime.node_link import NodeLink
 from shoal.runtime.peers import Peers
+from shoal.wire.addresses import LOCAL, make_address
 from shoal.wire.connection import Connection, Listener
 from shoal.wire.handshake import TOKEN_BYTES
 from shoal.wire.reactor import Reactor, Waiter
@@ -26,9 +27,17 @@ TOKEN = b"t" * TOKEN_BYTES
 class End:
     """One process's connections: a registry, and what its handler heard."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, name: str, folder: Path) -> None:
         self.reactor = Reactor(allocate_lock(), watch_us=2_000)
-        self.peers = Peers(self.reactor, NodeLink(self.reactor), TOKEN, address, self, 1 << 20)
+        self.peers = Peers(
+            self.reactor,
+            NodeLink(self.reactor),
+            TOKEN,
+            make_address(LOCAL, name),
+            str(folder),
+            self,
+            1 << 20,
+        )
         self.heard: list[Any] = []
         self.closed: list[Exception | None] = []
 
@@ -79,13 +88,13 @@ def test_a_full_backlog_is_asked_again_and_what_was_sent_arrives(
     open_it: Callable[[Any], Any], tmp_path: Path
 ) -> None:
     busy = open_it(Busy(str(tmp_path / "busy.sock")))
-    client, server = open_it(End("client")), open_it(End("server"))
+    client, server = open_it(End("client", tmp_path)), open_it(End("server", tmp_path))
     start = time.monotonic()
     with client.reactor.lock:
-        connection = client.peers.connect(busy.path)
+        connection = client.peers.connect("local/busy")
         connection.send(Resume())
         # The same for everybody who wants to speak with it meanwhile.
-        assert client.peers.connect(busy.path) is connection
+        assert client.peers.connect("local/busy") is connection
     assert time.monotonic() - start < 5
     client.reactor.wait(Waiter(), 0.05)
     assert client.closed == []
@@ -106,10 +115,10 @@ def test_one_that_never_accepts_cannot_be_reached(
     open_it: Callable[[Any], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shoal.runtime.peers._CONNECT_TIMEOUT_S", 0.05)
-    busy = open_it(Busy(str(tmp_path / "busy.sock")))
-    client = open_it(End("client"))
+    open_it(Busy(str(tmp_path / "busy.sock")))
+    client = open_it(End("client", tmp_path))
     with client.reactor.lock:
-        connection = client.peers.connect(busy.path)
+        connection = client.peers.connect("local/busy")
     while not client.closed:
         client.reactor.wait(Waiter(), 0.01)
     assert connection.closed
@@ -120,9 +129,9 @@ def test_one_that_ends_meanwhile_cannot_be_reached(
     open_it: Callable[[Any], Any], tmp_path: Path
 ) -> None:
     busy = open_it(Busy(str(tmp_path / "busy.sock")))
-    client = open_it(End("client"))
+    client = open_it(End("client", tmp_path))
     with client.reactor.lock:
-        client.peers.connect(busy.path)
+        client.peers.connect("local/busy")
     busy.sock.close()
     while not client.closed:
         client.reactor.wait(Waiter(), 0.01)
@@ -130,19 +139,19 @@ def test_one_that_ends_meanwhile_cannot_be_reached(
 
 
 def test_nobody_there_is_an_error_at_once(open_it: Callable[[Any], Any], tmp_path: Path) -> None:
-    client = open_it(End("client"))
+    client = open_it(End("client", tmp_path))
     with client.reactor.lock, pytest.raises(ConnectionError, match="cannot connect"):
-        client.peers.connect(str(tmp_path / "nobody.sock"))
-    assert client.peers.connection_to(str(tmp_path / "nobody.sock")) is None
+        client.peers.connect("local/nobody")
+    assert client.peers.connection_to("local/nobody") is None
 
 
 def test_a_connection_may_be_closed_before_it_is_made(
     open_it: Callable[[Any], Any], tmp_path: Path
 ) -> None:
-    busy = open_it(Busy(str(tmp_path / "busy.sock")))
-    client = open_it(End("client"))
+    open_it(Busy(str(tmp_path / "busy.sock")))
+    client = open_it(End("client", tmp_path))
     with client.reactor.lock:
-        client.peers.connect(busy.path)
+        client.peers.connect("local/busy")
         client.peers.close()
     client.reactor.wait(Waiter(), 0.1)
     assert client.closed == []
@@ -156,15 +165,15 @@ def test_without_descriptors_what_is_sent_waits_for_them(
 ) -> None:
     # It is not the other side that lets us wait.
     monkeypatch.setattr("shoal.runtime.peers._CONNECT_TIMEOUT_S", 0.05)
-    client, server = open_it(End("client")), open_it(End("server"))
+    client, server = open_it(End("client", tmp_path)), open_it(End("server", tmp_path))
     listener = open_it(Listener(server.reactor, str(tmp_path / "server.sock")))
     listener.start(server.peers.accept)
     with no_descriptors():
         with client.reactor.lock:
-            connection = client.peers.connect(listener.path)
+            connection = client.peers.connect("local/server")
             connection.send(Resume())
-            assert client.peers.connect(listener.path) is connection
-            client.peers.connect(str(tmp_path / "other.sock")).close()
+            assert client.peers.connect("local/server") is connection
+            client.peers.connect("local/other").close()
         client.reactor.wait(Waiter(), 0.5)
         assert client.closed == []
     while not server.heard:
@@ -179,9 +188,9 @@ def test_without_descriptors_what_is_sent_waits_for_them(
 def test_that_nobody_is_there_may_be_found_out_later(
     open_it: Callable[[Any], Any], tmp_path: Path
 ) -> None:
-    client = open_it(End("client"))
+    client = open_it(End("client", tmp_path))
     with no_descriptors(), client.reactor.lock:
-        client.peers.connect(str(tmp_path / "nobody.sock"))
+        client.peers.connect("local/nobody")
     while not client.closed:
         client.reactor.wait(Waiter(), 0.01)
     assert "cannot connect" in str(client.closed[0])

@@ -15,6 +15,7 @@ import pytest
 
 import shoal
 from shoal.runtime import current_process
+from shoal.wire.addresses import creator_at
 from tests.api.gates import wait_until
 from tests.stress import workload as work
 from tests.stress.drivers import PATIENCE_S, Driver, Shared
@@ -116,7 +117,7 @@ def living_creators() -> set[str]:
     said = shoal.get(
         [work.store_of_this_worker.remote(0.05) for _ in range(CPUS)], timeout=PATIENCE_S
     )
-    own = os.path.basename(current_process.require().address)[2:10]
+    own = creator_at(current_process.require().address)
     return {own, *(word[0] for word in said)}
 
 

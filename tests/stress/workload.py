@@ -18,6 +18,7 @@ import numpy as np
 
 import shoal
 from shoal.runtime import current_process
+from shoal.wire.addresses import creator_at
 
 Array = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -279,5 +280,5 @@ def store_of_this_worker(pause_s: float) -> tuple[str, int, int]:
         process.settle()
         process.objects.check()
         known = len(process.objects.entries)
-    creator = os.path.basename(process.address)[2:10]
+    creator = creator_at(process.address)
     return creator, 0 if arena is None else arena.stats().live_blocks, known

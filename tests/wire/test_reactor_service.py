@@ -165,7 +165,7 @@ class Loop:
         self.stuck = threading.Event()
         self.free = threading.Event()
         self.ended = False
-        reactor.hosted = True
+        reactor.host()
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 

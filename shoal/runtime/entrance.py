@@ -1,0 +1,48 @@
+"""Where a process can be reached by others: its own Unix socket and, on a node with a door, the doorstep to which that passes
+connections.
+
+Both are there from the moment that an `Entrance` is made, before anybody is told the address; who comes early waits.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from shoal.wire.addresses import LOCAL, name_of, place_of
+from shoal.wire.connection import Listener
+from shoal.wire.door import Doorstep
+from shoal.wire.session import doorstep_path, socket_path
+
+if TYPE_CHECKING:
+    from shoal.wire.reactor import Reactor
+
+_BACKLOG: Final = 4096
+
+
+class Entrance:
+    """See the module's docstring."""
+
+    def __init__(self, reactor: Reactor, session_dir: str, address: str) -> None:
+        name = name_of(address)
+        self._listener = Listener(reactor, socket_path(session_dir, name), backlog=_BACKLOG)
+        self._doorstep: Doorstep | None = None
+        if place_of(address) != LOCAL:
+            try:
+                self._doorstep = Doorstep(reactor, doorstep_path(session_dir, name))
+            except BaseException:
+                self._listener.close()
+                raise
+
+    def open(self, on_accept: Callable[[socket.socket], None]) -> None:
+        """Hand every connection to `on_accept` (called by the reactor's leader, without the lock)."""
+        self._listener.start(on_accept)
+        if self._doorstep is not None:
+            self._doorstep.start(on_accept)
+
+    def close(self) -> None:
+        """Take nobody in any more, and remove the files."""
+        self._listener.close()
+        if self._doorstep is not None:
+            self._doorstep.close()
