@@ -15,14 +15,10 @@ from shoal.control.placing import choose_node, less, why_nowhere
 from shoal.core.streams import Board
 from shoal.messages.node import ActorSpec, NodeRow
 from shoal.messages.placement import ViewRow
+from shoal.wire.addresses import place_of
 
 REMEMBERED: Final = 1_000
 """Dead nodes that are still listed."""
-
-
-def place_of(address: str) -> str:
-    """Where a process is that has this address: what all processes of one node have in common."""
-    return address.rpartition("/")[0]
 
 
 class Nodes:

@@ -28,7 +28,7 @@ from shoal.control.history import History, latest
 from shoal.control.journal import Journal
 from shoal.control.keys import Keys
 from shoal.control.link import ControlError, OnOrder
-from shoal.control.nodes import Nodes, place_of
+from shoal.control.nodes import Nodes
 from shoal.control.restoring import (
     ACTORS,
     ANSWERS,
@@ -99,6 +99,7 @@ from shoal.messages.control import (
 from shoal.messages.node import NodeRow
 from shoal.messages.records import HeardRecord, JobRecord, LivingActor, NodeRecord
 from shoal.version import __version__
+from shoal.wire.addresses import place_of
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -145,6 +146,8 @@ class ControlStore:
         # Where each life of an actor was sent, and which were not sent anywhere because they fit nowhere.
         self._placed_on: dict[bytes, bytes] = {}
         self._unplaced: dict[bytes, PlaceActor] = {}
+        # By node, the questions that changed something and whose answers it may not have: these are written down.
+        self._answered: dict[bytes, dict[int, bool]] = {}
         actors, keys, history = self._actors, self._keys, self._history
         self._calls: dict[type, Callable[[Any], Any]] = {
             CreateActor: self._create_actor,
@@ -172,6 +175,9 @@ class ControlStore:
         self._jobs = restored.jobs
         self._placed_on = restored.placed_on
         self._actors.restore(restored.living, restored.dead, restored.forgotten)
+        self._answered = {
+            node_id: dict.fromkeys(answers, True) for node_id, answers in restored.answers.items()
+        }
         self.cluster_id = restored.cluster_id
         if not self.cluster_id:
             self.cluster_id = os.urandom(ID_SIZE)
@@ -227,7 +233,7 @@ class ControlStore:
         row = self.nodes.remove(node_id, cause) or (known.row if known is not None else None)
         self._journal.write(NODES, node_id, None)
         self._journal.write(HEARD, node_id, None)
-        for req in self.restored.answers.pop(node_id, {}) if self.restored is not None else ():
+        for req in self._answered.pop(node_id, {}):
             self._journal.write(ANSWERS, key_of_answer(node_id, req), None)
         actors = self._actors
         died = f"its node {name} died: it {cause}"
@@ -264,10 +270,12 @@ class ControlStore:
         self._actors.on_claims_over()
         self._settle()
 
-    def forget_answers(self, node_id: bytes, reqs: Iterable[int]) -> None:
-        """A node has the answers to these questions."""
-        for req in reqs:
-            self._journal.write_with_next(ANSWERS, key_of_answer(node_id, req), None)
+    def forget_answers(self, node_id: bytes, reqs: Iterable[int] = (), *, before: int = 0) -> None:
+        """A node has the answers to these questions, and to all before one."""
+        kept = self._answered.get(node_id, {})
+        for req in [*(req for req in kept if req < before), *(req for req in reqs if req in kept)]:
+            if kept.pop(req, False):
+                self._journal.write_with_next(ANSWERS, key_of_answer(node_id, req), None)
 
     # --- calls ---------------------------------------------------------------------------------------------------
 
@@ -402,6 +410,7 @@ class ControlStore:
             record = HeardRecord(heard.session, heard.number)
             self._journal.write(HEARD, node_id, _encode(record))
             if heard.req:
+                self._answered.setdefault(node_id, {})[heard.req] = True
                 self._journal.write(ANSWERS, key_of_answer(node_id, heard.req), _encode(result))
         self._journal.flush()
 

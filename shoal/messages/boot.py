@@ -55,6 +55,41 @@ class BootFailed(msgspec.Struct, array_like=True, tag=2):
 BootAnswer = Ready | BootFailed
 
 
+class ControlBoot(msgspec.Struct, array_like=True):
+    """Everything that a control store of its own must know, on its standard input."""
+
+    token: bytes
+    name: str
+    """The cluster's. Clusters that share a Redis server have different ones."""
+    storage: str
+    """Where it keeps what must outlive it, with passwords if need be."""
+    config: Config
+    host: str = "127.0.0.1"
+    port: int = 0
+    lifeline: bool = False
+    """End at the end of standard input."""
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_ca: str = ""
+
+
+class ControlReady(msgspec.Struct, array_like=True, tag=1):
+    """The control store serves."""
+
+    port: int
+    pid: int
+    cluster_id: bytes
+
+
+class ControlFailed(msgspec.Struct, array_like=True, tag=2):
+    """The control store could not start, and has ended."""
+
+    reason: str
+
+
+ControlBootAnswer = ControlReady | ControlFailed
+
+
 class WorkerBoot(msgspec.Struct):
     """What a worker knows when it begins to run. `address` is its own, `node_path` the socket of its node daemon."""
 
