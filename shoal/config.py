@@ -133,6 +133,22 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     cluster_task_events: int = 100_000
     """Finished tasks that the control store remembers for the whole cluster, at some 300 bytes each."""
 
+    # --- ways between nodes -----------------------------------------------------------------------------------
+    tls_cert: str = ""
+    """Path of this node's certificate (PEM, with the chain up to the authority). With it, every TCP connection is in TLS; all nodes
+    of a cluster must have it, or none."""
+
+    tls_key: str = ""
+    """Path of the certificate's private key (PEM, no passphrase)."""
+
+    tls_ca: str = ""
+    """Path of the certificate of the cluster's authority (PEM). Whoever shows a certificate of this authority may connect, and must
+    prove the token all the same."""
+
+    join_timeout_s: float = 10.0
+    """How long `shoal start --address` tries to reach a control store that does not answer. Higher: nodes may be started that
+    much earlier than the head."""
+
     # --- observation ------------------------------------------------------------------------------------------
     log_to_driver: bool = True
     """Whether what workers print is shown at the driver."""

@@ -3,17 +3,18 @@
 ::
 
     whoever starts it ──stdin: ControlBoot──► control store ──► nodes, over TCP
-                      ◄─stdout: ControlReady─┘
+                      ◄─stdout: Ready, BootFailed─┘
 
-Started as `python -m shoal.control`, by `shoal start --head` or by a test. It reads one framed boot record from its standard input, which
-so holds the token and never shows in the list of processes; it answers with one frame on its standard output, when it serves or why
-it does not. After that it has no more use for either: it lives until SIGTERM, or, with `lifeline`, until the end of its standard
-input. Its log goes to standard error, which its parent opens.
+Started as `python -m shoal.control`. It reads one framed boot record from its standard input, so that the token shows in no list of
+processes; it answers with one frame on its standard output, when it serves, or why it does not. If it has a starter, it ends with it (the end
+of the input); else it lets go of both, and lives until SIGTERM. It inherits the listening socket and the lock of its folder; its log
+goes to standard error, which its starter opens.
 
-Order of the start: listen, so that a taken port is known before a storage is locked; load the storage; serve. Order of the end: let
-nobody in, hang up, finish what was written.
+Order of the start: load the storage, which may wait for the end of its former user; serve; say so. Order of the end: let nobody in, hang up,
+finish what was written, remove the folder.
 
-A storage that fails ends the process with exit code 1 and the reason in the log: nobody has heard of what is lost.
+A storage that fails ends the process with exit code 1 and the reason in the log: nobody has heard of what is lost. Its folder
+stays, as after SIGKILL: SQLite's file may be in it, for the next control store.
 """
 
 from __future__ import annotations
@@ -23,24 +24,26 @@ import contextlib
 import gc
 import logging
 import os
+import shutil
 import signal
 import socket
-import ssl
 import sys
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
-from shoal.config import Config
-from shoal.control.server import Server, listen
+from shoal.control.server import Server
 from shoal.control.sessions import Sessions
 from shoal.control.storage import StorageError
 from shoal.control.storage.opening import open_storage, shown_address
 from shoal.control.store import ControlStore
-from shoal.messages.boot import ControlBoot, ControlBootAnswer, ControlFailed, ControlReady
+from shoal.messages.boot import BootAnswer, BootFailed, ControlBoot, ControlFile, Ready
+from shoal.version import __version__
 from shoal.wire.descriptors import raise_descriptor_limit
 from shoal.wire.framing import HEADER_BYTES, encode_frame
+from shoal.wire.session import CONTROL_FILE, write_private
+from shoal.wire.tls import Tls, TlsConfigError
 
 _MAX_BOOT_BYTES: Final = 1024 * 1024
 _log = logging.getLogger("shoal.control")
@@ -55,20 +58,31 @@ def main() -> None:
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
         level=logging.INFO,
     )
-    try:
-        listening = listen(boot.host, boot.port)
-        context = _server_context(boot)
-    except (OSError, ValueError) as error:
-        _answer(ControlFailed(getattr(error, "strerror", None) or str(error)))
-        sys.exit(1)
+    listening = socket.socket(fileno=boot.listen_fd)
+    listening.setblocking(False)
     raise_descriptor_limit()
-    sys.exit(asyncio.run(_serve(boot, listening, context)))
+    try:
+        tls = Tls.of(boot.config)
+        code = asyncio.run(_serve(boot, listening, tls))
+    except (TlsConfigError, StorageError) as error:
+        _log.error("the control store cannot start: %s", error)
+        _answer(BootFailed(str(error)))
+        code = 1
+    finally:
+        listening.close()
+    if code == 0:
+        # In good order: whoever comes next finds nothing to clean up. The lock goes with the process.
+        with contextlib.suppress(OSError):
+            shutil.rmtree(boot.directory)
+    sys.exit(code)
 
 
-async def _serve(
-    boot: ControlBoot, listening: socket.socket, context: ssl.SSLContext | None
-) -> int:
-    """Run until told to end; the exit code."""
+async def _serve(boot: ControlBoot, listening: socket.socket, tls: Tls | None) -> int:
+    """Run until told to end; the exit code.
+
+    Raises:
+        StorageError: the storage cannot be opened.
+    """
     loop = asyncio.get_running_loop()
     over: asyncio.Future[tuple[str, int]] = loop.create_future()
 
@@ -76,89 +90,84 @@ async def _serve(
         if not over.done():
             over.set_result((reason, code))
 
-    config: Config = boot.config
-    try:
-        storage = open_storage(
-            boot.storage,
-            cluster=boot.name,
-            retry_s=config.storage_retry_s,
-            lease_s=config.storage_lease_s,
-        )
-        store = ControlStore(
-            loop,
-            storage,
-            lambda error: end(f"its storage failed: {error}", 1),
-            config=config,
-            name=boot.name,
-            address=shown_address(boot.storage),
-        )
-        storage.state.listen(lambda text: _log.warning("the storage: %s", text))
-        # A storage may wait for the end of its former user. Meanwhile we can be told to end, too.
-        loading = asyncio.ensure_future(store.load())
-        loop.add_signal_handler(signal.SIGTERM, end, "it was told to end (SIGTERM)", 0)
-        if boot.lifeline:
-            loop.add_reader(0, _on_lifeline, loop, end)
-        await asyncio.wait([loading, over], return_when=asyncio.FIRST_COMPLETED)
-        if not loading.done():
-            loading.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await loading
-            listening.close()
-            await store.close()
-            return over.result()[1]
-        loading.result()
-    except StorageError as error:
-        _log.error("the control store cannot start: %s", error)
-        _answer(ControlFailed(str(error)))
-        listening.close()
-        return 1
-    sessions = Sessions(loop, store, boot.token, config)
-    server = Server(loop, listening, sessions.accept, context)
-    sessions.start()
-    gc.freeze()
-    _log.info(
-        "the control store of the cluster %s serves at %s, port %d; storage %s",
-        boot.name,
-        boot.host,
-        server.port,
-        shown_address(boot.storage),
+    config = boot.config
+    shown = shown_address(boot.storage)
+    storage = open_storage(
+        boot.storage,
+        cluster=boot.cluster_name,
+        retry_s=config.storage_retry_s,
+        lease_s=config.storage_lease_s,
     )
-    _answer(ControlReady(server.port, os.getpid(), store.cluster_id))
-    reason, code = await over
-    _log.log(logging.ERROR if code else logging.INFO, "the control store ends: %s", reason)
-    await server.close()
-    sessions.close()
-    # One turn, so that what was written to the nodes leaves.
-    await asyncio.sleep(0)
-    await store.close()
+    storage.state.listen(lambda text: _log.warning("the storage: %s", text))
+    store = ControlStore(
+        loop,
+        storage,
+        lambda error: end(f"its storage failed: {error}", 1),
+        config=config,
+        name=boot.cluster_name,
+        address=shown,
+    )
+    loop.add_signal_handler(signal.SIGTERM, end, "it was told to end (SIGTERM)", 0)
+    if boot.starter_pid:
+        loop.add_reader(0, _on_lifeline, loop, end)
+    try:
+        loading = asyncio.ensure_future(store.load())
+        # It may wait for the end of whoever has the storage now, and be told to end before that.
+        over.add_done_callback(lambda _: loading.cancel())
+        try:
+            await loading
+        except asyncio.CancelledError:
+            return over.result()[1]
+        sessions = Sessions(loop, store, boot.token, config)
+        server = Server(loop, listening, sessions.accept, None if tls is None else tls.server)
+        sessions.start()
+        _say_where(boot, shown)
+        _log.info(
+            "the control store of cluster %s serves at %s; storage: %s",
+            boot.cluster_name,
+            boot.place,
+            shown,
+        )
+        gc.freeze()
+        _answer(Ready(boot.place, os.getpid(), boot.place))
+        if not boot.starter_pid:
+            _let_go()
+        reason, code = await over
+        _log.log(logging.ERROR if code else logging.INFO, "the control store ends: %s", reason)
+        await server.close()
+        sessions.close()
+        # One turn, so that what was written to the nodes leaves.
+        await asyncio.sleep(0)
+    finally:
+        await store.close()
     return code
+
+
+def _say_where(boot: ControlBoot, storage: str) -> None:
+    """Leave word for commands of the same user."""
+    word = ControlFile(
+        cluster_name=boot.cluster_name,
+        control=boot.place,
+        pid=os.getpid(),
+        starter_pid=boot.starter_pid,
+        storage=storage,
+        version=__version__,
+    )
+    write_private(f"{boot.directory}/{CONTROL_FILE}", msgspec.json.encode(word))
+
+
+def _let_go() -> None:
+    """Nobody waits at the other ends of these pipes any more."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.close(null)
 
 
 def _on_lifeline(loop: asyncio.AbstractEventLoop, end: Callable[[str, int], None]) -> None:
     if not os.read(0, 4096):
         loop.remove_reader(0)
         end("whoever started it has ended", 0)
-
-
-def _server_context(boot: ControlBoot) -> ssl.SSLContext | None:
-    """TLS for who connects: we show our certificate, and they must show one of the same authority.
-
-    Raises:
-        ValueError: a file that is named cannot be used.
-    """
-    if not boot.tls_cert:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(boot.tls_cert, boot.tls_key or None)
-        if boot.tls_ca:
-            context.load_verify_locations(boot.tls_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as error:
-        raise ValueError(
-            f"the files for TLS ({boot.tls_cert}, {boot.tls_key}, {boot.tls_ca}) cannot be used: {error}"
-        ) from error
-    return context
 
 
 def _read_boot(fd: int) -> ControlBoot:
@@ -180,7 +189,7 @@ def _read_exactly(fd: int, size: int) -> bytes:
     return data
 
 
-def _answer(answer: ControlBootAnswer) -> None:
+def _answer(answer: BootAnswer) -> None:
     # Who asked may be gone; whether that matters, the lifeline tells.
     with contextlib.suppress(OSError):
         os.write(1, encode_frame(msgspec.msgpack.encode(answer)))

@@ -22,6 +22,7 @@ from shoal.errors import ProtocolError
 from shoal.wire.aio import PeerConnection
 from shoal.wire.descriptors import is_shortage
 from shoal.wire.door import CONTROL, PREFACE_BYTES, decode_preface, tune
+from shoal.wire.tls import await_client_hello, explain
 
 _log = logging.getLogger("shoal.control")
 
@@ -112,11 +113,16 @@ class Server:
                 raise ProtocolError(
                     f"it comes for {name!r}, but this is the control store; is the address of a node meant?"
                 )
+            if self._context is not None:
+                async with asyncio.timeout(_PREFACE_TIMEOUT_S):
+                    await await_client_hello(self._loop, sock)
             # From here on the transport owns the socket, also if TLS fails.
             taken = True
             await self._loop.connect_accepted_socket(self._accept, sock, ssl=self._context)
         except TimeoutError:
-            _log.warning("a connection from %s did not say for whom it comes", host)
+            _log.warning("a connection from %s did not say what it wants", host)
+        except ssl.SSLError as error:
+            _log.warning("refused a connection from %s: %s", host, explain(error, server=True))
         except (ProtocolError, OSError) as error:
             _log.warning("refused a connection from %s: %s", host, error)
         finally:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from shoal.messages.node import Job, PeerGone
-from shoal.wire.aio import ServerConnection
+from shoal.wire.aio import PeerConnection
 
 _REMEMBERED: Final = 10_000
 
@@ -34,7 +34,7 @@ class Client:
     def __init__(
         self,
         number: int,
-        connection: ServerConnection,
+        connection: PeerConnection,
         address: str,
         pid: int,
         job: Job,
@@ -86,7 +86,7 @@ class Clients:
 
     def add(
         self,
-        connection: ServerConnection,
+        connection: PeerConnection,
         address: str,
         pid: int,
         job: Job,
@@ -121,6 +121,10 @@ class Clients:
         else:
             self._watchers.setdefault(address, {})[client.number] = None
             client.watches.add(address)
+
+    def end_of(self, address: str) -> PeerGone | None:
+        """How a process has ended, if it has and that is remembered."""
+        return self._gone.get(address)
 
     def cause_of(self, address: str) -> str:
         """How a process has ended."""
