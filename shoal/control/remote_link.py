@@ -68,6 +68,7 @@ from shoal.wire.addresses import make_place
 from shoal.wire.aio import PeerConnection, dial
 from shoal.wire.door import CONTROL
 from shoal.wire.handshake import ClientHandshake
+from shoal.wire.tls import explain
 
 _log = logging.getLogger("shoal.node")
 
@@ -157,8 +158,7 @@ class RemoteLink:
                 return await self._try()
             except ssl.SSLError as error:
                 raise ControlUnreachable(
-                    f"the control store at {self._where} and this node do not agree about TLS: {error}. Give --tls-cert, --tls-key and "
-                    "--tls-ca to all nodes of a cluster, or to none"
+                    f"the control store at {self._where} cannot be spoken with: {explain(error, server=False)}"
                 ) from error
             except (OSError, TimeoutError) as error:
                 if monotonic_ns() >= deadline:
