@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from shoal.messages.node import Job, PeerGone
-from shoal.wire.aio import ServerConnection
+from shoal.wire.aio import PeerConnection
 
 _REMEMBERED: Final = 10_000
 
@@ -34,7 +34,7 @@ class Client:
     def __init__(
         self,
         number: int,
-        connection: ServerConnection,
+        connection: PeerConnection,
         address: str,
         pid: int,
         job: Job,
@@ -86,7 +86,7 @@ class Clients:
 
     def add(
         self,
-        connection: ServerConnection,
+        connection: PeerConnection,
         address: str,
         pid: int,
         job: Job,

@@ -101,7 +101,8 @@ from shoal.node.store import StoreKeeper
 from shoal.node.workers import Process, Workers
 from shoal.node.zygote_link import ZygoteLink
 from shoal.wire.addresses import creator_at, place_of
-from shoal.wire.aio import ServerConnection
+from shoal.wire.aio import PeerConnection
+from shoal.wire.handshake import ServerHandshake
 from shoal.wire.session import node_path
 
 _log = logging.getLogger("shoal.node")
@@ -123,7 +124,7 @@ class Daemon:
         self._boot = boot
         self._node_id = os.urandom(16)
         self._decoder = msgspec.msgpack.Decoder(list[ToNode])
-        self._connections: dict[ServerConnection, None] = {}
+        self._connections: dict[PeerConnection, None] = {}
         self._jobs: dict[bytes, Job] = {}
         self._preloaded: dict[str, None] = {}
         # Of drivers that have said goodbye: what to answer, 0 once that is done.
@@ -156,9 +157,13 @@ class Daemon:
             self._workers.prestart(job.job_id, self._boot.prestart)
             self._preload(self._boot.preload, job)
 
-    def _connect(self) -> ServerConnection:
-        connection = ServerConnection(
-            self._loop, self._boot.token, self._decoder, self, self._boot.config.max_frame_bytes
+    def _connect(self) -> PeerConnection:
+        connection = PeerConnection(
+            self._loop,
+            ServerHandshake(self._boot.token),
+            self._decoder,
+            self,
+            self._boot.config.max_frame_bytes,
         )
         self._connections[connection] = None
         return connection
@@ -194,10 +199,10 @@ class Daemon:
 
     # --- connections ---------------------------------------------------------------------------------------------
 
-    def on_trusted(self, connection: ServerConnection) -> None:
+    def on_trusted(self, connection: PeerConnection) -> None:
         """A peer has proved the token; it must register before anything else."""
 
-    def on_messages(self, connection: ServerConnection, messages: list[Any]) -> None:
+    def on_messages(self, connection: PeerConnection, messages: list[Any]) -> None:
         """A batch of a client."""
         handlers = self._handlers
         for message in messages:
@@ -213,7 +218,7 @@ class Daemon:
             handler(client, message)
         self._workers.advance()
 
-    def on_closed(self, connection: ServerConnection, error: Exception | None) -> None:
+    def on_closed(self, connection: PeerConnection, error: Exception | None) -> None:
         """A connection has ended."""
         self._connections.pop(connection, None)
         client: Client | None = connection.user
@@ -235,7 +240,7 @@ class Daemon:
             self._on_driver_gone(client)
         self._workers.advance()
 
-    def _register(self, connection: ServerConnection, message: Any) -> None:
+    def _register(self, connection: PeerConnection, message: Any) -> None:
         if isinstance(message, RegisterDriver):
             self._register_driver(connection, message)
         elif isinstance(message, RegisterWorker):
@@ -243,7 +248,7 @@ class Daemon:
         else:
             raise ProtocolError(f"{type(message).__name__} from a client that has not registered")
 
-    def _register_driver(self, connection: ServerConnection, message: RegisterDriver) -> None:
+    def _register_driver(self, connection: PeerConnection, message: RegisterDriver) -> None:
         job = message.job
         if place_of(message.address) != self._boot.place or not creator_at(message.address):
             raise ProtocolError(
@@ -265,7 +270,7 @@ class Daemon:
             self._preloaded.update(dict.fromkeys(new))
             self._zygote.preload(new, job.sys_path)
 
-    def _register_worker(self, connection: ServerConnection, message: RegisterWorker) -> None:
+    def _register_worker(self, connection: PeerConnection, message: RegisterWorker) -> None:
         process = self._workers.process(message.worker_id)
         if process is None or process.client is not None or process.pid != message.pid:
             raise ProtocolError(
@@ -277,7 +282,7 @@ class Daemon:
         self._welcome(connection, process.job)
         self._workers.on_registered(process, client)
 
-    def _welcome(self, connection: ServerConnection, job: Job) -> None:
+    def _welcome(self, connection: PeerConnection, job: Job) -> None:
         boot = self._boot
         connection.send(
             Registered(

@@ -1,4 +1,4 @@
-"""The asyncio transport of the daemons: one connection, from the server's side.
+"""The asyncio transport of the daemons: one connection, from either side.
 
 Owns the handshake, the framing and the pending output of a connection. Guarantees that nothing is decoded for a peer
 that has not proved the token; that batches are handed over whole and in order; that what is sent within one turn of the
@@ -12,13 +12,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, Final, Protocol
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
 from shoal.errors import AuthenticationError, ProtocolError, ShoalError
+from shoal.wire.door import encode_preface, tune
 from shoal.wire.framing import FrameDecoder, cut_frame, pack_header
-from shoal.wire.handshake import HANDSHAKE_BYTES, UNDECODABLE, ServerHandshake
+from shoal.wire.handshake import (
+    HANDSHAKE_BYTES,
+    UNDECODABLE,
+    ClientHandshake,
+    ServerHandshake,
+    refusal,
+)
+
+if TYPE_CHECKING:
+    import ssl
 
 logger = logging.getLogger("shoal")
 
@@ -42,18 +54,18 @@ def _has_encoding(message: Any) -> bool:
 class ConnectionHandler(Protocol):
     """What a connection reports to."""
 
-    def on_trusted(self, connection: ServerConnection) -> None:
+    def on_trusted(self, connection: PeerConnection) -> None:
         """The peer has proved the token."""
 
-    def on_messages(self, connection: ServerConnection, messages: list[Any]) -> None:
+    def on_messages(self, connection: PeerConnection, messages: list[Any]) -> None:
         """A batch has arrived. A `ProtocolError` raised here ends the connection with that reason."""
 
-    def on_closed(self, connection: ServerConnection, error: Exception | None) -> None:
+    def on_closed(self, connection: PeerConnection, error: Exception | None) -> None:
         """The connection has ended; also for a peer that was never trusted."""
 
 
-class ServerConnection(asyncio.Protocol):
-    """One accepted connection.
+class PeerConnection(asyncio.Protocol):
+    """One connection, accepted (with a `ServerHandshake`) or made (with a `ClientHandshake`; then `preface` is said first of all).
 
     Attributes:
         peer_address: Where the peer listens itself, by its own word.
@@ -65,11 +77,12 @@ class ServerConnection(asyncio.Protocol):
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        token: bytes,
+        handshake: ServerHandshake | ClientHandshake,
         decoder: msgspec.msgpack.Decoder[list[Any]],
         handler: ConnectionHandler,
         max_frame_bytes: int,
         max_output_bytes: int = MAX_OUTPUT_BYTES,
+        preface: bytes = b"",
     ) -> None:
         self.peer_address = ""
         self.trusted = False
@@ -79,7 +92,8 @@ class ServerConnection(asyncio.Protocol):
         self._decode = decoder.decode
         self._handler = handler
         self._max_output_bytes = max_output_bytes
-        self._handshake = ServerHandshake(token)
+        self._handshake = handshake
+        self._preface = preface
         self._greeting = bytearray()
         self._frames = FrameDecoder(max_frame_bytes)
         self._out: list[Any] = []
@@ -94,6 +108,9 @@ class ServerConnection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._patience = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._give_up)
+        # A server has nothing to say yet.
+        self._write(self._preface + b"".join(self._handshake.outbox))
+        self._handshake.outbox.clear()
 
     def data_received(self, data: bytes) -> None:
         if self.closed:
@@ -120,8 +137,10 @@ class ServerConnection(asyncio.Protocol):
                 self._write(b"".join(handshake.outbox))
                 handshake.outbox.clear()
         self._stop_waiting()
-        self.peer_address = handshake.peer_address
+        if isinstance(handshake, ServerHandshake):
+            self.peer_address = handshake.peer_address
         self._handler.on_trusted(self)
+        self._flush()
         if greeting:
             self._receive(bytes(greeting))
             greeting.clear()
@@ -131,6 +150,9 @@ class ServerConnection(asyncio.Protocol):
             try:
                 messages = self._decode(payload)
             except UNDECODABLE as error:
+                reason = refusal(payload)
+                if reason is not None:
+                    raise AuthenticationError(f"refused: {reason}") from None
                 raise ProtocolError(
                     f"a message does not fit its schema: {error}; both sides must run the same version of shoal"
                 ) from None
@@ -165,7 +187,7 @@ class ServerConnection(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flush_scheduled = False
-        if self.closed or not self._out:
+        if self.closed or not self._out or not self.trusted:
             return
         out, self._out = self._out, []
         try:
@@ -221,3 +243,40 @@ class ServerConnection(asyncio.Protocol):
             )
         reason = self._error or (None if isinstance(error, ConnectionError) else error)
         self._handler.on_closed(self, reason)
+
+
+async def dial(
+    loop: asyncio.AbstractEventLoop,
+    host: str,
+    port: int,
+    name: str,
+    make: Callable[[bytes], PeerConnection],
+    context: ssl.SSLContext | None = None,
+) -> PeerConnection:
+    """Connect to the process called `name` at a door, by a connection that `make(preface)` makes. What comes of the handshake, its
+    handler hears.
+
+    With TLS, the preface goes before it, in clear.
+
+    Raises:
+        OSError: nobody is there (`ssl.SSLError`, if the two do not agree about TLS).
+    """
+    preface = encode_preface(name)
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        sock.setblocking(False)
+        tune(sock)
+        await loop.sock_connect(sock, (host, port))
+        if context is not None:
+            await loop.sock_sendall(sock, preface)
+            preface = b""
+        _, connection = await loop.create_connection(
+            lambda: make(preface),
+            sock=sock,
+            ssl=context,
+            server_hostname="" if context is not None else None,
+        )
+    except BaseException:
+        sock.close()
+        raise
+    return connection

@@ -12,9 +12,9 @@ import msgspec
 from shoal.errors import AuthenticationError, ProtocolError
 from shoal.messages.node import LeaseCancel, LeaseWanted, ToNode
 from shoal.wire import aio
-from shoal.wire.aio import ServerConnection
+from shoal.wire.aio import PeerConnection
 from shoal.wire.framing import FrameDecoder, cut_frame, encode_frame
-from shoal.wire.handshake import HANDSHAKE_BYTES, ClientHandshake, new_token
+from shoal.wire.handshake import HANDSHAKE_BYTES, ClientHandshake, ServerHandshake, new_token
 
 if TYPE_CHECKING:
     import pytest
@@ -32,15 +32,15 @@ class Recorder:
         self.closed: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self.refuse: Exception | None = None
 
-    def on_trusted(self, _: ServerConnection) -> None:
+    def on_trusted(self, _: PeerConnection) -> None:
         self.trusted += 1
 
-    def on_messages(self, _: ServerConnection, messages: list[Any]) -> None:
+    def on_messages(self, _: PeerConnection, messages: list[Any]) -> None:
         if self.refuse is not None:
             raise self.refuse
         self.batches.append(messages)
 
-    def on_closed(self, _: ServerConnection, error: Exception | None) -> None:
+    def on_closed(self, _: PeerConnection, error: Exception | None) -> None:
         self.closed.set_result(error)
 
 
@@ -73,7 +73,7 @@ class Peer:
 
 
 def run(
-    scenario: Callable[[ServerConnection, Recorder, Peer], Coroutine[Any, Any, None]],
+    scenario: Callable[[PeerConnection, Recorder, Peer], Coroutine[Any, Any, None]],
     **options: Any,
 ) -> None:
     async def main() -> None:
@@ -83,7 +83,8 @@ def run(
         limits = {"max_frame_bytes": 1 << 20} | options
         with theirs:
             _, connection = await loop.create_connection(
-                lambda: ServerConnection(loop, TOKEN, DECODER, recorder, **limits), sock=ours
+                lambda: PeerConnection(loop, ServerHandshake(TOKEN), DECODER, recorder, **limits),
+                sock=ours,
             )
             await asyncio.wait_for(scenario(connection, recorder, Peer(theirs)), 5)
             connection.close()
@@ -102,7 +103,7 @@ async def ended(recorder: Recorder) -> Exception | None:
 
 
 def test_what_is_sent_in_one_turn_leaves_as_one_frame() -> None:
-    async def scenario(connection: ServerConnection, _: Recorder, peer: Peer) -> None:
+    async def scenario(connection: PeerConnection, _: Recorder, peer: Peer) -> None:
         await peer.shake_hands()
         await until(lambda: connection.trusted)
         for lease_id in range(3):
@@ -115,7 +116,7 @@ def test_what_is_sent_in_one_turn_leaves_as_one_frame() -> None:
 
 
 def test_what_cannot_be_encoded_is_left_out_and_logged(caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario(connection: ServerConnection, _: Recorder, peer: Peer) -> None:
+    async def scenario(connection: PeerConnection, _: Recorder, peer: Peer) -> None:
         await peer.shake_hands()
         await until(lambda: connection.trusted)
         for lease_id in (1, 1 << 70, 2):
@@ -129,7 +130,7 @@ def test_what_cannot_be_encoded_is_left_out_and_logged(caplog: pytest.LogCapture
 
 
 def test_data_may_follow_the_proof_at_once_and_come_in_pieces() -> None:
-    async def scenario(connection: ServerConnection, recorder: Recorder, peer: Peer) -> None:
+    async def scenario(connection: PeerConnection, recorder: Recorder, peer: Peer) -> None:
         batch = encode_frame(msgspec.msgpack.encode([LeaseCancel(1), LeaseCancel(2)]))
         await peer.shake_hands(then=batch + batch[:7])
         for byte in batch[7:]:
@@ -144,7 +145,7 @@ def test_data_may_follow_the_proof_at_once_and_come_in_pieces() -> None:
 
 
 def test_a_refusal_reaches_the_peer_before_the_end() -> None:
-    async def scenario(_: ServerConnection, recorder: Recorder, peer: Peer) -> None:
+    async def scenario(_: PeerConnection, recorder: Recorder, peer: Peer) -> None:
         await peer.send(encode_frame(msgspec.msgpack.encode([1, "http", 1, [3, 11], b"", ""])))
         assert "greeting" in msgspec.msgpack.decode(await peer.frame())[1]
         assert isinstance(await ended(recorder), AuthenticationError)
@@ -155,7 +156,7 @@ def test_a_refusal_reaches_the_peer_before_the_end() -> None:
 def test_who_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aio, "HANDSHAKE_TIMEOUT_S", 0.05)
 
-    async def scenario(_: ServerConnection, recorder: Recorder, peer: Peer) -> None:
+    async def scenario(_: PeerConnection, recorder: Recorder, peer: Peer) -> None:
         await peer.send(b"\x20")
         error = await ended(recorder)
         assert isinstance(error, AuthenticationError)
@@ -165,7 +166,7 @@ def test_who_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_who_does_not_read_loses_its_connection() -> None:
-    async def scenario(connection: ServerConnection, recorder: Recorder, peer: Peer) -> None:
+    async def scenario(connection: PeerConnection, recorder: Recorder, peer: Peer) -> None:
         await peer.shake_hands()
         await until(lambda: connection.trusted)
         for _ in range(1000):
@@ -183,13 +184,13 @@ def test_who_does_not_read_loses_its_connection() -> None:
 
 
 def test_a_frame_that_breaks_off_is_told_from_an_orderly_end() -> None:
-    async def scenario(_: ServerConnection, recorder: Recorder, peer: Peer) -> None:
+    async def scenario(_: PeerConnection, recorder: Recorder, peer: Peer) -> None:
         await peer.shake_hands(then=b"\x10\0\0\0half")
         await asyncio.sleep(0.05)
         peer.sock.shutdown(socket.SHUT_RDWR)
         assert "in the middle of a frame, after 8 bytes" in str(await ended(recorder))
 
-    async def orderly(_: ServerConnection, recorder: Recorder, peer: Peer) -> None:
+    async def orderly(_: PeerConnection, recorder: Recorder, peer: Peer) -> None:
         await peer.shake_hands()
         await asyncio.sleep(0.05)
         peer.sock.shutdown(socket.SHUT_RDWR)
@@ -200,7 +201,7 @@ def test_a_frame_that_breaks_off_is_told_from_an_orderly_end() -> None:
 
 
 def test_a_handlers_refusal_ends_the_connection_with_its_reason() -> None:
-    async def scenario(_: ServerConnection, recorder: Recorder, peer: Peer) -> None:
+    async def scenario(_: PeerConnection, recorder: Recorder, peer: Peer) -> None:
         recorder.refuse = ProtocolError("not now")
         await peer.shake_hands(then=encode_frame(msgspec.msgpack.encode([LeaseCancel(1)])))
         assert await ended(recorder) is recorder.refuse
@@ -209,7 +210,7 @@ def test_a_handlers_refusal_ends_the_connection_with_its_reason() -> None:
 
 
 def test_closing_sends_what_waits() -> None:
-    async def scenario(connection: ServerConnection, recorder: Recorder, peer: Peer) -> None:
+    async def scenario(connection: PeerConnection, recorder: Recorder, peer: Peer) -> None:
         await peer.shake_hands()
         await until(lambda: connection.trusted)
         connection.send(LeaseWanted(9))

@@ -1,0 +1,196 @@
+"""Between the daemons of two nodes: leases for processes of the other node, the ends of processes, what workers print.
+
+Each daemon opens a connection of its own to each node to which it has something to say, and says it there, numbered; the other
+acknowledges. After a break what was not acknowledged is said again, and taken once::
+
+    speaker                                listener
+      │ Greet(node, session, to) ───────────► │
+      │ ◄──────────────────── Welcome(taken)  │     or Unwelcome(reason), and the end
+      │ Said(1, …), Said(2, …) ─────────────► │
+      │ ◄────────────────────────── Taken(2)  │
+
+A lease, from the *home* of a request, which is the node of the process that asks, and the *host*, where a worker is to be had::
+
+    Ask(owner, req, shape) ──► …queue… ──► Gave(owner, req, lease_id, address) ──► GiveBack(owner, lease_id)
+                                     └───► Busy(owner, req)       its view of the host was too old: home asks elsewhere
+                                     └───► Refused(owner, req, reason)
+    Withdraw(owner, req) is answered by nothing; a `Gave` that crossed it is given back.
+
+An `owner` is the number that the home's daemon has for one of its clients.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from shoal.messages.node import Job, Log, Shape
+from shoal.messages.placement import ViewRow
+
+# --- the connection -------------------------------------------------------------------------------------------------
+
+
+class Greet(msgspec.Struct, array_like=True, tag=1):
+    """The speaker, and whom it believes to reach. `session` changes whenever a daemon starts."""
+
+    node_id: bytes
+    place: str
+    session: int
+    to: bytes
+
+
+class Welcome(msgspec.Struct, array_like=True, tag=2):
+    """The listener has had everything from this speaker up to number `taken`."""
+
+    taken: int
+
+
+class Unwelcome(msgspec.Struct, array_like=True, tag=3):
+    """The listener does not listen: it is another node, or believes that the speaker's node is dead."""
+
+    reason: str
+
+
+class Taken(msgspec.Struct, array_like=True, tag=4):
+    """Everything up to this number has arrived."""
+
+    number: int
+
+
+# --- leases: home to host -------------------------------------------------------------------------------------------
+
+
+class Introduce(msgspec.Struct, array_like=True, tag=10):
+    """A job for which leases will be asked."""
+
+    job: Job
+
+
+class Ask(msgspec.Struct, array_like=True, tag=11):
+    """Ask for a worker. `stay`: wait for one however long it takes; else answer `Busy` if none is to be had now."""
+
+    owner: int
+    req: int
+    job_id: bytes
+    shape: Shape
+    name: str
+    stay: bool
+
+
+class Withdraw(msgspec.Struct, array_like=True, tag=12):
+    """The request is not needed any more."""
+
+    owner: int
+    req: int
+
+
+class GiveBack(msgspec.Struct, array_like=True, tag=13):
+    """Give a worker back; see `LeaseReturn`."""
+
+    owner: int
+    lease_id: int
+    discard: bool
+
+
+class OwnerEnded(msgspec.Struct, array_like=True, tag=14):
+    """A process has ended that asked for leases. `reason` is a clause."""
+
+    owner: int
+    reason: str
+
+
+# --- leases: host to home -------------------------------------------------------------------------------------------
+
+
+class Gave(msgspec.Struct, array_like=True, tag=20):
+    """A worker is leased."""
+
+    owner: int
+    req: int
+    lease_id: int
+    address: str
+    pid: int
+    gpu_ids: list[str]
+
+
+class Busy(msgspec.Struct, array_like=True, tag=21):
+    """No worker can be had now; this is how the node is."""
+
+    owner: int
+    req: int
+    row: ViewRow
+
+
+class Refused(msgspec.Struct, array_like=True, tag=22):
+    """There will be no worker; see `LeaseRefused`."""
+
+    owner: int
+    req: int
+    kind: str
+    reason: str
+
+
+class WantBack(msgspec.Struct, array_like=True, tag=23):
+    """Others wait for this lease; see `LeaseWanted`."""
+
+    owner: int
+    lease_id: int
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+class WatchProcess(msgspec.Struct, array_like=True, tag=30):
+    """Tell me (`ProcessEnded`) when a process of yours ends; at once if it has."""
+
+    address: str
+
+
+class ProcessEnded(msgspec.Struct, array_like=True, tag=31):
+    """It has ended; see `PeerGone`."""
+
+    address: str
+    cause: str
+    expected: bool
+
+
+class EndProcess(msgspec.Struct, array_like=True, tag=32):
+    """End a worker of yours with SIGKILL; see `KillProcess`."""
+
+    address: str
+    reason: str
+
+
+class Lines(msgspec.Struct, array_like=True, tag=33):
+    """What a worker of a job has printed, for the job's driver at your node."""
+
+    job_id: bytes
+    log: Log
+
+
+Neighbourly = (
+    Introduce
+    | Ask
+    | Withdraw
+    | GiveBack
+    | OwnerEnded
+    | Gave
+    | Busy
+    | Refused
+    | WantBack
+    | WatchProcess
+    | ProcessEnded
+    | EndProcess
+    | Lines
+)
+"""What is said, once and in order."""
+
+
+class Said(msgspec.Struct, array_like=True, tag=5):
+    """Message number `number`."""
+
+    number: int
+    message: Neighbourly
+
+
+ToListener = Greet | Said
+ToSpeaker = Welcome | Unwelcome | Taken
