@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from shoal.core.labels import matches, selector_text
 from shoal.core.resources import CPU, Amounts, NodeResources, amount_text, amounts_text
+from shoal.messages.placement import Selector, ViewRow
+
+if TYPE_CHECKING:
+    from shoal.core.candidates import Node
 
 
 def why_infeasible(resources: NodeResources, amounts: Amounts) -> str:
@@ -53,3 +61,48 @@ def why_waiting(
     if requests_before:
         text += f", and {requests_before} older requests wait"
     return text + "."
+
+
+# --- several nodes --------------------------------------------------------------------------------------------------
+
+
+def why_not_node(row: ViewRow, name: str, amounts: Amounts) -> str:
+    """Why a node that a demand is tied to could never serve it."""
+    if row.draining:
+        return f"it may run on {name} only, which takes nothing new since it is about to leave."
+    lacks = " and ".join(
+        f"{resource} {amount_text(wanted)} where that node has {amount_text(row.total.get(resource, 0))}"
+        for resource, wanted in amounts
+        if wanted > row.total.get(resource, 0)
+    )
+    return (
+        f"it may run on {name} only, and needs {lacks}. Let the affinity be soft, name another node, or ask for less in "
+        "the options of the task or actor."
+    )
+
+
+def why_no_node(nodes: Iterable[Node], amounts: Amounts, choices: Sequence[Selector]) -> str:
+    """Why no node of a cluster could serve a demand even if it were idle, and what to add."""
+    rows = [node.row for node in nodes if not node.row.draining]
+    allowed = [row for row in rows if any(matches(row.labels, choice) for choice in choices)]
+    wanted = ", or else ".join(selector_text(choice) for choice in choices if choice)
+    on = f" with {wanted}" if wanted else ""
+    offers = " and ".join(_offer(name, amount) for name, amount in amounts) or "any resources"
+    advice = f"It waits until there is such a node: start one{on} and {offers}, or ask for less"
+    if not rows:
+        return f"there is no node that takes work. {advice}."
+    if not allowed:
+        return f"none of the {len(rows)} nodes has {wanted}. {advice}, or for other labels."
+    alone = len(allowed) == 1
+    nodes_text = f"the only node{on}" if alone else f"of the {len(allowed)} nodes{on} none"
+    lacks = []
+    for name, amount in amounts:
+        most = max(row.total.get(name, 0) for row in allowed)
+        if amount > most:
+            has = f"has {'' if alone else 'more than '}{amount_text(most)}"
+            if not most:
+                has = "has none" if alone else "has any"
+            lacks.append(f"{name} {amount_text(amount)}, and {nodes_text} {has}")
+    if not lacks:
+        lacks.append(f"{amounts_text(amounts)} together, and {nodes_text} has all of it")
+    return f"it needs {'; '.join(lacks)}. {advice} in the options of the task or actor."

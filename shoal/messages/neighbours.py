@@ -4,7 +4,7 @@ Each daemon opens a connection of its own to each node to which it has something
 acknowledges. After a break what was not acknowledged is said again, and taken once::
 
     speaker                                listener
-      │ Greet(node, session, to) ───────────► │
+      │ Greet(node, place, to) ─────────────► │
       │ ◄──────────────────── Welcome(taken)  │     or Unwelcome(reason), and the end
       │ Said(1, …), Said(2, …) ─────────────► │
       │ ◄────────────────────────── Taken(2)  │
@@ -30,11 +30,10 @@ from shoal.messages.placement import ViewRow
 
 
 class Greet(msgspec.Struct, array_like=True, tag=1):
-    """The speaker, and whom it believes to reach. `session` changes whenever a daemon starts."""
+    """The speaker, and whom it believes to reach. A daemon that starts anew has a new id."""
 
     node_id: bytes
     place: str
-    session: int
     to: bytes
 
 

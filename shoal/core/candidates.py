@@ -1,0 +1,243 @@
+"""The nodes that could serve one demand, kept in order while rows change, so that choosing one costs the same for ten nodes as for
+ten thousand.
+
+A `Candidates` is an index for one demand (amounts and a selector). Every node that could serve it when idle is in one of five
+sets: by whether it has room now, how full it is, and whether it has GPUs that the demand has no use for. A choice draws a
+bounded sample from the first set that is not empty and takes the best of it. With no more nodes than the sample holds, that
+is the best of all; with more, it is nearly as good, and many daemons that choose at once by the same view do not all
+choose the same node.
+
+`update` costs a few comparisons, for each index in use, whenever a row changes. Building an index costs that once for each node.
+GPUs count by their sum: that half of each of two is free does not make room for a whole one, which the node will say.
+
+Leaves to `core.view` when to update, and to `core.policy` what order of the sets a strategy wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Final
+
+from shoal.core.labels import matches
+from shoal.core.resources import CPU, GPU, Amounts
+from shoal.messages.node import UNIT
+from shoal.messages.placement import Selector, ViewRow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from random import Random
+
+SAMPLE: Final = 8
+"""How many nodes of a set are looked at. More: better choices, and more daemons that make the same one."""
+
+UNKNOWN_RUN_US: Final = 10_000
+"""How long a lease is taken to last at a node that has not measured any."""
+
+# The sets. In each half: idle, less than half full, and half full or more.
+IDLE: Final = 0
+USED: Final = 1
+FULL: Final = 2
+SPARE: Final = 3
+"""Added for a node with GPUs, if the demand has none: others come first, so that those stay free for what needs them."""
+BUSY: Final = 6
+"""No room now. Ordered by how long one would wait."""
+SETS: Final = 7
+
+PACK: Final = (USED, IDLE, FULL, USED + SPARE, IDLE + SPARE, FULL + SPARE)
+SPREAD: Final = (IDLE, USED, FULL, IDLE + SPARE, USED + SPARE, FULL + SPARE)
+
+
+class Node:
+    """A node as a view has it: its latest row, and what is free after the deductions."""
+
+    __slots__ = ("deducted", "free", "node_id", "row")
+
+    def __init__(self, row: ViewRow) -> None:
+        self.node_id = row.node_id
+        self.row = row
+        self.free = dict(row.available)
+        # By number: amounts, and the version of the row that shows them, 0 while that is not known.
+        self.deducted: dict[int, tuple[Amounts, int]] = {}
+
+    def could_serve(self, amounts: Amounts) -> bool:
+        """Whether the node could, if it were idle."""
+        total = self.row.total
+        return all(amount <= total.get(name, 0) for name, amount in amounts)
+
+    def has_room(self, amounts: Amounts) -> bool:
+        """Whether it can now, as far as is known."""
+        free = self.free
+        return all(amount <= free.get(name, 0) for name, amount in amounts)
+
+    def fullness(self, amounts: Amounts) -> float:
+        """How full the node is: the share in use, from 0 to 1, of the scarcest resource of a demand; of CPUs, if it asks for
+        nothing."""
+        total, free = self.row.total, self.free
+        fullest = 0.0
+        for name, _ in amounts or ((CPU, 0),):
+            of = total.get(name, 0)
+            if of:
+                used = 1 - free.get(name, 0) / of
+                fullest = max(fullest, used)
+        return fullest
+
+    def wait_us(self, amounts: Amounts) -> int:
+        """How long a newcomer would wait there: nothing if there is room, else its place in the queue."""
+        row = self.row
+        if self.has_room(amounts) and not row.waiting:
+            return 0
+        ahead = row.waiting + len(self.deducted) + 1
+        return ahead * (row.mean_run_us or UNKNOWN_RUN_US) // max(1, row.servers)
+
+
+class _NodeSet:
+    """A set that one can draw from at random."""
+
+    __slots__ = ("_places", "nodes")
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self._places: dict[bytes, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def add(self, node: Node) -> None:
+        self._places[node.node_id] = len(self.nodes)
+        self.nodes.append(node)
+
+    def remove(self, node_id: bytes) -> None:
+        place = self._places.pop(node_id)
+        last = self.nodes.pop()
+        if last.node_id != node_id:
+            self.nodes[place] = last
+            self._places[last.node_id] = place
+
+    def sample(self, rng: Random, without: Collection[bytes]) -> list[Node]:
+        """Up to `SAMPLE` nodes, in random order."""
+        nodes = self.nodes
+        if len(nodes) <= SAMPLE:
+            found = [node for node in nodes if node.node_id not in without]
+            rng.shuffle(found)
+            return found
+        # From a random place on in long strides: one number to draw instead of eight, and no node twice.
+        count = len(nodes)
+        place = int(rng.random() * count)
+        stride = _STRIDE if count % _STRIDE else 1
+        found = []
+        for _ in range(min(count, SAMPLE + len(without))):
+            node = nodes[place]
+            place = (place + stride) % count
+            if node.node_id not in without:
+                found.append(node)
+                if len(found) == SAMPLE:
+                    break
+        return found
+
+
+_STRIDE: Final = 7919
+"""A prime: steps of it come to every place of a list, unless its length is a multiple."""
+
+
+class Candidates:
+    """See the module's docstring."""
+
+    def __init__(self, amounts: Amounts, selector: Selector, nodes: Iterable[Node]) -> None:
+        self.amounts = amounts
+        self.selector = selector
+        self._wants_gpus = any(name == GPU for name, _ in amounts)
+        self._sets = [_NodeSet() for _ in range(SETS)]
+        self._set_of: dict[bytes, int] = {}
+        for node in nodes:
+            self.update(node)
+
+    def __len__(self) -> int:
+        return len(self._set_of)
+
+    @property
+    def have_room(self) -> bool:
+        """Whether any of them has room now."""
+        return len(self._sets[BUSY]) < len(self._set_of)
+
+    def set_of(self, node_id: bytes) -> int | None:
+        """The set that a node is in; None if it could not serve the demand at all."""
+        return self._set_of.get(node_id)
+
+    def update(self, node: Node) -> None:
+        """A node is new or has changed."""
+        node_id = node.node_id
+        before = self._set_of.get(node_id)
+        after = self._classify(node)
+        if before == after:
+            return
+        if before is not None:
+            self._sets[before].remove(node_id)
+        if after is None:
+            del self._set_of[node_id]
+        else:
+            self._set_of[node_id] = after
+            self._sets[after].add(node)
+
+    def discard(self, node_id: bytes) -> None:
+        """A node is gone."""
+        before = self._set_of.pop(node_id, None)
+        if before is not None:
+            self._sets[before].remove(node_id)
+
+    def _classify(self, node: Node) -> int | None:
+        row, amounts = node.row, self.amounts
+        if row.draining or not node.could_serve(amounts):
+            return None
+        if self.selector and not matches(row.labels, self.selector):
+            return None
+        if not node.has_room(amounts):
+            return BUSY
+        fullness = node.fullness(amounts)
+        level = IDLE if fullness <= 0 else USED if fullness < 0.5 else FULL
+        if not self._wants_gpus and row.total.get(GPU, 0) >= UNIT:
+            level += SPARE
+        return level
+
+    # --- choices -------------------------------------------------------------------------------------------------
+
+    def with_room(
+        self, order: tuple[int, ...], rng: Random, without: Collection[bytes] = ()
+    ) -> Node | None:
+        """A node with room, by an order of the sets: of a sample the fullest, in the set where nodes are packed, else the
+        emptiest."""
+        amounts = self.amounts
+        for level in order:
+            if self._sets[level]:
+                found = self._sets[level].sample(rng, without)
+                if found:
+                    packs = order[0] == USED and level in {USED, USED + SPARE}
+                    best: Callable[..., Node] = max if packs else min
+                    return best(found, key=lambda node: node.fullness(amounts))
+        return None
+
+    def least_busy(self, rng: Random, without: Collection[bytes] = ()) -> Node | None:
+        """Of a sample of those without room, the one where one would wait least."""
+        found = self._sets[BUSY].sample(rng, without)
+        return min(found, key=lambda node: node.wait_us(self.amounts), default=None)
+
+    def roomy(self, order: tuple[int, ...], most: int) -> Iterator[Node]:
+        """Up to so many nodes with room, in the order of the sets."""
+        for level in order:
+            for node in self._sets[level].nodes:
+                if most <= 0:
+                    return
+                most -= 1
+                yield node
+
+    def check(self, nodes: Iterable[Node]) -> None:
+        """Assert that the index is what it would be if it were built now."""
+        expected = {}
+        for node in nodes:
+            level = self._classify(node)
+            if level is not None:
+                expected[node.node_id] = level
+        assert self._set_of == expected
+        for level, members in enumerate(self._sets):
+            ids = {node.node_id for node in members.nodes}
+            assert ids == {node_id for node_id, at in expected.items() if at == level}
+            assert len(ids) == len(members)
