@@ -28,7 +28,15 @@ from shoal.runtime.launch import PROGRAM, START_TIMEOUT_S
 from shoal.runtime.programs import Program
 from shoal.runtime.session_folder import SESSION_VARIABLE, session_root
 from shoal.wire.addresses import make_place
-from shoal.wire.session import CONTROL_PREFIX, HEAD, STORAGE_FILE, log_dir, private, remove_session, take_lock
+from shoal.wire.session import (
+    CONTROL_PREFIX,
+    HEAD,
+    STORAGE_FILE,
+    log_dir,
+    private,
+    remove_session,
+    take_lock,
+)
 
 CONTROL_PROGRAM: Final = PROGRAM.format(module="shoal.control.main")
 
