@@ -516,6 +516,15 @@ class LeaseQueue:
         leases = sum(not (lease.settled or lease.orphaned) for lease in self._leases.values())
         return len(self._requests) - len(self._infeasible), leases, self._mean_lease_ns
 
+    def knows(self, owner: Owner, req: int) -> bool:
+        """Whether a request waits here."""
+        return (owner, req) in self._requests
+
+    def owners(self) -> set[Owner]:
+        """Whoever waits for a lease or has one."""
+        waiting = {request.owner for request in self._requests.values()}
+        return waiting | {lease.request.owner for lease in self._leases.values()}
+
     def waiting_requests(self) -> Iterator[Request]:
         """All requests that wait."""
         return iter(self._requests.values())
