@@ -100,6 +100,22 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """How long a control store leads, in Redis, unless it renews. Lower: a successor takes over sooner from one that died,
     but also from one that was only slow."""
 
+    # --- ways between nodes -----------------------------------------------------------------------------------
+    tls_cert: str = ""
+    """Path of this node's certificate (PEM, with the chain up to the authority). With it, every TCP connection is in TLS; all nodes
+    of a cluster must have it, or none."""
+
+    tls_key: str = ""
+    """Path of the certificate's private key (PEM, no passphrase)."""
+
+    tls_ca: str = ""
+    """Path of the certificate of the cluster's authority (PEM). Whoever shows a certificate of this authority may connect, and must
+    prove the token all the same."""
+
+    join_timeout_s: float = 10.0
+    """How long `shoal start --address` tries to reach a control store that does not answer. Higher: nodes may be started that
+    much earlier than the head."""
+
     # --- observation ------------------------------------------------------------------------------------------
     log_to_driver: bool = True
     """Whether what workers print is shown at the driver."""

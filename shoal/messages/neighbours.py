@@ -4,7 +4,7 @@ Each daemon opens a connection of its own to each node to which it has something
 acknowledges. After a break what was not acknowledged is said again, and taken once::
 
     speaker                                listener
-      │ Greet(node, session, to) ───────────► │
+      │ Greet(node, place, to) ─────────────► │
       │ ◄──────────────────── Welcome(taken)  │     or Unwelcome(reason), and the end
       │ Said(1, …), Said(2, …) ─────────────► │
       │ ◄────────────────────────── Taken(2)  │
@@ -30,11 +30,10 @@ from shoal.messages.placement import ViewRow
 
 
 class Greet(msgspec.Struct, array_like=True, tag=1):
-    """The speaker, and whom it believes to reach. `session` changes whenever a daemon starts."""
+    """The speaker, and whom it believes to reach. A daemon that starts anew has a new id."""
 
     node_id: bytes
     place: str
-    session: int
     to: bytes
 
 
@@ -66,14 +65,15 @@ class Introduce(msgspec.Struct, array_like=True, tag=10):
 
 
 class Ask(msgspec.Struct, array_like=True, tag=11):
-    """Ask for a worker. `stay`: wait for one however long it takes; else answer `Busy` if none is to be had now."""
+    """Ask for a worker. `expected_us` is how long home believes that the request will wait; if it would be much longer, the answer
+    is `Busy`."""
 
     owner: int
     req: int
     job_id: bytes
     shape: Shape
     name: str
-    stay: bool
+    expected_us: int
 
 
 class Withdraw(msgspec.Struct, array_like=True, tag=12):
@@ -110,6 +110,8 @@ class Gave(msgspec.Struct, array_like=True, tag=20):
     address: str
     pid: int
     gpu_ids: list[str]
+    version: int
+    """The host's rows from this one on show it."""
 
 
 class Busy(msgspec.Struct, array_like=True, tag=21):

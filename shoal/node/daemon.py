@@ -110,7 +110,8 @@ _EVENTS_OF_PAST_PROCESSES: Final = 10
 
 
 class Daemon:
-    """See the module's docstring. `stopped` is done, with a reason and an exit code, when the session is over."""
+    """See the module's docstring. `stopped` is done, with a reason and an exit code, when the session is over. `node_id` names the
+    node."""
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class Daemon:
         self.stopped: asyncio.Future[tuple[str, int]] = loop.create_future()
         self._loop = loop
         self._boot = boot
-        self._node_id = os.urandom(16)
+        self.node_id = os.urandom(16)
         self._decoder = msgspec.msgpack.Decoder(list[ToNode])
         self._connections: dict[PeerConnection, None] = {}
         self._jobs: dict[bytes, Job] = {}
@@ -147,8 +148,8 @@ class Daemon:
         self._handlers = self._make_handlers()
         self._server: asyncio.AbstractServer | None = None
 
-    async def start(self, listening: socket.socket) -> None:
-        """Serve the connections that arrive at a socket."""
+    async def start(self, listening: socket.socket, door: socket.socket | None = None) -> None:
+        """Serve the connections that arrive at a socket, and at the node's door if it has one."""
         self._server = await self._loop.create_unix_server(self._connect, sock=listening)
         job = self._boot.job
         if job is not None:
@@ -286,7 +287,7 @@ class Daemon:
         boot = self._boot
         connection.send(
             Registered(
-                self._node_id,
+                self.node_id,
                 job.job_id,
                 boot.session,
                 boot.session_dir,
@@ -514,7 +515,7 @@ class Daemon:
     def _row(self) -> NodeRow:
         boot, resources = self._boot, self._workers.queue.resources
         return NodeRow(
-            self._node_id,
+            self.node_id,
             True,
             boot.node_ip,
             socket.gethostname(),

@@ -7,11 +7,14 @@
         lock                     locked (flock) for as long as the head or the zygote lives
         shm                      text: the path of the session's shared-memory directory
         head                     text: the pid of the head, which is also the number of its terminal session
+        node.json                what it is a node of (`messages.boot.NodeFile`)   0600
+        token                    the token of its cluster                          0600
         node.sock                the node daemon listens here                     0600
         w-<8 hex>.sock           worker                                            0600
         d-<8 hex>.sock           driver                                            0600
         w-<8 hex>.door           where a process gets connections from other nodes 0600
         logs/                    output of the head and of every worker            0600
+      c-<name of a cluster>/     0700, one per control store: lock, head, control.json, logs/, and its storage by default
 
 Guarantees: a session's shared memory is removed before its folder, so that whoever finds no folder has nothing to clean
 up; a folder whose lock can be taken belongs to nobody alive.
@@ -32,6 +35,9 @@ MAX_SOCKET_PATH: Final = 107
 LOCK: Final = "lock"
 SHM: Final = "shm"
 HEAD: Final = "head"
+NODE_FILE: Final = "node.json"
+CONTROL_FILE: Final = "control.json"
+TOKEN_FILE: Final = "token"  # noqa: S105 - the name of a file
 _LONGEST_NAME: Final = "/w-00000000.sock"
 
 
@@ -66,6 +72,14 @@ def log_dir(session_dir: str) -> str:
 def private(path: str, flags: int) -> int:
     """An `opener` for `open`: files that it makes are for this user alone, whatever the umask is."""
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def write_private(path: str, data: bytes) -> None:
+    """Write a file for this user alone; whoever reads it sees all of it, or what was there before."""
+    half_made = f"{path}.new"
+    with open(half_made, "wb", opener=private) as file:
+        file.write(data)
+    os.replace(half_made, path)
 
 
 def check_path_length(session_dir: str) -> None:
