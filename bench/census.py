@@ -23,10 +23,19 @@ _KILLED_WITHIN_S = 5.0
 
 def become_subreaper() -> bool:
     """Have orphaned descendants handed to this process; False where the system cannot."""
+    return _set_subreaper(True)
+
+
+def resign_as_subreaper() -> bool:
+    """Have orphaned descendants handed to others again; False where the system cannot."""
+    return _set_subreaper(False)
+
+
+def _set_subreaper(wanted: bool) -> bool:
     if sys.platform != "linux":
         return False
     libc = ctypes.CDLL(None, use_errno=True)
-    return bool(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+    return bool(libc.prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0) == 0)
 
 
 def _descendants() -> list[Any]:

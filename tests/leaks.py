@@ -187,29 +187,32 @@ def _shared_memory(session_root: Path) -> Things:
             continue
         if status.st_uid == os.getuid() and not _used_by_another_run(path, session_root):
             things[name, status.st_ino] = str(path)
-    return things
+    # Looking at all processes takes a while, and what another run has removed meanwhile was nobody's at the end.
+    left = set(os.listdir(SHARED_MEMORY))
+    return {identity: path for identity, path in things.items() if Path(path).name in left}
 
 
 def _used_by_another_run(path: Path, session_root: Path) -> bool:
-    """Whether a process that does not belong to this run names the session of `path`, or has something in it open or
-    mapped."""
-    session = os.fsencode(path.name.removeprefix(f"shoal-{os.getuid()}-"))
+    """Whether a process that does not belong to this run names the session of `path`, or has something of it open or
+    mapped: of the moment when there is a session and no head yet, only the lock in its driver's hands tells."""
+    name = path.name.removeprefix(f"shoal-{os.getuid()}-")
+    session = os.fsencode(name)
     root = os.fsencode(session_root)
     family = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
     return any(
         _carries(pid, session)
         or os.fsencode(path) in _read(f"/proc/{pid}/maps")
-        or _has_open(pid, str(path))
+        or _has_open(pid, name)
         for pid in psutil.pids()
         if pid not in family and not _carries(pid, root)
     )
 
 
-def _has_open(pid: int, path: str) -> bool:
+def _has_open(pid: int, name: str) -> bool:
+    """Whether a process has a file open with `name` in its path."""
     try:
         return any(
-            os.readlink(f"/proc/{pid}/fd/{fd}").startswith(path)
-            for fd in os.listdir(f"/proc/{pid}/fd")
+            name in os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")
         )
     except OSError:  # it ended meanwhile, or belongs to somebody else
         return False

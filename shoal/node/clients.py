@@ -122,6 +122,10 @@ class Clients:
             self._watchers.setdefault(address, {})[client.number] = None
             client.watches.add(address)
 
+    def end_of(self, address: str) -> PeerGone | None:
+        """How a process has ended, if it has and that is remembered."""
+        return self._gone.get(address)
+
     def cause_of(self, address: str) -> str:
         """How a process has ended."""
         gone = self._gone.get(address)

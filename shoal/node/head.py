@@ -1,18 +1,18 @@
-"""The head process, from its first to its last moment.
+"""The head process, or any node daemon's, from its first to its last moment.
 
 ::
 
-    driver ──stdin: Boot──► head ──fork──► zygote ─► workers
-           ◄─stdout: Ready─┘  │
-                              └─ event loop: control store + node daemon
+    starter ──stdin: Boot──► head ──fork──► zygote ─► workers
+            ◄─stdout: Ready─┘  │
+                               └─ event loop: node daemon, and the control store if it has none elsewhere
 
-In order: read the boot record; import what workers run; listen (so that workers can connect even before the loop runs); fork
-the zygote, while there are no threads; serve. The import comes before the fork because the two then share its pages, and
+In order: read the boot record; import what workers run; listen, at the node's door too if it is to have one (so that workers can
+connect even before the loop runs, and the node knows its place); fork the zygote, while there are no threads; serve. The import comes before the fork because the two then share its pages, and
 because importing twice at the same time was no faster even on idle CPUs. It brings pickle into a process that has no use
 for it; nothing in `node` or `control` may import it, which the layer test checks.
 
 The head ends when its driver does: at the end of its standard input, or when the driver's process is gone (somebody
-whom the driver forked may hold the pipe). It then hangs up on the zygote, which kills the workers and removes the session's
+whom the driver forked may hold the pipe). One that is nobody's (`driver_pid` 0) ends by SIGTERM. It then hangs up on the zygote, which kills the workers and removes the session's
 files; the head waits for that, and sees to it itself if the zygote is dead.
 """
 
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import msgspec
 
-from shoal.messages.boot import Boot, BootAnswer, BootFailed, Ready
+from shoal.messages.boot import Boot, BootAnswer, BootFailed, NodeFile, Ready
 from shoal.node.zygote import (
     SOCKET_BUFFER_BYTES,
     Run,
@@ -38,9 +38,20 @@ from shoal.node.zygote import (
     name_process,
     serve_and_exit,
 )
+from shoal.version import __version__
+from shoal.wire.addresses import make_place
 from shoal.wire.descriptors import raise_descriptor_limit
 from shoal.wire.framing import HEADER_BYTES, encode_frame
-from shoal.wire.session import HEAD, bind_private, node_path, private, remove_session
+from shoal.wire.session import (
+    HEAD,
+    NODE_FILE,
+    TOKEN_FILE,
+    bind_private,
+    node_path,
+    private,
+    remove_session,
+    write_private,
+)
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -53,6 +64,10 @@ _BACKLOG: Final = 4096
 _ZYGOTE_GRACE_S: Final = 4.0
 
 
+class _DoorError(Exception):
+    """The node's door cannot be opened; says why."""
+
+
 def main(load: Callable[[], Run] = load_worker) -> None:
     """Be the head. `load` imports and gives what workers run."""
     boot = _read_boot(0)
@@ -60,10 +75,14 @@ def main(load: Callable[[], Run] = load_worker) -> None:
     _settle_signals()
     try:
         run = load()
+        door = _open_door(boot)
         with open(f"{boot.session_dir}/{HEAD}", "w", encoding="ascii", opener=private) as file:
             file.write(str(os.getpid()))
         listening = _listen(node_path(boot.session_dir))
-        zygote_pid, zygote = _fork_zygote(boot, listening, run)
+        zygote_pid, zygote = _fork_zygote(boot, listening, door, run)
+    except _DoorError as error:
+        _answer(BootFailed(str(error)))
+        sys.exit(1)
     except OSError as error:
         _answer(BootFailed(f"{error.strerror}: {error.filename or boot.session_dir}"))
         sys.exit(1)
@@ -73,7 +92,7 @@ def main(load: Callable[[], Run] = load_worker) -> None:
     code = 1
     pids: list[int] = []
     try:
-        code = _serve(boot, listening, zygote, pids)
+        code = _serve(boot, listening, door, zygote, pids)
     except Exception as error:
         # Too late if it was ready already; then the log has it.
         _answer(BootFailed(f"{type(error).__name__}: {error}"))
@@ -128,7 +147,29 @@ def _listen(path: str) -> socket.socket:
     return sock
 
 
-def _fork_zygote(boot: Boot, listening: socket.socket, run: Run) -> tuple[int, socket.socket]:
+def _open_door(boot: Boot) -> socket.socket | None:
+    """Listen where the node is to be reached from others, and note the place that this makes."""
+    if not boot.host:
+        return None
+    door = socket.socket(socket.AF_INET6 if ":" in boot.host else socket.AF_INET)
+    try:
+        # A door that was closed a moment ago leaves connections behind that nobody uses.
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind((boot.host, boot.port))
+        door.listen(_BACKLOG)
+    except OSError as error:
+        door.close()
+        raise _DoorError(
+            f"the node's door cannot be opened at {make_place(boot.host, boot.port)}: {error.strerror}"
+        ) from error
+    door.setblocking(False)
+    boot.place = make_place(boot.host, door.getsockname()[1])
+    return door
+
+
+def _fork_zygote(
+    boot: Boot, listening: socket.socket, door: socket.socket | None, run: Run
+) -> tuple[int, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for sock in (ours, theirs):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
@@ -137,23 +178,53 @@ def _fork_zygote(boot: Boot, listening: socket.socket, run: Run) -> tuple[int, s
     if not pid:
         ours.close()
         listening.close()
+        if door is not None:
+            door.close()
         _be_zygote(boot, theirs, run)
     theirs.close()
     return pid, ours
 
 
 def _be_zygote(boot: Boot, head: socket.socket, run: Run) -> NoReturn:
-    # The lifeline and the answer are between driver and head.
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    os.close(null)
+    # The lifeline and the answer are between starter and head.
+    _let_go_of_pipes()
     name_process("shoal:zygote")
     session = Session(boot.session_dir, boot.shm_dir, boot.token, boot.lock_fd, boot.place)
     serve_and_exit(head, session, run)
 
 
-def _serve(boot: Boot, listening: socket.socket, zygote: socket.socket, pids: list[int]) -> int:
+def _let_go_of_pipes() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+def _leave_word(boot: Boot, node_id: bytes) -> None:
+    """Write down what this is a node of, for drivers and commands on this machine."""
+    write_private(f"{boot.session_dir}/{TOKEN_FILE}", boot.token)
+    word = NodeFile(
+        node_id=node_id.hex(),
+        node_name=boot.node_name,
+        place=boot.place,
+        control=boot.control,
+        cluster_name=boot.cluster_name,
+        pid=os.getpid(),
+        starter_pid=boot.driver_pid,
+        is_head=boot.is_head,
+        version=__version__,
+        python="{}.{}.{}".format(*sys.version_info),
+    )
+    write_private(f"{boot.session_dir}/{NODE_FILE}", msgspec.json.encode(word))
+
+
+def _serve(
+    boot: Boot,
+    listening: socket.socket,
+    door: socket.socket | None,
+    zygote: socket.socket,
+    pids: list[int],
+) -> int:
     """Run the daemon until the session is over; the exit code. `pids` gets the workers that may still live."""
     import asyncio
     import logging
@@ -170,14 +241,19 @@ def _serve(boot: Boot, listening: socket.socket, zygote: socket.socket, pids: li
     loop = asyncio.new_event_loop()
     try:
         daemon = Daemon(loop, boot, zygote, max_descriptors)
-        loop.run_until_complete(daemon.start(listening))
-        _watch_driver(loop, daemon, boot.driver_pid)
+        loop.run_until_complete(daemon.start(listening, door))
+        if boot.driver_pid:
+            _watch_driver(loop, daemon, boot.driver_pid)
         loop.add_signal_handler(
             signal.SIGTERM, daemon.stop, "the head was told to end (SIGTERM)", 0
         )
         gc.freeze()
         gc.enable()
-        _answer(Ready(node_path(boot.session_dir), os.getpid()))
+        if door is not None:
+            _leave_word(boot, daemon.node_id)
+        _answer(Ready(node_path(boot.session_dir), os.getpid(), boot.place, daemon.node_id))
+        if not boot.driver_pid:
+            _let_go_of_pipes()
         reason, code = loop.run_until_complete(daemon.stopped)
         logging.getLogger("shoal.node").info("the session ends: %s", reason)
         pids += daemon.worker_pids()

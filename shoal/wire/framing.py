@@ -15,6 +15,8 @@ from typing import Final
 from shoal.errors import ProtocolError
 
 HEADER_BYTES: Final = 4
+_TLS_RECORDS: Final = (b"\x16\x03", b"\x15\x03")
+"""How TLS begins, with a greeting or an alert; as a frame's length it is far beyond what a greeting may have."""
 _header = struct.Struct("<I")
 pack_header = _header.pack
 _unpack_header = _header.unpack_from
@@ -39,6 +41,11 @@ def cut_frame(data: bytearray, max_frame_bytes: int) -> bytes | None:
         return None
     size = _unpack_header(data, 0)[0]
     if size > max_frame_bytes:
+        if data.startswith(_TLS_RECORDS):
+            raise ProtocolError(
+                "the peer speaks TLS, which this process was started without; start all nodes of a cluster with --tls-cert, --tls-key "
+                "and --tls-ca, or all without"
+            )
         raise ProtocolError(
             f"the first frame announces {size:,} bytes where a greeting has at most {max_frame_bytes:,}; "
             "this is not a shoal peer"

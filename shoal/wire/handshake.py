@@ -46,6 +46,11 @@ def proof(token: bytes, role: bytes, first: bytes, second: bytes) -> bytes:
     return hmac.digest(token, role + first + second, hashlib.sha256)
 
 
+def encode_refusal(reason: str) -> bytes:
+    """The frame that tells a client why it is not let in."""
+    return encode_frame(_encoder.encode(Refused(reason)))
+
+
 def _decode(payload: Buffer) -> Hello | Challenge | Proof | Refused:
     try:
         message: Hello | Challenge | Proof | Refused = _decoder.decode(payload)
@@ -78,7 +83,7 @@ class ServerHandshake:
         try:
             return self._receive(payload)
         except AuthenticationError as error:
-            self.outbox.append(encode_frame(_encoder.encode(Refused(str(error)))))
+            self.outbox.append(encode_refusal(str(error)))
             raise
 
     def _receive(self, payload: Buffer) -> bool:

@@ -7,11 +7,14 @@
         lock                     locked (flock) for as long as the head or the zygote lives
         shm                      text: the path of the session's shared-memory directory
         head                     text: the pid of the head, which is also the number of its terminal session
+        node.json                what it is a node of (`messages.boot.NodeFile`)   0600
+        token                    the token of its cluster                          0600
         node.sock                the node daemon listens here                     0600
         w-<8 hex>.sock           worker                                            0600
         d-<8 hex>.sock           driver                                            0600
         w-<8 hex>.door           where a process gets connections from other nodes 0600
         logs/                    output of the head and of every worker            0600
+      c-<name of a cluster>/     0700, one per control store: lock, head, control.json, logs/, and its storage by default
 
 Guarantees: a session's shared memory is removed before its folder, so that whoever finds no folder has nothing to clean
 up; a folder whose lock can be taken belongs to nobody alive.
@@ -32,6 +35,15 @@ MAX_SOCKET_PATH: Final = 107
 LOCK: Final = "lock"
 SHM: Final = "shm"
 HEAD: Final = "head"
+NODE_FILE: Final = "node.json"
+CONTROL_FILE: Final = "control.json"
+STORAGE_FILE: Final = "control.db"
+"""The storage of a control store, unless it is told another."""
+TOKEN_FILE: Final = "token"  # noqa: S105 - the name of a file
+SESSION_PREFIX: Final = "s-"
+"""How the folder of a session begins."""
+CONTROL_PREFIX: Final = "c-"
+"""How the folder of a control store begins."""
 _LONGEST_NAME: Final = "/w-00000000.sock"
 
 
@@ -68,6 +80,14 @@ def private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
+def write_private(path: str, data: bytes) -> None:
+    """Write a file for this user alone; whoever reads it sees all of it, or what was there before."""
+    half_made = f"{path}.new"
+    with open(half_made, "wb", opener=private) as file:
+        file.write(data)
+    os.replace(half_made, path)
+
+
 def check_path_length(session_dir: str) -> None:
     """Raise unless sockets can be made in this folder.
 
@@ -85,12 +105,31 @@ def check_path_length(session_dir: str) -> None:
 
 def try_lock(session_dir: str) -> int | None:
     """Take the lock of a session that may be dead; its descriptor, or None if the session lives (or has no lock)."""
+    return _lock(session_dir, fcntl.LOCK_EX)
+
+
+def take_lock(directory: str) -> int | None:
+    """Take the lock of a folder of ours, which may have none yet; its descriptor, or None if somebody has it."""
+    return _lock(directory, fcntl.LOCK_EX, os.O_CREAT)
+
+
+def is_alive(directory: str) -> bool:
+    """Whether a process lives that holds the lock of a folder."""
+    # Shared, or two who look at the same time would take each other for the process.
+    fd = _lock(directory, fcntl.LOCK_SH)
+    if fd is not None:
+        os.close(fd)
+        return False
+    return os.path.exists(f"{directory}/{LOCK}")
+
+
+def _lock(directory: str, how: int, flags: int = 0) -> int | None:
     try:
-        fd = os.open(f"{session_dir}/{LOCK}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(f"{directory}/{LOCK}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
     except OSError:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
     except OSError:
         os.close(fd)
         return None

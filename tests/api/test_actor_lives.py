@@ -134,6 +134,8 @@ def test_a_named_actor_still_ends_with_its_last_handle() -> None:
     del counter
     wait_until(lambda: not alive(pid), "the actor's process ends")
     wait_until(lambda: not named("counted"), "its name is gone")
+    # It is free, and whoever takes it gets an actor that has counted nothing.
+    assert get(Counter.options(name="counted").remote().add.remote()) == 1
 
 
 def test_a_detached_actor_stays_until_it_is_killed() -> None:

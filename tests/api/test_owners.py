@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 import shoal
 from shoal.exceptions import OwnerDiedError
-from tests.api.gates import alive, wait_until
+from tests.api.gates import Gate, alive, wait_until
 
 pytestmark = pytest.mark.cluster(
     num_cpus=2, object_store_memory=10**9, _system_config={"idle_worker_s": 0.2}
@@ -38,8 +40,13 @@ def lend_once() -> tuple[int, list[Any]]:
 
 
 @shoal.remote(num_cpus=0)
-def pid_of_another(seconds: float) -> int:
-    time.sleep(seconds)
+def pid_of_one_of_many(own: Gate, all_gates: list[Gate]) -> int:
+    """Returns once all of its kind run at the same time."""
+    own.open()
+    for gate in all_gates:
+        gate.wait()
+    # Long for a task, so that none is queued behind another that waits for it.
+    time.sleep(0.02)
     return os.getpid()
 
 
@@ -52,20 +59,35 @@ class Owner:
         return os.getpid()
 
 
-def surplus() -> set[int]:
-    """Make more workers than a node of two CPUs keeps; the pids."""
-    return set(get([pid_of_another.remote(0.3) for _ in range(6)]))
+@pytest.fixture
+def surplus(gates: Callable[[str], Gate]) -> Callable[[], set[int]]:
+    """Makes more workers than a node of two CPUs keeps; the pids."""
+    numbers = itertools.count()
+
+    def make() -> set[int]:
+        number = next(numbers)
+        own = [gates(f"{number}-{n}") for n in range(6)]
+        return set(get([pid_of_one_of_many.remote(gate, own) for gate in own]))
+
+    return make
 
 
 @pytest.mark.parametrize("size", [10, LARGE])
-def test_an_idle_worker_stays_while_others_use_what_it_owns(cluster: Any, size: int) -> None:
+def test_an_idle_worker_stays_while_others_use_what_it_owns(
+    cluster: Any, surplus: Callable[[], set[int]], size: int
+) -> None:
     lender, (ref,) = get(lend.remote(size))
-    others = surplus() - {lender}
-    assert len(others) >= 5
-    wait_until(lambda: sum(map(alive, others)) <= 2, "surplus workers end")
-    # Asked again and again.
-    time.sleep(1)
-    assert alive(lender)
+    others: set[int] = set()
+
+    def few_others_live() -> bool:
+        return sum(map(alive, others)) <= 2
+
+    # The longest idle are asked to end first: each time again, it is among them.
+    for _ in range(3):
+        others = surplus() - {lender}
+        assert len(others) >= 5
+        wait_until(few_others_live, "surplus workers end")
+        assert alive(lender)
     assert get(ref).sum() == size
     del ref
     surplus()

@@ -156,7 +156,7 @@ def test_modules_and_variables_of_a_program_are_there_for_its_tasks(tmp_path: Pa
 
 
 def test_there_is_nothing_to_read_on_standard_input(tmp_path: Path) -> None:
-    run_script(
+    result = run_script(
         tmp_path,
         """
         import sys
@@ -170,31 +170,33 @@ def test_there_is_nothing_to_read_on_standard_input(tmp_path: Path) -> None:
             except EOFError:
                 return "nothing"
 
-        assert shoal.get(read.remote(), timeout=30) == "nothing"
+        print(shoal.get(read.remote(), timeout=30))
         """,
     )
+    assert result.stdout == "nothing\n"
 
 
 # --- beside the driver -----------------------------------------------------------------------------------------------------
 
 
 def test_the_end_of_a_forked_child_does_not_end_the_session(tmp_path: Path) -> None:
-    run_script(
+    result = run_script(
         tmp_path,
         """
         import os, sys
         import shoal
         shoal.init(num_cpus=1)
         f = shoal.remote(lambda: 42)
-        assert shoal.get(f.remote(), timeout=30) == 42
+        print(shoal.get(f.remote(), timeout=30), flush=True)
 
         pid = os.fork()
         if pid == 0:
             sys.exit(0)  # runs the exit handlers that the child has inherited
         os.waitpid(pid, 0)
-        assert shoal.get(f.remote(), timeout=30) == 42
+        print(shoal.get(f.remote(), timeout=30))
         """,
     )
+    assert result.stdout.split() == ["42", "42"]
 
 
 def test_programs_side_by_side_do_not_meet(tmp_path: Path) -> None:
@@ -209,11 +211,15 @@ def test_programs_side_by_side_do_not_meet(tmp_path: Path) -> None:
                 return {name!r}
 
         owner = Owner.options(name="the same").remote()
-        assert shoal.get(owner.whose.remote(), timeout=30) == {name!r}
-        assert shoal.get(shoal.get_actor("the same").whose.remote(), timeout=30) == {name!r}
+        print(shoal.get(owner.whose.remote(), timeout=30))
+        print(shoal.get(shoal.get_actor("the same").whose.remote(), timeout=30))
     """
     folders = [tmp_path / name for name in ("first", "second")]
     for folder in folders:
         folder.mkdir()
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda folder: run_script(folder, source.format(name=folder.name)), folders))
+        results = pool.map(
+            lambda folder: run_script(folder, source.format(name=folder.name)), folders
+        )
+    said = [result.stdout.split() for result in results]
+    assert said == [["first", "first"], ["second", "second"]]

@@ -59,8 +59,12 @@ def test_one_that_ends_in_good_order_leaves_at_once(shared_redis: RedisServer) -
     async def scenario() -> None:
         for _ in range(2):
             storage = storage_at(shared_redis.url, "lead-3", lease_s=3600)
-            async with asyncio.timeout(5):
+            heard: list[str] = []
+            storage.state.listen(heard.append)
+            # A successor that had to wait would do so for an hour.
+            async with asyncio.timeout(30):
                 await storage.load()
+            assert heard in ([], ["ok"])
             await storage.close()
 
     asyncio.run(scenario())

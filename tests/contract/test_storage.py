@@ -187,4 +187,9 @@ def test_a_second_writer_is_refused_and_the_first_goes_on(place: Place) -> None:
 
 
 def test_a_storage_that_was_never_loaded_closes(place: Place) -> None:
-    asyncio.run(place.open().close())
+    async def scenario() -> None:
+        await place.open().close()
+        # And leaves nothing that keeps the next one out.
+        assert await reloaded(place) == {}
+
+    asyncio.run(scenario())

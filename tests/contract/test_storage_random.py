@@ -35,7 +35,7 @@ WRITES = st.lists(
 
 
 class Machine(RuleBasedStateMachine):
-    """A control store's life over one place; `model` is what was committed."""
+    """A control store's life over one place; `model` is what was committed, and what each restart must find."""
 
     request: pytest.FixtureRequest
     kind: str
@@ -71,7 +71,7 @@ class Machine(RuleBasedStateMachine):
         assert all(f is None or f.done() for f in self.futures)
 
     @rule()
-    def restart(self) -> None:
+    def restart_and_compare(self) -> None:
         self.runner.run(self.storage.close())
         self.storage = self.place.open()
         loaded = self.runner.run(self.storage.load())
@@ -84,7 +84,7 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "storage"):
-            self.restart()
+            self.restart_and_compare()
             self.runner.run(self.storage.close())
             self.runner.close()
             self.folder.cleanup()

@@ -13,12 +13,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+import psutil
 
 from shoal.messages.boot import WorkerBoot
 from shoal.messages.node import ActorStarted, Exit, Retire, StartActor
 from shoal.runtime.session_folder import session_root
 from shoal.wire.addresses import name_of
-from shoal.wire.session import socket_path
+from shoal.wire.session import HEAD, socket_path
 from tests.process.node_client import NodeClient
 
 PROGRAM = (
@@ -87,6 +90,9 @@ def tell(address: str, code: str, *, wait: bool = True) -> None:
 
 
 def _socket_of(address: str) -> str:
-    """Names are random: only one session has this one."""
-    (path,) = glob.glob(socket_path(f"{session_root()}/s-*", name_of(address)))
-    return path
+    """The one in a session of this process: workers of others may have the same name."""
+    for path in glob.glob(socket_path(f"{session_root()}/s-*", name_of(address))):
+        head = Path(path).parent / HEAD
+        if head.exists() and psutil.Process(int(head.read_text())).ppid() == os.getpid():
+            return path
+    raise AssertionError(f"no session of this process has {address}")

@@ -223,8 +223,8 @@ say("done")
 """
 
 
-def run_alone(folder: Path, source: str) -> None:
-    """Run a program that has a folder of its own for sessions."""
+def expect_to_be_done_alone(folder: Path, source: str) -> None:
+    """Run a program, with a folder of its own for sessions, that says "done" at its end."""
     root = folder / "s"
     root.mkdir()
     with Program(folder, source, variables={"SHOAL_TMPDIR": str(root)}) as program:
@@ -250,7 +250,7 @@ for n in range(12):
     shoal.shutdown()
     check_that_nothing_is_left()
 {AND_WORKS}"""
-    run_alone(tmp_path, source)
+    expect_to_be_done_alone(tmp_path, source)
 
 
 def test_an_interrupted_init_leaves_nothing(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ for _ in range(12):
         shoal.shutdown()
     check_that_nothing_is_left()
 {AND_WORKS}"""
-    run_alone(tmp_path, source)
+    expect_to_be_done_alone(tmp_path, source)
 
 
 def test_a_session_that_another_thread_ended_keeps_no_hold_of_ctrl_c(tmp_path: Path) -> None:

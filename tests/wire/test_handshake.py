@@ -108,7 +108,7 @@ def test_nothing_said_twice_is_the_same() -> None:
 # --- refused by the server -----------------------------------------------------------------------------------------------
 
 
-def refused(server: ServerHandshake, payload: bytes, match: str) -> None:
+def assert_refused(server: ServerHandshake, payload: bytes, match: str) -> None:
     """The server refuses, in its own log and towards the peer, in the same words; and decodes nothing more of it."""
     server.outbox.clear()
     with pytest.raises(AuthenticationError, match=match) as error:
@@ -129,12 +129,12 @@ def refused(server: ServerHandshake, payload: bytes, match: str) -> None:
     ],
 )
 def test_the_server_refuses_by_name(changes: dict[str, Any], match: str) -> None:
-    refused(ServerHandshake(TOKEN), encoded(hello(**changes)), match)
+    assert_refused(ServerHandshake(TOKEN), encoded(hello(**changes)), match)
 
 
 def test_the_client_reports_why_it_was_refused() -> None:
     server, client = ServerHandshake(TOKEN), ClientHandshake(TOKEN)
-    refused(server, encoded(hello(wire_version=0)), "wire version 0")
+    assert_refused(server, encoded(hello(wire_version=0)), "wire version 0")
     with pytest.raises(AuthenticationError, match="refused: you are not from here"):
         client.receive(encoded(Refused("you are not from here")))
     assert not client.done
@@ -144,7 +144,7 @@ def test_the_client_reports_why_it_was_refused() -> None:
     "first", [Proof(b"p" * 32), Challenge(b"n" * 16, b"p" * 32), Refused("why")], ids=repr
 )
 def test_a_server_wants_the_greeting_first(first: Any) -> None:
-    refused(ServerHandshake(TOKEN), encoded(first), "must begin with a shoal greeting")
+    assert_refused(ServerHandshake(TOKEN), encoded(first), "must begin with a shoal greeting")
 
 
 def test_a_client_with_another_token_is_refused() -> None:
@@ -157,7 +157,7 @@ def test_a_client_with_another_token_is_refused() -> None:
         client.receive(challenge)
     assert not client.done
     assert payloads(client) == []
-    refused(server, encoded(Proof(b"p" * 32)), "wrong token.*SHOAL_TOKEN")
+    assert_refused(server, encoded(Proof(b"p" * 32)), "wrong token.*SHOAL_TOKEN")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_client_with_another_token_is_refused() -> None:
 def test_a_server_wants_the_proof_next(second: Any) -> None:
     server = ServerHandshake(TOKEN)
     server.receive(encoded(hello()))
-    refused(server, encoded(second), "wrong token")
+    assert_refused(server, encoded(second), "wrong token")
 
 
 def test_a_recorded_conversation_opens_no_other_connection() -> None:
@@ -178,13 +178,13 @@ def test_a_recorded_conversation_opens_no_other_connection() -> None:
     assert server.receive(proof)
     another = ServerHandshake(TOKEN)
     another.receive(greeting)
-    refused(another, proof, "wrong token")
+    assert_refused(another, proof, "wrong token")
 
 
 def test_the_servers_own_proof_does_not_serve_as_the_clients() -> None:
     server = ServerHandshake(TOKEN)
     server.receive(encoded(hello()))
-    refused(server, encoded(Proof(said(server).proof)), "wrong token")
+    assert_refused(server, encoded(Proof(said(server).proof)), "wrong token")
 
 
 def test_a_greeting_with_the_servers_nonce_gains_nothing() -> None:
@@ -193,7 +193,7 @@ def test_a_greeting_with_the_servers_nonce_gains_nothing() -> None:
     first.receive(encoded(hello()))
     challenge = said(first)
     second.receive(encoded(hello(nonce=challenge.nonce)))
-    refused(first, encoded(Proof(said(second).proof)), "wrong token")
+    assert_refused(first, encoded(Proof(said(second).proof)), "wrong token")
 
 
 # --- refused by the client -----------------------------------------------------------------------------------------------
