@@ -149,6 +149,20 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """How long `shoal start --address` tries to reach a control store that does not answer. Higher: nodes may be started that
     much earlier than the head."""
 
+    # --- placement groups -------------------------------------------------------------------------------------
+    group_prepare_timeout_s: float = 10.0
+    """How long nodes may take to say that they have reserved a group's bundles, before all of them are released and asked anew."""
+
+    group_retry_ms: int = 10
+    """How soon a placement group that found no room is tried again, at first. Lower: less delay after something was
+    released, more work while many groups wait."""
+
+    group_retry_most_ms: int = 1_000
+    """Longest pause between tries of a group whose nodes had less room than they had said."""
+
+    groups_remembered: int = 1_000
+    """Removed placement groups that tables still show."""
+
     # --- observation ------------------------------------------------------------------------------------------
     log_to_driver: bool = True
     """Whether what workers print is shown at the driver."""

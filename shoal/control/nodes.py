@@ -47,7 +47,7 @@ class Nodes:
         node_id = row.node_id
         self._rows[node_id] = row
         self._ways[node_id] = way
-        self._at[place_of(row.socket)] = node_id
+        self._at[row.place] = node_id
         if local:
             self._local[node_id] = None
         if node_id not in self.board:
@@ -62,8 +62,8 @@ class Nodes:
         self._local.pop(node_id, None)
         self._guesses.pop(node_id, None)
         self.board.discard(node_id)
-        if self._at.get(place_of(row.socket)) == node_id:
-            del self._at[place_of(row.socket)]
+        if self._at.get(row.place) == node_id:
+            del self._at[row.place]
         row.alive = False
         row.available = {}
         self._gone[node_id] = row

@@ -54,7 +54,7 @@ from shoal.messages.membership import (
 from shoal.messages.node import NodeRow
 from shoal.messages.placement import ViewRow
 from shoal.version import __version__
-from shoal.wire.addresses import LOCAL, place_of
+from shoal.wire.addresses import LOCAL
 from shoal.wire.aio import PeerConnection
 from shoal.wire.handshake import ServerHandshake
 
@@ -276,7 +276,7 @@ class Sessions:
             who = _identity(row, message.session)
             reason = self._members.on_join(who, monotonic_ns(), again=message.again)
         if reason:
-            _log.warning("refused the node %s (%s): %s", row.name or "", row.socket, reason)
+            _log.warning("refused the node %s (%s): %s", row.name, row.place, reason)
             self._follow()
             self._send_away(connection, reason)
             return
@@ -292,7 +292,7 @@ class Sessions:
         if message.control and message.control != self._number:
             self._store.forget_answers(row.node_id, before=message.oldest_ask)
             self._store.on_claims(row.node_id, message.lives)
-        _log.info("the node %s (%s) has %s", row.name, row.socket, "joined" if new else "come back")
+        _log.info("the node %s (%s) has %s", row.name, row.place, "joined" if new else "come back")
         # When it is written down that it belongs to the cluster, or it would be refused by our successor.
         self._store.when_durable(functools.partial(self._welcome, connection, session, message))
 
@@ -473,9 +473,8 @@ class Sessions:
 
 
 def _identity(row: NodeRow, session: int) -> Identity:
-    place = place_of(row.socket)
     name = row.name or row.hostname or row.node_id.hex()[:8]
-    return Identity(row.node_id, session, "" if place == LOCAL else place, name)
+    return Identity(row.node_id, session, "" if row.place == LOCAL else row.place, name)
 
 
 def _pass_on(session: NodeSession, req: int, answer: asyncio.Future[Any]) -> None:

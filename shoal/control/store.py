@@ -240,7 +240,7 @@ class ControlStore:
         if row is not None:
             row.alive = False
             self._tell_nodes(NodeDied(row, cause))
-            place = place_of(row.socket)
+            place = row.place
             for owner in [owner for owner in actors.owners() if place_of(owner) == place]:
                 actors.on_owner_gone(
                     owner, f"a process of the node {name}", f"died: its node {cause}"

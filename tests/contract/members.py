@@ -39,8 +39,9 @@ def node_row(number: int, cpus: int = 4, **total: int) -> NodeRow:
         amounts,
         dict(amounts),
         {},
-        f"10.0.0.{number}:7000/n-{number:08x}",
+        "/run/node.sock",
         number,
+        f"10.0.0.{number}:7000",
     )
 
 
@@ -88,7 +89,7 @@ class Node:
         if self._obey and isinstance(order, PlaceActor):
             actor_id, life = order.spec.actor_id, order.incarnation
             self.lives.append((actor_id, life))
-            address = f"{self.row.socket.rpartition('/')[0]}/w-{life:08x}"
+            address = f"{self.row.place}/w-{life:08x}"
             self.link.post(ActorPlaced(actor_id, life, address, 100))
             self.link.post(ActorRuns(actor_id, life, b"", ""))
         self._changed.set()
