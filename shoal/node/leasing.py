@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from shoal.clock import monotonic_ns
 from shoal.core.forwarding import (
@@ -55,6 +55,22 @@ from shoal.messages.placement import ViewRow
 from shoal.node.clients import Client, Clients
 from shoal.node.neighbours import Neighbour, Neighbours
 from shoal.node.workers import Process, Workers
+
+
+class LeaseOwners(Protocol):
+    """Whoever answers for those who have asked the queue of this node for leases."""
+
+    def on_granted(self, grant: Grant, process: Process) -> None:
+        """There is a worker."""
+
+    def on_refused(self, refusal: Refuse) -> None:
+        """There will never be one."""
+
+    def on_asked_back(self, ask: AskBack) -> None:
+        """Others wait for it."""
+
+    def on_pending(self, pending: Pending) -> None:
+        """It cannot be had as things stand."""
 
 
 class Leasing:

@@ -89,16 +89,13 @@ class Outside:
         )
         self.lending = Lending(node_id, workers, clients, self.neighbours, self.row)
         self.abroad = Abroad(loop, self.neighbours, clients, is_alive, config.node_timeout_s)
-        self._hosting = Hosting(workers, jobs, self.neighbours, self._promised_row)
-        self.on_granted = self._hosting.on_granted
-        self.on_refused = self._hosting.on_refused
-        self.on_asked_back = self._hosting.on_asked_back
+        self.hosting = Hosting(workers, jobs, self.neighbours, self._promised_row)
         self._handlers: dict[type, Callable[[Neighbour, Any], None]] = {
-            Introduce: self._hosting.on_introduce,
-            Ask: self._hosting.on_ask,
-            Withdraw: self._hosting.on_withdraw,
-            GiveBack: self._hosting.on_give_back,
-            OwnerEnded: self._hosting.on_owner_ended,
+            Introduce: self.hosting.on_introduce,
+            Ask: self.hosting.on_ask,
+            Withdraw: self.hosting.on_withdraw,
+            GiveBack: self.hosting.on_give_back,
+            OwnerEnded: self.hosting.on_owner_ended,
             Gave: self.lending.on_gave,
             Busy: self.lending.on_busy,
             Refused: self.lending.on_node_refused,
@@ -142,7 +139,7 @@ class Outside:
     def _on_node_died(self, node_id: bytes, cause: str) -> None:
         node = self.neighbours.on_node_died(node_id, cause)
         if node is not None:
-            self._hosting.on_node_died(node, cause)
+            self.hosting.on_node_died(node, cause)
             self.abroad.on_node_died(node, cause)
         self.lending.on_node_died(node_id)
 
