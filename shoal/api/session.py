@@ -1,7 +1,7 @@
 """`init` and `shutdown`: a program's session with shoal.
 
-One driver per process. `init` starts a head of its own on this machine and joins it; `shutdown`, the end of the program, and any
-death of the driver end everything that belongs to it.
+One driver per process. `init` starts a head of its own on this machine and joins it, or joins a cluster; `shutdown`, the end of the
+program, and any death of the driver end everything that belongs to it. A cluster goes on.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from shoal.runtime.reentry import refuse_reentry
 
 if TYPE_CHECKING:
     from shoal.runtime.driver import Driver
+    from shoal.runtime.joining import FoundNode
 
 logger = logging.getLogger("shoal")
 
@@ -45,14 +46,15 @@ class RayContext:
         self.dashboard_url = ""
         self.python_version = ".".join(map(str, sys.version_info[:3]))
         registered = driver.process.registered
+        control = driver.node_path if driver.node is None else driver.node.file.control
         self.address_info: dict[str, Any] = {
             "node_ip_address": registered.node_ip,
-            "address": driver.head.path,
-            "gcs_address": driver.head.path,
+            "address": control,
+            "gcs_address": control,
             "node_id": registered.node_id.hex(),
             "session_dir": registered.session_dir,
             "object_store_address": registered.shm_dir,
-            "raylet_socket_name": driver.head.path,
+            "raylet_socket_name": driver.node_path,
             "webui_url": "",
         }
 
@@ -100,10 +102,11 @@ def init(
     _system_config: Mapping[str, Any] | None = None,
     **unknown: Any,
 ) -> RayContext:
-    """Start shoal on this machine, for this program.
+    """Start shoal on this machine for this program, or join a cluster.
 
     Args:
-        address: None or "local" starts a session of one's own.
+        address: Host and port of a cluster's head joins that cluster, through a node that runs on this machine (`shoal start`); "auto"
+            joins the newest cluster that has one. "local" starts a session of one's own. None is what `$SHOAL_ADDRESS` says, or "local".
         num_cpus: CPUs to hand out; by default those that this process may use.
         num_gpus: GPUs to hand out; by default those in `CUDA_VISIBLE_DEVICES`, or on the machine.
         resources: Custom resources, by name.
@@ -123,14 +126,14 @@ def init(
         runtime_env: Environment of this job's tasks and actors.
         _memory: Bytes that tasks may reserve with `memory=`.
         _node_name: Name of the node, for people.
-        _temp_dir: Where session folders are made instead of `/tmp/shoal-<uid>`.
+        _temp_dir: Where session folders are made and nodes are looked for, instead of `/tmp/shoal-<uid>`.
         _system_config: Settings of `shoal.config`, by name.
         **unknown: Refused.
 
     Raises:
         RuntimeError: shoal runs already, or an option does not exist.
-        ValueError: an option has a value that it cannot have.
-        ConnectionError: nobody answers at `address`.
+        ValueError: an option has a value that it cannot have, or is for sessions of one's own only.
+        ConnectionError: no node of the cluster at `address` runs on this machine.
     """
     global _driver, _restore_logging  # noqa: PLW0603 - the session of this process
     if unknown:
@@ -144,10 +147,21 @@ def init(
                     "shoal runs in this process already; call shoal.shutdown() first, or pass ignore_reinit_error=True"
                 )
             return RayContext(_driver)
-        _check_what_is_asked_for(address, include_dashboard)
+        if include_dashboard:
+            raise ValueError("include_dashboard=True: this release of shoal has no dashboard")
         _check_numbers(object_store_memory=object_store_memory, _memory=_memory)
         _check_texts(namespace=namespace, _node_name=_node_name, _temp_dir=_temp_dir)
         _check_labels(labels or {})
+        own = {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "memory": _memory,
+            "resources": resources,
+            "labels": labels,
+            "object_store_memory": object_store_memory,
+            "node_name": _node_name,
+        }
+        node = _node_to_join(address, _temp_dir, {**own, "_system_config": _system_config})
         config = load_config(_system_config)
         env = canonical_env(runtime_env) if runtime_env else ""
         log_format = _log_format(logging_config)
@@ -161,14 +175,9 @@ def init(
             _job_of_this_program(namespace, env, log_format),
             log_to_driver=config.log_to_driver if log_to_driver is None else log_to_driver,
             preload=[name for name in _PRELOADABLE if name in sys.modules],
+            node=node,
             temp_dir=_temp_dir,
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            memory=_memory,
-            resources=resources,
-            labels=labels,
-            object_store_memory=object_store_memory,
-            node_name=_node_name or "",
+            **{name: value for name, value in own.items() if value is not None},
         )
         if configure_logging and log_format is not None:
             _restore_logging = _install_logging(log_format)
@@ -178,16 +187,30 @@ def init(
         return RayContext(_driver)
 
 
-# --- checking what init was given ----------------------------------------------------------------------------------
+# --- what init was given, checked --------------------------------------------------------------------------------------
 
 
-def _check_what_is_asked_for(address: str | None, include_dashboard: bool | None) -> None:
-    if address not in {None, "", "local"}:
-        raise ConnectionError(
-            f"cannot join a cluster at {address!r}: this release of shoal runs on one machine; leave the address out"
+_WRITTEN: Final = {"memory": "_memory", "node_name": "_node_name"}
+
+
+def _node_to_join(
+    address: str | None, temp_dir: str | None, own: Mapping[str, Any]
+) -> FoundNode | None:
+    """The node of a cluster through which to join it; None for a session of one's own, which alone can have the options `own`."""
+    by_variable = address is None
+    address = (address or os.environ.get("SHOAL_ADDRESS", "")).strip()
+    if address in {"", "local"}:
+        return None
+    given = [_WRITTEN.get(name, name) for name, value in own.items() if value is not None]
+    if given:
+        said = "SHOAL_ADDRESS" if by_variable else "address"
+        raise ValueError(
+            f"{', '.join(given)}: init() cannot set this when it joins a cluster ({said} is {address!r}), whose nodes have been started with "
+            'their own. Leave it out, or pass address="local" for a session of this program alone'
         )
-    if include_dashboard:
-        raise ValueError("include_dashboard=True: this release of shoal has no dashboard")
+    from shoal.runtime.joining import choose_node
+
+    return choose_node(address, temp_dir)
 
 
 def _check_numbers(**values: Any) -> None:
@@ -211,7 +234,7 @@ def _check_labels(labels: Mapping[str, str]) -> None:
         _check_texts(**{"a label's name": key, f"label {key!r}": value})
 
 
-# --- what init makes of it -----------------------------------------------------------------------------------------
+# --- what init makes of it ---------------------------------------------------------------------------------------------
 
 
 def _job_of_this_program(namespace: str | None, env: str, log_format: LogFormat | None) -> Job:
@@ -253,11 +276,12 @@ def _install_logging(log_format: LogFormat) -> Callable[[], None]:
     return install(log_format)
 
 
-# --- the end, and the beginning by itself --------------------------------------------------------------------------
+# --- the end, and a beginning by itself --------------------------------------------------------------------------------
 
 
 def shutdown(*, wait_for_processes: bool = False) -> None:
-    """End the session: its tasks and actors, its processes and its shared memory. Does nothing if there is none.
+    """End the session: its tasks and actors, its processes and its shared memory. Does nothing if there is none. A cluster that was
+    joined goes on, without this program's job.
 
     Views of shared memory that the program still holds stay valid.
 

@@ -48,6 +48,8 @@ from shoal.core.resources import CPU, NOTHING, Allocation, Amounts, NodeResource
 from shoal.messages.node import Shape
 
 _MAX_START_FAILURES: Final = 3
+_MEMORY: Final = 8
+"""Leases over which their mean duration moves."""
 
 
 class LeaseQueue:
@@ -71,6 +73,7 @@ class LeaseQueue:
         self._start_failures: dict[WorkerKey, int] = {}
         self._last_lease_id = 0
         self._last_seq = 0
+        self._mean_lease_ns = 0
         self._deadline: int | None = None
         self._changed = False
 
@@ -134,6 +137,7 @@ class LeaseQueue:
         else:
             self._settle(lease)
             self.pool.make_idle(worker, now)
+        self._mean_lease_ns += (now - lease.granted_at - self._mean_lease_ns) // _MEMORY
         self._changed = True
 
     def on_owner_gone(self, owner: Owner, now: int, reason: str) -> None:
@@ -506,6 +510,20 @@ class LeaseQueue:
     def leases(self) -> Iterator[Lease]:
         """All leases that are not settled."""
         return iter(self._leases.values())
+
+    def load(self) -> tuple[int, int, int]:
+        """What says how long a newcomer waits: requests that could be served, leases that may end, and how long one lasts (ns)."""
+        leases = sum(not (lease.settled or lease.orphaned) for lease in self._leases.values())
+        return len(self._requests) - len(self._infeasible), leases, self._mean_lease_ns
+
+    def knows(self, owner: Owner, req: int) -> bool:
+        """Whether a request waits here."""
+        return (owner, req) in self._requests
+
+    def owners(self) -> set[Owner]:
+        """Whoever waits for a lease or has one."""
+        waiting = {request.owner for request in self._requests.values()}
+        return waiting | {lease.request.owner for lease in self._leases.values()}
 
     def waiting_requests(self) -> Iterator[Request]:
         """All requests that wait."""

@@ -65,14 +65,15 @@ class Introduce(msgspec.Struct, array_like=True, tag=10):
 
 
 class Ask(msgspec.Struct, array_like=True, tag=11):
-    """Ask for a worker. `stay`: wait for one however long it takes; else answer `Busy` if none is to be had now."""
+    """Ask for a worker. `expected_us` is how long home believes that the request will wait; if it would be much longer, the answer
+    is `Busy`."""
 
     owner: int
     req: int
     job_id: bytes
     shape: Shape
     name: str
-    stay: bool
+    expected_us: int
 
 
 class Withdraw(msgspec.Struct, array_like=True, tag=12):
@@ -109,6 +110,8 @@ class Gave(msgspec.Struct, array_like=True, tag=20):
     address: str
     pid: int
     gpu_ids: list[str]
+    version: int
+    """The host's rows from this one on show it."""
 
 
 class Busy(msgspec.Struct, array_like=True, tag=21):

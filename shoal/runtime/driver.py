@@ -1,6 +1,7 @@
 """A driver's session from beginning to end: head, runtime, output of the workers, Ctrl-C.
 
-Started in this order and ended in the reverse: session folder, head process, runtime, console, signal handler.
+Started in this order and ended in the reverse: session folder, head process, runtime, console, signal handler. A driver that joins a
+cluster takes a node's session folder and daemon as it finds them, and leaves them so.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from shoal.messages.node import Goodbye, Job, Log, RegisterDriver, Reply
 from shoal.runtime import current_process, reducers
 from shoal.runtime.console import Console
 from shoal.runtime.interrupts import Interrupts
-from shoal.runtime.launch import Session, launch_head
+from shoal.runtime.launch import Head, Session, launch_head
 from shoal.wire.addresses import DRIVER, LOCAL, make_address, make_name
 from shoal.wire.descriptors import MOST_WITH_USER_CODE, raise_descriptor_limit
 
 if TYPE_CHECKING:
+    from shoal.runtime.joining import FoundNode
     from shoal.runtime.process import Process
 
 logger = logging.getLogger("shoal")
@@ -28,7 +30,14 @@ _GOODBYE_TIMEOUT_S = 5.0
 
 
 class Driver:
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    Attributes:
+        process: The runtime.
+        head: The head process, if this driver has started it.
+        node: The node through which it has joined a cluster, if it has.
+        node_path: Where the node daemon listens.
+    """
 
     process: Process
 
@@ -39,9 +48,11 @@ class Driver:
         *,
         log_to_driver: bool,
         preload: list[str],
-        temp_dir: str | None,
+        temp_dir: str | None = None,
+        node: FoundNode | None = None,
         **resources: Any,
     ) -> None:
+        """`resources` and `temp_dir` are for a session of one's own, `node` is for joining."""
         reducers.install()
         # Left so at the end: what the program has open by then may be more than it began with.
         raise_descriptor_limit(MOST_WITH_USER_CODE)
@@ -54,26 +65,35 @@ class Driver:
         self._interrupts = Interrupts(self._interrupt_waiting)
         interrupted = self._interrupts.check if self._interrupts.install() else None
         try:
-            session = Session(temp_dir)
-            job.owner = make_address(LOCAL, make_name(DRIVER))
-            self.head = launch_head(
-                session,
-                config,
-                job=job,
-                preload=preload,
-                meanwhile=_import_runtime,
-                interrupted=interrupted,
-                **resources,
-            )
+            name = make_name(DRIVER)
+            self.node = node
+            self.head: Head | None = None
+            if node is None:
+                session = Session(temp_dir)
+                token = session.token
+                job.owner = make_address(LOCAL, name)
+                self.head = launch_head(
+                    session,
+                    config,
+                    job=job,
+                    preload=preload,
+                    meanwhile=_import_runtime,
+                    interrupted=interrupted,
+                    **resources,
+                )
+                self.node_path = self.head.path
+            else:
+                token = _token_of(node)
+                job.owner = make_address(node.file.place, name)
+                self.node_path = node.path
             try:
                 from shoal.runtime.process import Process
 
                 register = RegisterDriver(self._pid, job.owner, job, preload, log_to_driver)
-                self.process = Process(
-                    "driver", self.head.path, session.token, job.owner, register, config
-                )
+                self.process = Process("driver", self.node_path, token, job.owner, register, config)
             except BaseException:
-                self.head.stop()
+                if self.head is not None:
+                    self.head.stop()
                 raise
         except BaseException:
             self._interrupts.uninstall()
@@ -111,12 +131,12 @@ class Driver:
             self._arm_console()
 
     def _on_node_lost(self, why: str) -> None:
-        tail = self.head.log_tail()
+        tail = "" if self.head is None else self.head.log_tail()
         said = f"; its last words:\n{tail}" if tail else ""
         logger.error("%s%s", why, said)
 
     def close(self) -> None:
-        """End the session. Leaves no process, file or shared memory behind, also if Ctrl-C interrupts it: that ends the waiting
+        """End the session, or leave the cluster. Leaves no process, file or shared memory behind, also if Ctrl-C interrupts it: that ends the waiting
         for a goodbye, and is raised when everything has gone."""
         if os.getpid() != self._pid or self._closed:
             return
@@ -138,8 +158,18 @@ class Driver:
         process.run_callbacks()
         process.close(unlink=True)
         self._console.close()
-        self.head.stop()
+        if self.head is not None:
+            self.head.stop()
         self._interrupts.uninstall()
+
+
+def _token_of(node: FoundNode) -> bytes:
+    try:
+        return node.token()
+    except OSError as error:
+        raise ConnectionError(
+            f"the node in {node.directory} has ended just now ({error.strerror}): start another with `shoal start`"
+        ) from None
 
 
 def _import_runtime() -> None:

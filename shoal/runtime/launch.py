@@ -1,7 +1,8 @@
-"""Starting a session of one's own: its folder, its token, and the head process.
+"""Starting a node: its session's folder, its token, and the head process.
 
-The driver makes the session's folder and keeps its lock until the head has it too; it writes the boot record to the
-head's standard input and keeps that pipe as a lifeline: should the driver die in any way, the head notices and ends.
+The starter makes the session's folder and keeps its lock until the head has it too; it writes the boot record to the
+head's standard input and keeps that pipe as a lifeline: should the starter die in any way, the head notices and ends. A node of a
+cluster may also be left to itself (`Door.lifeline`).
 
 Guarantees: `launch_head` returns a head that serves, or raises with what the head itself said, and then leaves nothing
 behind; `Head.stop` is bounded, may be called again, and leaves no process and no file. Sessions that died without cleaning
@@ -10,49 +11,61 @@ up (all of their processes were killed at once) are removed by the next start of
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
-
-import msgspec
+from typing import Any, Final
 
 from shoal.config import Config
-from shoal.errors import InternalError
-from shoal.messages.boot import Boot, BootAnswer, BootFailed
+from shoal.messages.boot import Boot, Ready
 from shoal.messages.node import Job
 from shoal.runtime.machine import gpu_ids, node_total
+from shoal.runtime.programs import Program
 from shoal.runtime.session_folder import SESSION_VARIABLE, Session, sweep_dead_sessions
 from shoal.store import default_capacity_bytes
-from shoal.wire.framing import HEADER_BYTES, encode_frame
-from shoal.wire.session import log_dir, node_path, private
+from shoal.wire.session import log_dir, node_path
 
-__all__ = ["HEAD_PROGRAM", "Head", "Session", "launch_head"]
+__all__ = ["HEAD_PROGRAM", "Door", "Head", "Session", "begin_head", "launch_head"]
 
 START_TIMEOUT_S: Final = 30.0
 _STOP_TIMEOUT_S: Final = 8.0
-_TAIL_BYTES: Final = 4096
-_LOOK_S: Final = 0.05
 _PRESTART: Final = 2
-_MAX_ANSWER_BYTES: Final = 64 * 1024
 
 # Where to find the packages comes as arguments: the driver may have them from a path that the head would not search. `-P`
 # keeps the working directory out of the search, or a user's `logging.py` would end up in the daemon. What is imported stays, so
 # there is nothing to collect until the head serves.
-HEAD_PROGRAM: Final = (
+PROGRAM: Final = (
     "import gc, sys; gc.disable(); sys.path += [p for p in sys.argv[1:] if p not in sys.path]; "
-    "from shoal.node.head import main; main()"
+    "from {module} import main; main()"
 )
+HEAD_PROGRAM: Final = PROGRAM.format(module="shoal.node.head")
+
+
+@dataclass(frozen=True)
+class Door:
+    """How a node is part of a cluster.
+
+    Attributes:
+        control: Host and port of the control store.
+        host: IP address of the node's door.
+        port: Its port; 0 for any that is free.
+        cluster_name: For those who look for the cluster.
+        is_head: Whether it is started together with the control store.
+        lifeline: Whether the node ends with its starter.
+    """
+
+    control: str
+    host: str
+    port: int = 0
+    cluster_name: str = ""
+    is_head: bool = False
+    lifeline: bool = False
 
 
 class Head:
-    """The head process of a session that this process started.
+    """The head process of a session that this process started, or the daemon of a node.
 
     Attributes:
         session: Its folder and token.
@@ -60,23 +73,41 @@ class Head:
         pid: Its process.
     """
 
-    def __init__(self, session: Session, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+    def __init__(self, session: Session, program: Program) -> None:
         self.session = session
         self.path = node_path(session.directory)
-        self.pid = process.pid
-        self._process = process
-        self._log = log
+        self.pid = program.pid
+        self._program = program
+        self._process = program.process
         self._owner_pid = os.getpid()
         self._stopping = threading.Lock()
         self._stopped = False
 
     def is_alive(self) -> bool:
         """Whether the head runs."""
-        return not self._stopped and self._process.poll() is None
+        return not self._stopped and self._program.is_alive()
 
     def log_tail(self) -> str:
         """The last lines that the head wrote, even if its log file is gone."""
-        return "" if self._stopped else _tail(self._log)
+        return "" if self._stopped else self._program.log_tail()
+
+    def await_ready(
+        self,
+        timeout_s: float = START_TIMEOUT_S,
+        interrupted: Callable[[], None] | None = None,
+    ) -> Ready:
+        """Wait until it serves; if it does not, leave nothing of it behind.
+
+        Raises:
+            StartError: the head did not start; the text has what it said.
+        """
+        try:
+            ready = _await_ready(self._program, timeout_s, interrupted)
+        except BaseException:
+            self.stop(timeout_s=1.0)
+            raise
+        self.session.unlock()
+        return ready
 
     def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
         """End the session's processes and remove its files. In a child forked by user code it does nothing: the session
@@ -87,12 +118,15 @@ class Head:
             if self._stopped:
                 return
             self._stopped = True
-            _end(self._process, timeout_s)
-            self._log.close()
+            self._program.end(timeout_s)
             self.session.remove()
 
+    def leave(self) -> None:
+        """Let it go on without this process (it was told no starter)."""
+        self._program.leave()
 
-def launch_head(
+
+def begin_head(
     session: Session,
     config: Config,
     *,
@@ -107,12 +141,10 @@ def launch_head(
     node_ip: str = "127.0.0.1",
     preload: list[str] | None = None,
     prestart: int = _PRESTART,
-    timeout_s: float = START_TIMEOUT_S,
     program: str = HEAD_PROGRAM,
-    meanwhile: Callable[[], None] | None = None,
-    interrupted: Callable[[], None] | None = None,
+    door: Door | None = None,
 ) -> Head:
-    """Start the head of a session and wait until it serves.
+    """Start the head of a session; `Head.await_ready` waits until it serves.
 
     What is None is found out: CPUs from the affinity and control group of this process, GPUs from
     `CUDA_VISIBLE_DEVICES` or the devices there are, memory from the machine or its control group.
@@ -131,14 +163,12 @@ def launch_head(
         node_ip: How the node is called.
         preload: Modules that the zygote imports before it forks.
         prestart: How many workers to fork for `job` at once.
-        timeout_s: How long the head may take to start.
         program: What the head process runs (tests have workers of their own).
-        meanwhile: Called once while the head starts, for what takes time and needs no head.
-        interrupted: Called again and again while the head starts; may raise (a deferred Ctrl-C).
+        door: If it is a node of a cluster: where its door is and which cluster that is.
 
     Raises:
         ValueError: an amount of a resource is negative.
-        InternalError: the head did not start; the text has what it said.
+        InternalError: the process could not be made.
     """
     try:
         store_bytes = (
@@ -153,7 +183,7 @@ def launch_head(
             session_dir=session.directory,
             shm_dir=session.shm_dir,
             lock_fd=session.lock_fd,
-            driver_pid=os.getpid(),
+            driver_pid=os.getpid() if door is None or door.lifeline else 0,
             total=node_total(
                 num_cpus,
                 len(gpus) if num_gpus is None else num_gpus,
@@ -161,6 +191,7 @@ def launch_head(
                 store_bytes,
                 node_ip,
                 resources,
+                is_head=door is None or door.is_head,
             ),
             gpu_ids=gpus,
             labels=dict(labels or {}),
@@ -172,122 +203,63 @@ def launch_head(
             job=job,
             prestart=prestart,
         )
-        head = _spawn(session, boot, program)
+        if door is not None:
+            boot.host, boot.port, boot.control = door.host, door.port, door.control
+            boot.cluster_name, boot.is_head = door.cluster_name, door.is_head
+        return _spawn(session, boot, program)
     except BaseException:
         session.remove()
         raise
+
+
+def launch_head(
+    session: Session,
+    config: Config,
+    *,
+    timeout_s: float = START_TIMEOUT_S,
+    meanwhile: Callable[[], None] | None = None,
+    interrupted: Callable[[], None] | None = None,
+    **options: Any,
+) -> Head:
+    """Start the head of a session and wait until it serves.
+
+    Args:
+        session: Fresh; removed if the start fails.
+        config: For all processes of the session.
+        timeout_s: How long the head may take to start.
+        meanwhile: Called once while the head starts, for what takes time and needs no head.
+        interrupted: Called again and again while the head starts; may raise (a deferred Ctrl-C).
+        **options: Those of `begin_head`.
+
+    Raises:
+        ValueError: an amount of a resource is negative.
+        InternalError: the head did not start; the text has what it said.
+    """
+    head = begin_head(session, config, **options)
     try:
         sweep_dead_sessions(os.path.dirname(session.directory))
         if meanwhile is not None:
             meanwhile()
-        _await_ready(head, timeout_s, interrupted)
     except BaseException:
         head.stop(timeout_s=1.0)
         raise
-    session.unlock()
+    head.await_ready(timeout_s, interrupted)
     return head
 
 
-def _spawn(session: Session, boot: Boot, program: str) -> Head:
-    if not sys.executable:
-        raise InternalError("sys.executable is not set, so shoal cannot start processes of its own")
-    packages = [_root_of("shoal"), _root_of("msgspec")]
-    path = f"{log_dir(session.directory)}/head.err"
-    log = open(path, "w+b", opener=private)  # noqa: SIM115 - the Head closes it
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", program, *packages],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env={**os.environ, SESSION_VARIABLE: session.name},
-            pass_fds=(session.lock_fd,),
-            # Ctrl-C in the terminal is for the driver, which then ends the session in good order.
-            start_new_session=True,
-        )
-    except BaseException:
-        log.close()
-        raise
-    head = Head(session, process, log)
-    assert process.stdin is not None
-    # If it is gone already, waiting for its answer finds out and says why.
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(encode_frame(msgspec.msgpack.encode(boot)))
-        process.stdin.flush()
-    return head
+def _spawn(session: Session, boot: Boot, code: str) -> Head:
+    program = Program(
+        "the head process",
+        code,
+        boot,
+        log_path=f"{log_dir(session.directory)}/head.err",
+        variables={SESSION_VARIABLE: session.name},
+        pass_fds=(session.lock_fd,),
+    )
+    return Head(session, program)
 
 
 def _await_ready(
-    head: Head, timeout_s: float, interrupted: Callable[[], None] | None = None
-) -> None:
-    process = head._process
-    assert process.stdout is not None
-    data = _read_answer(process.stdout.fileno(), time.monotonic() + timeout_s, interrupted)
-    process.stdout.close()
-    said = head.log_tail()
-    what_it_said = f"\nIts last words:\n{said}" if said else ""
-    if data is None:
-        raise InternalError(
-            f"the head process did not answer within {timeout_s:g} s.{what_it_said}"
-        )
-    if not data:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(1.0)
-        raise InternalError(
-            f"the head process ended before it was ready (exit code {process.returncode}).{what_it_said}"
-        )
-    answer = msgspec.msgpack.decode(data, type=BootAnswer)
-    if isinstance(answer, BootFailed):
-        raise InternalError(f"the head process could not start: {answer.reason}.{what_it_said}")
-
-
-def _read_answer(fd: int, deadline: float, interrupted: Callable[[], None] | None) -> bytes | None:
-    """One frame's payload; no bytes if the stream ends before, None if the time does."""
-    data = b""
-    wanted = HEADER_BYTES
-    while len(data) < wanted:
-        left_s = max(0.0, deadline - time.monotonic())
-        ready, _, _ = select.select([fd], [], [], min(left_s, _LOOK_S))
-        if interrupted is not None:
-            interrupted()
-        if not ready:
-            if left_s:
-                continue
-            return None
-        piece = os.read(fd, wanted - len(data))
-        if not piece:
-            return b""
-        data += piece
-        if len(data) == HEADER_BYTES == wanted:
-            wanted += min(int.from_bytes(data, "little"), _MAX_ANSWER_BYTES)
-    return data[HEADER_BYTES:]
-
-
-def _end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
-    """End the head: by its lifeline, or else by SIGKILL, after which the zygote cleans up."""
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            # What could not be written at the start cannot be flushed now.
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-    try:
-        process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _tail(log: IO[bytes]) -> str:
-    end = os.fstat(log.fileno()).st_size
-    return (
-        os.pread(log.fileno(), _TAIL_BYTES, max(0, end - _TAIL_BYTES))
-        .decode(errors="replace")
-        .strip()
-    )
-
-
-def _root_of(package: str) -> str:
-    """The folder in which a package that is imported already was found."""
-    file = sys.modules[package].__file__
-    assert file is not None
-    return os.path.dirname(os.path.dirname(os.path.abspath(file)))
+    program: Program, timeout_s: float, interrupted: Callable[[], None] | None
+) -> Ready:
+    return program.await_ready(timeout_s, interrupted)

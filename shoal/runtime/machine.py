@@ -61,8 +61,10 @@ def node_total(
     store_bytes: int,
     node_ip: str,
     resources: Mapping[str, float] | None,
+    *,
+    is_head: bool = True,
 ) -> dict[str, int]:
-    """All resources of a node, in units of 1/10,000.
+    """All resources of a node, in units of 1/10,000. `is_head`: it has the resource by which programs name the head.
 
     Raises:
         ValueError: one is negative, or a custom one has the name of one that has a parameter of its own.
@@ -78,7 +80,7 @@ def node_total(
         "memory": max(0, memory_limit_bytes() - store_bytes) if memory is None else memory,
         "object_store_memory": store_bytes,
         f"node:{node_ip}": 1,
-        "node:__internal_head__": 1,
+        **({"node:__internal_head__": 1} if is_head else {}),
         **(resources or {}),
     }
     for name, amount in amounts.items():

@@ -19,9 +19,12 @@ from typing import Final
 from shoal.store import shm_directory
 from shoal.wire.handshake import new_token
 from shoal.wire.session import (
+    CONTROL_PREFIX,
     HEAD,
     LOCK,
+    SESSION_PREFIX,
     SHM,
+    STORAGE_FILE,
     check_path_length,
     log_dir,
     private,
@@ -45,11 +48,12 @@ class Session:
         token: The secret that its processes prove to each other.
     """
 
-    def __init__(self, root: str | None = None) -> None:
+    def __init__(self, root: str | None = None, token: bytes | None = None) -> None:
+        """`token` is the cluster's, if the session is that of a node; else one is drawn."""
         root = session_root(root)
-        self.name = f"s-{secrets.token_hex(4)}"
+        self.name = f"{SESSION_PREFIX}{secrets.token_hex(4)}"
         self.directory = f"{root}/{self.name}"
-        self.token = new_token()
+        self.token = new_token() if token is None else token
         check_path_length(self.directory)
         # Made under another name and locked before it gets its own: whoever sweeps never sees it unlocked.
         half_made = f"{root}/.new-{self.name}"
@@ -113,12 +117,15 @@ def sweep_dead_sessions(root: str) -> int:
                 if time.time() - os.lstat(path).st_mtime > _HALF_MADE_S:
                     remove_session(path, "")
             continue
-        if not name.startswith("s-"):
+        if not name.startswith((SESSION_PREFIX, CONTROL_PREFIX)):
             continue
         fd = try_lock(path)
         if fd is None:
             continue
         try:
+            if name.startswith(CONTROL_PREFIX) and os.path.exists(f"{path}/{STORAGE_FILE}"):
+                # What the control store has written down is for the next one of its name.
+                continue
             kill_orphans(path)
             remove_session(path, _shm_of(path, name))
             swept += 1

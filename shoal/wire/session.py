@@ -37,7 +37,13 @@ SHM: Final = "shm"
 HEAD: Final = "head"
 NODE_FILE: Final = "node.json"
 CONTROL_FILE: Final = "control.json"
+STORAGE_FILE: Final = "control.db"
+"""The storage of a control store, unless it is told another."""
 TOKEN_FILE: Final = "token"  # noqa: S105 - the name of a file
+SESSION_PREFIX: Final = "s-"
+"""How the folder of a session begins."""
+CONTROL_PREFIX: Final = "c-"
+"""How the folder of a control store begins."""
 _LONGEST_NAME: Final = "/w-00000000.sock"
 
 
@@ -99,12 +105,31 @@ def check_path_length(session_dir: str) -> None:
 
 def try_lock(session_dir: str) -> int | None:
     """Take the lock of a session that may be dead; its descriptor, or None if the session lives (or has no lock)."""
+    return _lock(session_dir, fcntl.LOCK_EX)
+
+
+def take_lock(directory: str) -> int | None:
+    """Take the lock of a folder of ours, which may have none yet; its descriptor, or None if somebody has it."""
+    return _lock(directory, fcntl.LOCK_EX, os.O_CREAT)
+
+
+def is_alive(directory: str) -> bool:
+    """Whether a process lives that holds the lock of a folder."""
+    # Shared, or two who look at the same time would take each other for the process.
+    fd = _lock(directory, fcntl.LOCK_SH)
+    if fd is not None:
+        os.close(fd)
+        return False
+    return os.path.exists(f"{directory}/{LOCK}")
+
+
+def _lock(directory: str, how: int, flags: int = 0) -> int | None:
     try:
-        fd = os.open(f"{session_dir}/{LOCK}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(f"{directory}/{LOCK}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
     except OSError:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
     except OSError:
         os.close(fd)
         return None

@@ -333,6 +333,23 @@ def test_who_waits_can_be_explained() -> None:
     assert node.queue.explain(1, grant.req) == ""
 
 
+def test_the_load_says_how_long_a_newcomer_waits() -> None:
+    node = Node(2)
+    assert node.queue.load() == (0, 0, 0)
+    for owner in (1, 2, 3):
+        node.request(owner)
+    node.request(4, Shape(((CPU, 100 * UNIT),)))
+    first, second = node.grants()
+    waiting, leases, _ = node.queue.load()
+    # What no node could give is not in anybody's way.
+    assert (waiting, leases) == (1, 2)
+    node.now += 800 * MS
+    node.give_back(first, second)
+    _, _, mean_ns = node.queue.load()
+    # A moving average: two leases of 800 ms count for a part.
+    assert 0 < mean_ns < 800 * MS
+
+
 def test_the_end_of_an_owner_ends_its_requests_and_workers() -> None:
     node = Node(cpus=2)
     for _ in range(3):
