@@ -100,6 +100,39 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """How long a control store leads, in Redis, unless it renews. Lower: a successor takes over sooner from one that died,
     but also from one that was only slow."""
 
+    # --- nodes of a cluster -----------------------------------------------------------------------------------
+    node_heartbeat_s: float = 1.0
+    """How often a node and the control store tell each other that they live, when they have nothing else to say."""
+
+    node_timeout_s: float = 10.0
+    """A node of which nothing was heard for so long is dead, and its work is given to others. Lower: failures are noticed sooner,
+    and a node that was only busy or stopped is given up as well."""
+
+    node_reconnect_s: float = 2.0
+    """How long a node may take to come back after its connection to the control store has closed, before it is dead."""
+
+    control_retry_s: float = 60.0
+    """How long a node tries to reach a control store that does not answer, before the node ends. Higher: a control store may take
+    longer to be started again."""
+
+    view_ms: int = 20
+    """Least time between two batches of changed rows to one node. Higher: fewer messages, older views."""
+
+    stream_window: int = 1024
+    """Most numbered messages on their way between a node and the control store."""
+
+    stream_backlog: int = 10_000
+    """Events that wait for a node that does not take them; beyond it gets the newest state of each thing instead of its history."""
+
+    orders_backlog: int = 1_000_000
+    """A node that lets so many orders and answers wait is given up, and a node with so many unsent reports ends."""
+
+    ended_processes: int = 10_000
+    """Ended workers and drivers of which the control store remembers the cause, at some 300 bytes each."""
+
+    cluster_task_events: int = 100_000
+    """Finished tasks that the control store remembers for the whole cluster, at some 300 bytes each."""
+
     # --- ways between nodes -----------------------------------------------------------------------------------
     tls_cert: str = ""
     """Path of this node's certificate (PEM, with the chain up to the authority). With it, every TCP connection is in TLS; all nodes

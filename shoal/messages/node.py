@@ -488,6 +488,8 @@ class NodeRow(msgspec.Struct, array_like=True):
     labels: dict[str, str]
     socket: str
     pid: int
+    place: str = "local"
+    """Where its door is (see `wire.addresses`)."""
 
 
 class EventsQuery(msgspec.Struct, array_like=True, tag=65):

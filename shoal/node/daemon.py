@@ -25,7 +25,7 @@ import msgspec
 
 from shoal.clock import monotonic_ns
 from shoal.control.link import ControlLink
-from shoal.control.storage.memory import MemoryStorage
+from shoal.control.storage.opening import open_storage
 from shoal.control.store import ControlStore
 from shoal.core.endings import killed_clause
 from shoal.core.lease_records import AskBack, Grant, Lease, Pending, Refuse
@@ -37,6 +37,7 @@ from shoal.messages.control import (
     ClientGone,
     CreateActor,
     DropActor,
+    EndJob,
     JobEnded,
     JobStarted,
     KillActor,
@@ -134,9 +135,15 @@ class Daemon:
         self._logs = LogForwarder(self._clients)
         self._zygote = ZygoteLink(loop, zygote, self)
         self._workers = Workers(loop, boot, self._zygote, self, self._jobs, max_descriptors)
-        self._control: ControlLink = ControlStore(
-            loop, MemoryStorage(), self._on_storage_failure
-        ).connect(self._row(), self._on_order)
+        # A session without a control store of its own: it is here, and ends with us.
+        self._hosted = ControlStore(
+            loop,
+            open_storage("memory:"),
+            self._on_storage_failure,
+            config=boot.config,
+            name=boot.cluster_name,
+        )
+        self._control: ControlLink = self._hosted.connect(self._row(), self._on_order)
         self._actors = ActorSeats(self._workers, self._clients, self._control)
         self._store = StoreKeeper(loop, boot, self._clients)
         self._queries = Queries(
@@ -150,6 +157,7 @@ class Daemon:
 
     async def start(self, listening: socket.socket, door: socket.socket | None = None) -> None:
         """Serve the connections that arrive at a socket, and at the node's door if it has one."""
+        await self._hosted.load()
         self._server = await self._loop.create_unix_server(self._connect, sock=listening)
         job = self._boot.job
         if job is not None:
@@ -185,6 +193,7 @@ class Daemon:
         self._store.close()
         self._workers.close()
         self._control.close()
+        await self._hosted.close()
         for connection in list(self._connections):
             connection.close()
         self._zygote.close()
@@ -439,6 +448,10 @@ class Daemon:
                 self._actors.place(order)
             case StopActor():
                 self._actors.stop(order)
+            case EndJob(job_id, reason, kill):
+                self._workers.end_job(job_id, reason, kill=kill)
+                if kill:
+                    self._store.on_job_gone(job_id)
             case ActorChanged(clients, change):
                 for number in clients:
                     client = self._clients.get(number)
@@ -503,7 +516,7 @@ class Daemon:
         who = f"the driver, pid {client.pid}"
         reason = f"its driver (pid {client.pid}) {how}"
         self._control.post(ClientGone(client.number, client.address, who, how))
-        self._control.post(JobEnded(job_id, reason))
+        self._control.post(JobEnded(job_id, reason, kill=True))
         self._workers.end_job(job_id, reason, kill=True)
         self._workers.queue.on_owner_gone(client.number, monotonic_ns(), reason)
         self._store.on_process_gone(client.address, job_id)
@@ -525,6 +538,7 @@ class Daemon:
             boot.labels,
             node_path(boot.session_dir),
             os.getpid(),
+            boot.place,
         )
 
 

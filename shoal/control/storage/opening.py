@@ -60,6 +60,15 @@ def open_storage(
     raise StorageAddressError(f"the storage address {what}; the storages are: {KNOWN}")
 
 
+def shown_address(url: str) -> str:
+    """An address as it may be shown: without passwords."""
+    if url.partition(":")[0].lower() not in _REDIS:
+        return url
+    from shoal.control.storage.redis_address import parse_address
+
+    return parse_address(url).shown
+
+
 def storage_address(environ: Mapping[str, str]) -> str | None:
     """The address that the environment names: `SHOAL_STORAGE`, or `SHOAL_REDIS_ADDRESS` for short; None if neither.
 
