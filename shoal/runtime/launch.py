@@ -255,6 +255,7 @@ def _spawn(session: Session, boot: Boot, code: str) -> Head:
         log_path=f"{log_dir(session.directory)}/head.err",
         variables={SESSION_VARIABLE: session.name},
         pass_fds=(session.lock_fd,),
+        lifeline=bool(boot.driver_pid),
     )
     return Head(session, program)
 

@@ -50,13 +50,16 @@ class Program:
         log_path: str,
         variables: Mapping[str, str],
         pass_fds: Collection[int],
+        lifeline: bool = True,
     ) -> None:
+        """`lifeline`: it was told its starter, and ends with it."""
         if not sys.executable:
             raise InternalError(
                 "sys.executable is not set, so shoal cannot start processes of its own"
             )
         packages = [_root_of("shoal"), _root_of("msgspec")]
         self._what = what
+        self._lifeline = lifeline
         self._log = open(log_path, "w+b", opener=private)  # noqa: SIM115 - `end` or `leave` closes it
         try:
             self.process = subprocess.Popen(
@@ -119,8 +122,10 @@ class Program:
         return answer
 
     def end(self, timeout_s: float) -> None:
-        """End it: by its lifeline, or else by SIGKILL."""
+        """End it: by its lifeline or SIGTERM, or else by SIGKILL."""
         self._close_pipes()
+        if not self._lifeline:
+            self.process.terminate()
         try:
             self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:

@@ -224,6 +224,7 @@ def begin_control(
             log_path=f"{log_dir(folder.directory)}/control.err",
             variables={SESSION_VARIABLE: os.path.basename(folder.directory)},
             pass_fds=(folder.lock_fd, listening.fileno()),
+            lifeline=lifeline,
         )
         with open(f"{folder.directory}/{HEAD}", "w", encoding="ascii", opener=private) as file:
             file.write(str(program.pid))
