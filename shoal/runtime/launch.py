@@ -121,6 +121,10 @@ class Head:
             self._program.end(timeout_s)
             self.session.remove()
 
+    def hang_up(self) -> None:
+        """Tell it to end, without waiting; `stop` does."""
+        self._program.hang_up()
+
     def leave(self) -> None:
         """Let it go on without this process (it was told no starter)."""
         self._program.leave()

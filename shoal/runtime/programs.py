@@ -123,15 +123,19 @@ class Program:
 
     def end(self, timeout_s: float) -> None:
         """End it: by its lifeline or SIGTERM, or else by SIGKILL."""
-        self._close_pipes()
-        if not self._lifeline:
-            self.process.terminate()
+        self.hang_up()
         try:
             self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
         self._log.close()
+
+    def hang_up(self) -> None:
+        """Tell it to end, by its lifeline or SIGTERM."""
+        self._close_pipes()
+        if not self._lifeline:
+            self.process.terminate()
 
     def leave(self) -> None:
         """Let it go on without this process, which is not to wait for it any more."""

@@ -174,6 +174,11 @@ class Control:
         self.program.end(timeout_s)
         self.folder.remove()
 
+    def kill(self) -> None:
+        """SIGKILL; its folder stays."""
+        self.program.process.kill()
+        self.program.end(_STOP_TIMEOUT_S)
+
     def leave(self) -> None:
         """Let it go on without this process (it was told no starter)."""
         self.program.leave()
