@@ -91,6 +91,35 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     store_full_timeout_s: float = 20.0
     """How long a creator waits for room before `ObjectStoreFullError`."""
 
+    # --- objects of other nodes -------------------------------------------------------------------------------
+    pull_inflight_bytes: int = 512 * 1024 * 1024
+    """Most bytes that a node is getting from others at once, unless a single object is larger; never more than half of
+    its store. Higher: more objects at once, and more of the store taken by what nobody can use yet."""
+
+    pulls_at_once: int = 8
+    """Most objects that a node is getting at once; it has a thread and a connection for each."""
+
+    pull_tries: int = 3
+    """How often in a row a node may fail to send a byte of an object before it is asked no more."""
+
+    pull_stall_s: float = 10.0
+    """How long the other side of a transfer may send (or take) nothing before another source is tried. Lower: a node that hangs
+    holds up others for less time, but a slow one is taken for one that hangs."""
+
+    uploads_per_object: int = 3
+    """How many nodes get the same object from one node at once; the others get it from those. Higher: shallower trees, and
+    less bandwidth for each."""
+
+    transfer_chunk_bytes: int = 4 * 1024 * 1024
+    """Pieces in which objects travel. Higher: fewer system calls; lower: nodes further down a tree begin sooner."""
+
+    transfer_checksums: bool = False
+    """Whether each piece is sent with its CRC-32. TCP's own checksum lets one damaged packet in 65,536 through. It costs a pass over
+    the bytes at either end, and `sendfile`."""
+
+    bulk_idle_s: float = 10.0
+    """How long a connection for objects is kept for the next one."""
+
     # --- control store ----------------------------------------------------------------------------------------
     storage_retry_s: float = 60.0
     """How long a storage that is away or full is tried again, before the control store ends. Meanwhile nothing changes in
@@ -148,6 +177,20 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     join_timeout_s: float = 10.0
     """How long `shoal start --address` tries to reach a control store that does not answer. Higher: nodes may be started that
     much earlier than the head."""
+
+    # --- placement groups -------------------------------------------------------------------------------------
+    group_prepare_timeout_s: float = 10.0
+    """How long nodes may take to say that they have reserved a group's bundles, before all of them are released and asked anew."""
+
+    group_retry_ms: int = 10
+    """How soon a placement group that found no room is tried again, at first. Lower: less delay after something was
+    released, more work while many groups wait."""
+
+    group_retry_most_ms: int = 1_000
+    """Longest pause between tries of a group whose nodes had less room than they had said."""
+
+    groups_remembered: int = 1_000
+    """Removed placement groups that tables still show."""
 
     # --- observation ------------------------------------------------------------------------------------------
     log_to_driver: bool = True

@@ -229,6 +229,10 @@ class Candidates:
                 most -= 1
                 yield node
 
+    def able(self, most: int) -> Iterator[Node]:
+        """Up to so many nodes that could serve the demand if they were idle."""
+        return self.roomy(tuple(range(SETS)), most)
+
     def check(self, nodes: Iterable[Node]) -> None:
         """Assert that the index is what it would be if it were built now."""
         expected = {}

@@ -13,7 +13,7 @@ from typing import Final
 from shoal.clock import monotonic_ns
 from shoal.control.link import ControlLink
 from shoal.core.endings import ended_clause, killed_clause
-from shoal.core.lease_records import Grant, Pending, Refuse
+from shoal.core.lease_records import AskBack, Grant, Pending, Refuse
 from shoal.messages.control import (
     ActorGone,
     ActorLeaves,
@@ -136,6 +136,13 @@ class ActorSeats:
                     0, f"the actor{name} of class {seat.spec.class_name} waits: {pending.reason}"
                 )
             )
+
+    def on_asked_back(self, _ask: AskBack) -> None:
+        """Nobody asks for the workers of actors."""
+
+    def lives(self) -> list[tuple[bytes, int]]:
+        """The lives of actors that this node has: actor and incarnation."""
+        return list(self._seats)
 
     def on_process_gone(self, process: Process, cause: str) -> None:
         """A worker has ended; was it an actor?"""
