@@ -25,6 +25,7 @@ import msgspec
 
 from shoal.config import Config
 from shoal.control.history import History, latest
+from shoal.control.jobs import Jobs
 from shoal.control.journal import Journal
 from shoal.control.keys import Keys
 from shoal.control.link import ControlError, OnOrder
@@ -36,7 +37,6 @@ from shoal.control.restoring import (
     CLUSTER_ID,
     FORGOTTEN,
     HEARD,
-    JOBS,
     NODES,
     SPECS,
     Restored,
@@ -74,7 +74,6 @@ from shoal.messages.control import (
     FindActor,
     GetKey,
     JobEnded,
-    JobRow,
     JobStarted,
     KillActor,
     ListEndedProcesses,
@@ -97,7 +96,7 @@ from shoal.messages.control import (
     WatchActor,
 )
 from shoal.messages.node import NodeRow
-from shoal.messages.records import HeardRecord, JobRecord, LivingActor, NodeRecord
+from shoal.messages.records import HeardRecord, LivingActor, NodeRecord
 from shoal.version import __version__
 from shoal.wire.addresses import place_of
 
@@ -141,8 +140,8 @@ class ControlStore:
         self._journal = Journal(storage, on_storage_failure)
         self._actors = ActorDirectory()
         self._keys = Keys(self._journal)
-        self._jobs: dict[bytes, JobRecord] = {}
         self._history = History(config or Config())
+        self._jobs = Jobs(self._journal, self._history)
         # Where each life of an actor was sent, and which were not sent anywhere because they fit nowhere.
         self._placed_on: dict[bytes, bytes] = {}
         self._unplaced: dict[bytes, PlaceActor] = {}
@@ -158,7 +157,7 @@ class ControlStore:
             DeleteKey: keys.delete,
             ListKeys: keys.list,
             ListNodes: lambda _: self.nodes.listed(),
-            ListJobs: lambda _: self._list_jobs(),
+            ListJobs: lambda _: self._jobs.rows(),
             ListEndedProcesses: lambda m: latest(history.processes, m.limit),
             ListTaskEvents: lambda m: latest(history.tasks, m.limit),
             ClusterStatus: lambda _: self._status(),
@@ -172,7 +171,7 @@ class ControlStore:
         """
         restored = self.restored = restored_from(await self._storage.load())
         self._keys.restore(restored.keys)
-        self._jobs = restored.jobs
+        self._jobs.restore(restored.jobs)
         self._placed_on = restored.placed_on
         self._actors.restore(restored.living, restored.dead, restored.forgotten)
         self._answered = {
@@ -248,7 +247,7 @@ class ControlStore:
         for watcher in actors.watchers():
             if watcher[0] == node_id:  # type: ignore[index]  # ours are (node, client)
                 actors.on_watcher_gone(watcher)
-        for record in [record for record in self._jobs.values() if record.node_id == node_id]:
+        for record in [record for record in self._jobs if record.node_id == node_id]:
             self._end_job(
                 record.job.job_id, f"the node of its driver, {name}, died: it {cause}", kill=True
             )
@@ -302,10 +301,6 @@ class ControlStore:
         except NameTaken as error:
             raise ControlError(f"ActorAlreadyExistsError: {error}") from None
 
-    def _list_jobs(self) -> list[JobRow]:
-        running = [JobRow(record.job, record.node_id, "") for record in self._jobs.values()]
-        return [*self._history.jobs, *running]
-
     def _status(self) -> StatusOfCluster:
         nodes = self.nodes
         waiting = [
@@ -322,7 +317,7 @@ class ControlStore:
             self._storage_since_ns,
             nodes.listed(),
             sum(1 for _ in self._actors),
-            len(self._jobs),
+            sum(1 for _ in self._jobs),
             waiting,
         )
 
@@ -339,8 +334,7 @@ class ControlStore:
                 if self.nodes.set_view(view):
                     self._place_again()
             case JobStarted(job):
-                record = self._jobs[job.job_id] = JobRecord(job, node_id)
-                self._journal.write(JOBS, job.job_id, _encode(record))
+                self._jobs.start(job, node_id)
             case JobEnded(job_id, reason, kill):
                 self._end_job(job_id, reason, kill=kill, but=node_id)
             case TaskEvents(events):
@@ -371,10 +365,7 @@ class ControlStore:
 
     def _end_job(self, job_id: bytes, reason: str, *, kill: bool, but: bytes = b"") -> None:
         """A job is over. Told twice it is ended twice: first in good order, then not."""
-        record = self._jobs.pop(job_id, None)
-        if record is not None:
-            self._journal.write(JOBS, job_id, None)
-            self._history.jobs.append(JobRow(record.job, record.node_id, reason))
+        self._jobs.end(job_id, reason)
         self._actors.on_job_gone(job_id, reason)
         self._tell_nodes(EndJob(job_id, reason, kill), but=but)
 
@@ -395,7 +386,7 @@ class ControlStore:
                 case SaveForgotten(process):
                     self._journal.write(FORGOTTEN, process, self._actors.forgotten(process))
                 case Place(spec, incarnation, job_id):
-                    self._place(PlaceActor(spec, incarnation, job_id))
+                    self._place(PlaceActor(spec, incarnation, job_id, self._jobs.get(job_id)))
                     # After a restart, the node that it was sent to is the one whose claim counts.
                     changed.setdefault(spec.actor_id, False)
                 case Stop(actor_id, incarnation, reason, how):
@@ -406,6 +397,8 @@ class ControlStore:
                     self._tell(watchers, change)
         for actor_id, new in changed.items():
             self._save(actor_id, new)
+        if self._jobs.has_ended:
+            self._jobs.forget({actor.job_id for actor in self._actors})
         if heard is not None and self._journal.dirty:
             record = HeardRecord(heard.session, heard.number)
             self._journal.write(HEARD, node_id, _encode(record))

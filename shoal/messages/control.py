@@ -247,11 +247,12 @@ class TaskEvents(msgspec.Struct, array_like=True, tag=33):
 
 
 class PlaceActor(msgspec.Struct, array_like=True, tag=40):
-    """Find a process for this life of an actor."""
+    """Find a process for this life of an actor. The node may not know its job yet."""
 
     spec: ActorSpec
     incarnation: int
     job_id: bytes
+    job: Job | None = None
 
 
 class StopActor(msgspec.Struct, array_like=True, tag=41):

@@ -60,7 +60,8 @@ class HeardRecord(msgspec.Struct, array_like=True):
 
 
 class JobRecord(msgspec.Struct, array_like=True):
-    """A job that runs, and the node of its driver."""
+    """A job, and the node of its driver. `ended` says why it is over, if it is: it is kept while detached actors of it live."""
 
     job: Job
     node_id: bytes
+    ended: str = ""

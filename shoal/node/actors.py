@@ -28,6 +28,7 @@ from shoal.messages.node import (
     ActorSpec,
     ActorStarted,
     Exit,
+    Job,
     LeasePending,
     StartActor,
 )
@@ -55,8 +56,11 @@ class _Seat:
 class ActorSeats:
     """See the module's docstring."""
 
-    def __init__(self, workers: Workers, clients: Clients, control: ControlLink) -> None:
+    def __init__(
+        self, workers: Workers, clients: Clients, control: ControlLink, jobs: dict[bytes, Job]
+    ) -> None:
         self._workers = workers
+        self._jobs = jobs
         self._clients = clients
         self._control = control
         self._reqs = itertools.count(1)
@@ -71,6 +75,12 @@ class ActorSeats:
         """Find a process for a life of an actor."""
         key = (order.spec.actor_id, order.incarnation)
         if key in self._seats:
+            return
+        if order.job is not None:
+            self._jobs.setdefault(order.job_id, order.job)
+        if order.job_id not in self._jobs:
+            reason = f"its job {order.job_id.hex()} is not known any more"
+            self._control.post(ActorRefused(*key, reason))
             return
         seat = _Seat(next(self._reqs), order.spec, order.incarnation, order.job_id)
         self._seats[key] = seat

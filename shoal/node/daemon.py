@@ -150,7 +150,7 @@ class Daemon:
             if self._outside is None
             else self._outside.lending
         )
-        self._actors = ActorSeats(self._workers, self._clients, self._control)
+        self._actors = ActorSeats(self._workers, self._clients, self._control, self._jobs)
         self._store = StoreKeeper(loop, boot, self._clients)
         self._queries = Queries(
             loop,
