@@ -23,6 +23,7 @@ import asyncio
 import functools
 import logging
 import os
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -34,7 +35,19 @@ from shoal.control.store import ControlStore, Heard
 from shoal.core.membership import Identity, Membership, NodeDown, NodeUp
 from shoal.core.streams import Incoming, Outgoing
 from shoal.errors import ProtocolError
-from shoal.messages.control import ActorChanged, EndJob, NodeDied, NodeJoined, NodeView, Order
+from shoal.messages.control import (
+    ActorChanged,
+    ClusterStatus,
+    EndJob,
+    ListEndedProcesses,
+    ListJobs,
+    ListNodes,
+    ListTaskEvents,
+    NodeDied,
+    NodeJoined,
+    NodeView,
+    Order,
+)
 from shoal.messages.membership import (
     Alive,
     Answer,
@@ -61,6 +74,8 @@ from shoal.wire.handshake import ServerHandshake
 _log = logging.getLogger("shoal.control")
 _encode: Final = msgspec.msgpack.Encoder().encode
 _SECOND: Final = 1_000_000_000
+_LOOKS: Final = (ClusterStatus, ListNodes, ListJobs, ListEndedProcesses, ListTaskEvents)
+"""What may be asked without being a node."""
 
 
 def _merge(old: Order | Answer, new: Order | Answer) -> Order | Answer:
@@ -244,6 +259,9 @@ class Sessions:
         for message in messages:
             session: NodeSession | None = connection.user
             if session is None:
+                if isinstance(message, Ask):
+                    self._on_visitor(connection, message)
+                    continue
                 if not isinstance(message, Join):
                     raise ProtocolError(f"{type(message).__name__} from a node that has not joined")
                 self._on_join(connection, message)
@@ -251,7 +269,15 @@ class Sessions:
                 self._on_message(session, message)
             if connection.closed:
                 return
-        self._on_end_of_batch(connection, connection.user)
+        if connection.user is not None:
+            self._on_end_of_batch(connection, connection.user)
+
+    def _on_visitor(self, connection: PeerConnection, message: Ask) -> None:
+        """A question of somebody who is no node, and only looks."""
+        if not isinstance(message.call, _LOOKS):
+            raise ProtocolError(f"{type(message.call).__name__} from somebody who is no node")
+        answer = self._store.call(b"", message.call)
+        answer.add_done_callback(functools.partial(_pass_on, connection.send, message.req))
 
     def _on_end_of_batch(self, connection: PeerConnection, session: NodeSession) -> None:
         refusal = self._members.on_heard(session.node_id, session.session, monotonic_ns())
@@ -289,9 +315,6 @@ class Sessions:
             before.close()
         session.connection = None
         connection.user = session
-        if message.control and message.control != self._number:
-            self._store.forget_answers(row.node_id, before=message.oldest_ask)
-            self._store.on_claims(row.node_id, message.lives)
         _log.info("the node %s (%s) has %s", row.name, row.place, "joined" if new else "come back")
         # When it is written down that it belongs to the cluster, or it would be refused by our successor.
         self._store.when_durable(functools.partial(self._welcome, connection, session, message))
@@ -360,7 +383,7 @@ class Sessions:
                 return
         heard = Heard(session.session, max(number, session.heard_before), message.req)
         answer = store.call(node_id, message.call, heard)
-        answer.add_done_callback(functools.partial(_pass_on, session, message.req))
+        answer.add_done_callback(functools.partial(_pass_on, session.answer, message.req))
 
     # --- what follows --------------------------------------------------------------------------------------------
 
@@ -395,6 +418,10 @@ class Sessions:
             self._sessions[row.node_id] = session
         if back:
             self._store.on_node_back(row, session.give)
+            if joining.control != self._number:
+                # Before it is decided that nobody else is expected: what nobody claims is lost then.
+                self._store.forget_answers(row.node_id, before=joining.oldest_ask)
+                self._store.on_claims(row.node_id, joining.lives)
         else:
             self._store.on_node_up(row, joining.session, session.give)
 
@@ -477,14 +504,14 @@ def _identity(row: NodeRow, session: int) -> Identity:
     return Identity(row.node_id, session, "" if row.place == LOCAL else row.place, name)
 
 
-def _pass_on(session: NodeSession, req: int, answer: asyncio.Future[Any]) -> None:
+def _pass_on(give: Callable[[Answer], None], req: int, answer: asyncio.Future[Any]) -> None:
     if answer.cancelled():
         return
     error = answer.exception()
     if error is None:
-        session.answer(Answer(req, _encode(answer.result()), ""))
+        give(Answer(req, _encode(answer.result()), ""))
     elif isinstance(error, ControlError):
-        session.answer(Answer(req, b"", error.text))
+        give(Answer(req, b"", error.text))
     else:
-        session.answer(Answer(req, b"", f"InternalError: {error!r}"))
+        give(Answer(req, b"", f"InternalError: {error!r}"))
         raise error

@@ -16,6 +16,8 @@
       │ Alive ──────────────────────────────────────────► │
       │ ◄───────────────────────────────────────── Alive  │
 
+Whoever only looks (`shoal status`) sends `Ask` instead of `Join`, and gets `Answer`.
+
 After a connection has broken both say, in `Join` and `Joined`, what they have of the other, and send the rest again. See
 `core.streams`.
 """
@@ -139,5 +141,5 @@ class View(msgspec.Struct, array_like=True, tag=23):
     current: bool
 
 
-ToControl = Join | Said | Latest | ViewTaken | Leave | Taken | Alive
-ToMember = Joined | NotWanted | Given | View | Taken | Alive
+ToControl = Join | Ask | Said | Latest | ViewTaken | Leave | Taken | Alive
+ToMember = Joined | Answer | NotWanted | Given | View | Taken | Alive

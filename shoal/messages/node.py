@@ -223,6 +223,8 @@ class Log(msgspec.Struct, array_like=True, tag=25):
     source: str
     stream: int
     lines: list[str]
+    place: str = ""
+    """Where the worker's node is, if that is not the driver's."""
 
 
 # --- actors ---------------------------------------------------------------------------------------------------------
