@@ -9,6 +9,9 @@ hear them any more. So when a process has left anything, every client is asked w
 `node.inquiries`); what nobody uses is freed. The same goes for blocks that living processes made for an owner that has ended
 (*abandoned* ones).
 
+In a cluster clients of other nodes may use it, too, and are not asked: there it stays until owners say that it is dead, or the job
+ends.
+
 Limit: which blocks of a dead process live, the node does not know. A process that ends in order gives its idle memory back
 first; what one that crashed had idle stays until its job ends, and so do the pages at the edges of freed blocks.
 """
@@ -38,7 +41,7 @@ from shoal.messages.node import (
 from shoal.messages.values import Location
 from shoal.node.clients import Client, Clients
 from shoal.node.inquiries import Inquiries, Used
-from shoal.wire.addresses import creator_at
+from shoal.wire.addresses import LOCAL, creator_at
 
 if TYPE_CHECKING:
     from shoal.store.extents import Extents
@@ -91,6 +94,7 @@ class StoreKeeper:
         # Those that have drawn quota, by short name.
         self._clients: dict[str, Holder] = {}
         self._inquiries = Inquiries(loop, all_clients, self._free_unused)
+        self._asks = boot.place == LOCAL
         # Blocks of living processes by the owner that has ended, and their maker's short name.
         self._abandoned: dict[str, dict[str, set[Location]]] = {}
         self._estates: dict[str, _Estate] = {}
@@ -167,7 +171,8 @@ class StoreKeeper:
 
     def ask_who_uses(self, address: str) -> None:
         """Ask everybody what they use of what a process has left."""
-        self._inquiries.ask([address])
+        if self._asks:
+            self._inquiries.ask([address])
 
     def on_in_use(self, client: Client, message: InUse) -> None:
         """A client says what it uses of what a process has left."""
@@ -175,13 +180,15 @@ class StoreKeeper:
 
     def on_abandoned(self, client: Client, message: Abandoned) -> None:
         """A client has made blocks for a process that has ended."""
+        if not self._asks:
+            return
         makers = self._abandoned.setdefault(message.owner, {})
         makers.setdefault(creator_at(client.address), set()).update(message.locations)
         self._inquiries.ask([message.owner])
 
     def on_let_go(self, _client: Client, message: LetGo) -> None:
         """A client uses less of what processes left that have ended."""
-        for address in message.addresses:
+        for address in message.addresses if self._asks else ():
             if address in self._abandoned or creator_at(address) in self._estates:
                 self._inquiries.ask_later(address)
 
