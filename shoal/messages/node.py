@@ -21,6 +21,7 @@ import msgspec
 
 from shoal.config import Config
 from shoal.messages.placement import Strategy
+from shoal.messages.transfer import Freed, Pull, PullDone, Pulled
 from shoal.messages.values import Dep, Inline, Location, Ref, Stored
 
 UNIT = 10_000
@@ -222,6 +223,8 @@ class Log(msgspec.Struct, array_like=True, tag=25):
     source: str
     stream: int
     lines: list[str]
+    place: str = ""
+    """Where the worker's node is, if that is not the driver's."""
 
 
 # --- actors ---------------------------------------------------------------------------------------------------------
@@ -561,6 +564,9 @@ ToNode = (
     | NodesQuery
     | EventsQuery
     | Events
+    | Pull
+    | PullDone
+    | Freed
 )
 
 FromNode = (
@@ -579,6 +585,7 @@ FromNode = (
     | QuotaWanted
     | WhoUses
     | FreeAbandoned
+    | Pulled
     | EventsQuery
     | Reply
 )
