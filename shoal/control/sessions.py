@@ -315,9 +315,6 @@ class Sessions:
             before.close()
         session.connection = None
         connection.user = session
-        if message.control and message.control != self._number:
-            self._store.forget_answers(row.node_id, before=message.oldest_ask)
-            self._store.on_claims(row.node_id, message.lives)
         _log.info("the node %s (%s) has %s", row.name, row.place, "joined" if new else "come back")
         # When it is written down that it belongs to the cluster, or it would be refused by our successor.
         self._store.when_durable(functools.partial(self._welcome, connection, session, message))
@@ -421,6 +418,10 @@ class Sessions:
             self._sessions[row.node_id] = session
         if back:
             self._store.on_node_back(row, session.give)
+            if joining.control != self._number:
+                # Before it is decided that nobody else is expected: what nobody claims is lost then.
+                self._store.forget_answers(row.node_id, before=joining.oldest_ask)
+                self._store.on_claims(row.node_id, joining.lives)
         else:
             self._store.on_node_up(row, joining.session, session.give)
 
