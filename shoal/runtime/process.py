@@ -189,7 +189,7 @@ class Process:
             address,
             self.session_dir,
             self,
-            self.config.max_frame_bytes,
+            self.config,
         )
         self.borrowing = Borrowing(self)
         self.owner = Owner(self)
