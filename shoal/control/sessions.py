@@ -32,7 +32,7 @@ from shoal.clock import monotonic_ns
 from shoal.config import Config
 from shoal.control.link import ControlError
 from shoal.control.store import ControlStore, Heard
-from shoal.core.membership import Identity, Membership, NodeDown, NodeUp
+from shoal.core.membership import Identity, Membership, MemberState, NodeDown, NodeUp
 from shoal.core.streams import Incoming, Outgoing
 from shoal.errors import ProtocolError
 from shoal.messages.control import (
@@ -315,9 +315,6 @@ class Sessions:
             before.close()
         session.connection = None
         connection.user = session
-        if message.control and message.control != self._number:
-            self._store.forget_answers(row.node_id, before=message.oldest_ask)
-            self._store.on_claims(row.node_id, message.lives)
         _log.info("the node %s (%s) has %s", row.name, row.place, "joined" if new else "come back")
         # When it is written down that it belongs to the cluster, or it would be refused by our successor.
         self._store.when_durable(functools.partial(self._welcome, connection, session, message))
@@ -335,11 +332,22 @@ class Sessions:
                 session.durable,
                 self.config.node_heartbeat_s,
                 self.config.node_timeout_s,
-                self._store.nodes.living(),
+                self._store.nodes.living() + self._expected(),
             )
         )
         session.on_connection(connection, message.taken if message.control == self._number else 0)
         self._plan_views()
+
+    def _expected(self) -> list[NodeRow]:
+        """Nodes that have not come back, and are not given up."""
+        restored = self._store.restored
+        if restored is None or not self._members.expecting:
+            return []
+        return [
+            record.row
+            for node_id, record in restored.nodes.items()
+            if self._members.state(node_id) is MemberState.EXPECTED
+        ]
 
     def _why_not(self, message: Join) -> str:
         if message.version != __version__:
@@ -421,6 +429,10 @@ class Sessions:
             self._sessions[row.node_id] = session
         if back:
             self._store.on_node_back(row, session.give)
+            if joining.control != self._number:
+                # Before it is decided that nobody else is expected: what nobody claims is lost then.
+                self._store.forget_answers(row.node_id, before=joining.oldest_ask)
+                self._store.on_claims(row.node_id, joining.lives)
         else:
             self._store.on_node_up(row, joining.session, session.give)
 

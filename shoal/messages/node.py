@@ -21,6 +21,7 @@ import msgspec
 
 from shoal.config import Config
 from shoal.messages.placement import Strategy
+from shoal.messages.transfer import Freed, Pull, PullDone, Pulled
 from shoal.messages.values import Dep, Inline, Location, Ref, Stored
 
 UNIT = 10_000
@@ -563,6 +564,9 @@ ToNode = (
     | NodesQuery
     | EventsQuery
     | Events
+    | Pull
+    | PullDone
+    | Freed
 )
 
 FromNode = (
@@ -581,6 +585,7 @@ FromNode = (
     | QuotaWanted
     | WhoUses
     | FreeAbandoned
+    | Pulled
     | EventsQuery
     | Reply
 )

@@ -43,6 +43,7 @@ from shoal.node.hosting import Hosting
 from shoal.node.leasing import Lending
 from shoal.node.neighbours import Neighbour, Neighbours, daemon_name
 from shoal.node.workers import Workers
+from shoal.wire.tls import Tls
 
 
 class Outside:
@@ -86,6 +87,7 @@ class Outside:
             boot.token,
             config.max_frame_bytes,
             self._on_message,
+            Tls.of(config),
         )
         self.lending = Lending(node_id, workers, clients, self.neighbours, self.row)
         self.abroad = Abroad(loop, self.neighbours, clients, is_alive, config.node_timeout_s)

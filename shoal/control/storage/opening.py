@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
-from urllib.parse import unquote, urlsplit
 
 from shoal.control.storage import Storage, StorageAddressError, StorageError
 from shoal.control.storage.memory import MemoryStorage
@@ -89,6 +88,8 @@ def storage_address(environ: Mapping[str, str]) -> str | None:
 
 
 def _file(url: str) -> str:
+    from urllib.parse import unquote, urlsplit
+
     parts = urlsplit(url)
     if parts.netloc or not parts.path.startswith("/") or parts.path.endswith("/"):
         raise StorageAddressError(
