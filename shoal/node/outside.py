@@ -91,17 +91,18 @@ class Outside:
         self._look_s = config.view_ms / 1_000
         self._timer: asyncio.TimerHandle | None = None
         self._keeper: Doorkeeper | None = None
+        tls = Tls.of(config)
         self.neighbours = Neighbours(
             loop,
             Neighbour(node_id, boot.place, boot.node_name),
             boot.token,
             config.max_frame_bytes,
             self._on_message,
+            tls,
         )
         self.lending = Lending(node_id, workers, clients, self.neighbours, self.row)
         self.abroad = Abroad(loop, self.neighbours, clients, is_alive, config.node_timeout_s)
         self.hosting = Hosting(workers, jobs, self.neighbours, self._promised_row)
-        tls = Tls.of(config)
         self.transfers = Transfers(
             loop,
             clients,
