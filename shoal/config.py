@@ -91,6 +91,35 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     store_full_timeout_s: float = 20.0
     """How long a creator waits for room before `ObjectStoreFullError`."""
 
+    # --- objects of other nodes -------------------------------------------------------------------------------
+    pull_inflight_bytes: int = 512 * 1024 * 1024
+    """Most bytes that a node is getting from others at once, unless a single object is larger; never more than half of
+    its store. Higher: more objects at once, and more of the store taken by what nobody can use yet."""
+
+    pulls_at_once: int = 8
+    """Most objects that a node is getting at once; it has a thread and a connection for each."""
+
+    pull_tries: int = 3
+    """How often in a row a node may fail to send a byte of an object before it is asked no more."""
+
+    pull_stall_s: float = 10.0
+    """How long the other side of a transfer may send (or take) nothing before another source is tried. Lower: a node that hangs
+    holds up others for less time, but a slow one is taken for one that hangs."""
+
+    uploads_per_object: int = 3
+    """How many nodes get the same object from one node at once; the others get it from those. Higher: shallower trees, and
+    less bandwidth for each."""
+
+    transfer_chunk_bytes: int = 4 * 1024 * 1024
+    """Pieces in which objects travel. Higher: fewer system calls; lower: nodes further down a tree begin sooner."""
+
+    transfer_checksums: bool = False
+    """Whether each piece is sent with its CRC-32. TCP's own checksum lets one damaged packet in 65,536 through. It costs a pass over
+    the bytes at either end, and `sendfile`."""
+
+    bulk_idle_s: float = 10.0
+    """How long a connection for objects is kept for the next one."""
+
     # --- control store ----------------------------------------------------------------------------------------
     storage_retry_s: float = 60.0
     """How long a storage that is away or full is tried again, before the control store ends. Meanwhile nothing changes in
@@ -99,6 +128,39 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     storage_lease_s: float = 10.0
     """How long a control store leads, in Redis, unless it renews. Lower: a successor takes over sooner from one that died,
     but also from one that was only slow."""
+
+    # --- nodes of a cluster -----------------------------------------------------------------------------------
+    node_heartbeat_s: float = 1.0
+    """How often a node and the control store tell each other that they live, when they have nothing else to say."""
+
+    node_timeout_s: float = 10.0
+    """A node of which nothing was heard for so long is dead, and its work is given to others. Lower: failures are noticed sooner,
+    and a node that was only busy or stopped is given up as well."""
+
+    node_reconnect_s: float = 2.0
+    """How long a node may take to come back after its connection to the control store has closed, before it is dead."""
+
+    control_retry_s: float = 60.0
+    """How long a node tries to reach a control store that does not answer, before the node ends. Higher: a control store may take
+    longer to be started again."""
+
+    view_ms: int = 20
+    """Least time between two batches of changed rows to one node. Higher: fewer messages, older views."""
+
+    stream_window: int = 1024
+    """Most numbered messages on their way between a node and the control store."""
+
+    stream_backlog: int = 10_000
+    """Events that wait for a node that does not take them; beyond it gets the newest state of each thing instead of its history."""
+
+    orders_backlog: int = 1_000_000
+    """A node that lets so many orders and answers wait is given up, and a node with so many unsent reports ends."""
+
+    ended_processes: int = 10_000
+    """Ended workers and drivers of which the control store remembers the cause, at some 300 bytes each."""
+
+    cluster_task_events: int = 100_000
+    """Finished tasks that the control store remembers for the whole cluster, at some 300 bytes each."""
 
     # --- ways between nodes -----------------------------------------------------------------------------------
     tls_cert: str = ""

@@ -124,7 +124,7 @@ def wait(
         refs: References (or generators, which are ready when their next item is), each once.
         num_returns: How many to wait for.
         timeout: Seconds to wait at most; 0 only looks.
-        fetch_local: Accepted for compatibility; on one machine every object is local.
+        fetch_local: Whether objects of other nodes are ready only when they have been brought to this one.
 
     Returns:
         The ready ones, at most `num_returns`, and all the others, both in the order of `refs`.
@@ -161,7 +161,7 @@ def wait(
         raise
     if len(set(entries)) != len(refs):
         raise ValueError("wait() takes each reference once; one of them occurs twice in the list")
-    return process.waiting.wait(refs, entries, num_returns, seconds)
+    return process.waiting.wait(refs, entries, num_returns, seconds, fetch_local)
 
 
 _ONLY_REFS = {ObjectRef}

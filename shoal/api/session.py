@@ -151,8 +151,7 @@ def init(
             raise ValueError("include_dashboard=True: this release of shoal has no dashboard")
         _check_numbers(object_store_memory=object_store_memory, _memory=_memory)
         _check_texts(namespace=namespace, _node_name=_node_name, _temp_dir=_temp_dir)
-        for key, value in (labels or {}).items():
-            _check_texts(**{"a label's name": key, f"label {key!r}": value})
+        _check_labels(labels or {})
         own = {
             "num_cpus": num_cpus,
             "num_gpus": num_gpus,
@@ -168,38 +167,27 @@ def init(
         log_format = _log_format(logging_config)
         if configure_logging and log_format is None:
             _configure_logging(logging_level, logging_format)
-        job = Job(
-            job_id=os.urandom(16),
-            namespace=namespace or f"job-{os.urandom(6).hex()}",
-            sys_path=[os.path.abspath(path) if path else os.getcwd() for path in sys.path],
-            cwd=os.getcwd(),
-            env=env,
-            entrypoint=" ".join(sys.argv),
-            log_format=log_format,
-        )
-        if log_to_driver is None:
-            log_to_driver = config.log_to_driver
         # Only drivers need it: the processes of the session start sooner without.
         from shoal.runtime.driver import Driver
 
         _driver = Driver(
             config,
-            job,
-            log_to_driver=log_to_driver,
+            _job_of_this_program(namespace, env, log_format),
+            log_to_driver=config.log_to_driver if log_to_driver is None else log_to_driver,
             preload=[name for name in _PRELOADABLE if name in sys.modules],
             node=node,
             temp_dir=_temp_dir,
             **{name: value for name, value in own.items() if value is not None},
         )
-        if log_format is not None and configure_logging:
-            from shoal.runtime.log_records import install
-
-            logger.setLevel(logging.NOTSET)
-            _restore_logging = install(log_format)
+        if configure_logging and log_format is not None:
+            _restore_logging = _install_logging(log_format)
         if env:
             variables = json.loads(env).get("env_vars", {})
             logger.debug("the job's environment sets %s", ", ".join(variables))
         return RayContext(_driver)
+
+
+# --- what init was given, checked --------------------------------------------------------------------------------------
 
 
 _WRITTEN: Final = {"memory": "_memory", "node_name": "_node_name"}
@@ -241,6 +229,26 @@ def _check_texts(**values: Any) -> None:
             raise TypeError(f"{name} must be a text that is not empty, not {value!r}")
 
 
+def _check_labels(labels: Mapping[str, str]) -> None:
+    for key, value in labels.items():
+        _check_texts(**{"a label's name": key, f"label {key!r}": value})
+
+
+# --- what init makes of it ---------------------------------------------------------------------------------------------
+
+
+def _job_of_this_program(namespace: str | None, env: str, log_format: LogFormat | None) -> Job:
+    return Job(
+        job_id=os.urandom(16),
+        namespace=namespace or f"job-{os.urandom(6).hex()}",
+        sys_path=[os.path.abspath(path) if path else os.getcwd() for path in sys.path],
+        cwd=os.getcwd(),
+        env=env,
+        entrypoint=" ".join(sys.argv),
+        log_format=log_format,
+    )
+
+
 def _log_format(wanted: LoggingConfig | None) -> LogFormat | None:
     if wanted is None:
         return None
@@ -259,6 +267,16 @@ def _configure_logging(level: int | str, format_: str | None) -> None:
     if format_ is not None:
         for handler in logger.handlers or logging.getLogger().handlers:
             handler.setFormatter(logging.Formatter(format_))
+
+
+def _install_logging(log_format: LogFormat) -> Callable[[], None]:
+    from shoal.runtime.log_records import install
+
+    logger.setLevel(logging.NOTSET)
+    return install(log_format)
+
+
+# --- the end, and a beginning by itself --------------------------------------------------------------------------------
 
 
 def shutdown(*, wait_for_processes: bool = False) -> None:

@@ -26,6 +26,7 @@ class Journal:
         self._on_failure = on_failure
         self._failed = False
         self._writes: list[Write] = []
+        self._with_next: list[Write] = []
         self._then: list[Callable[[], None]] = []
         self._held: deque[tuple[asyncio.Future[None], list[Callable[[], None]]]] = deque()
 
@@ -38,6 +39,15 @@ class Journal:
         """Set a key of a table, or delete it, with the next `flush`."""
         self._writes.append(Write(table, key, value))
 
+    def write_with_next(self, table: str, key: bytes, value: bytes | None) -> None:
+        """Like `write`, but not worth a commit of its own: it goes with the next one that there is."""
+        self._with_next.append(Write(table, key, value))
+
+    @property
+    def dirty(self) -> bool:
+        """Whether something was written since the last `flush`."""
+        return bool(self._writes)
+
     def then(self, action: Callable[[], None]) -> None:
         """Do this when everything written so far is durable."""
         self._then.append(action)
@@ -48,6 +58,10 @@ class Journal:
         actions, self._then = self._then, []
         if self._failed:
             return
+        if writes and self._with_next:
+            # What was said earlier comes first: it may concern the same keys.
+            writes[:0] = self._with_next
+            self._with_next.clear()
         durable = self._storage.commit(writes) if writes else None
         if durable is not None:
             self._held.append((durable, actions))

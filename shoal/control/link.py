@@ -22,6 +22,14 @@ class ControlError(Exception):
         self.text = text
 
 
+class ControlUnreachable(ConnectionError):  # noqa: N818 - named after what is the case
+    """There is no control store where there should be one: where, for how long it was tried, why, and what to look at."""
+
+
+class NotAdmitted(Exception):  # noqa: N818 - named after what is the case
+    """The control store does not want this node: a sentence that says why."""
+
+
 class ControlLink(Protocol):
     """A node's end of the way. What is called and posted takes effect in order."""
 

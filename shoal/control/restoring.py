@@ -6,7 +6,11 @@
 | `actor_specs` | actor id | `ActorSpec` of a living actor |
 | `forgotten_actors` | the part of an actor id that names its creator | id of the last actor whose death is remembered no more |
 | `keys` | MessagePack of [namespace, key] | the value |
-| `jobs` | job id | `Job` |
+| `jobs` | job id | `JobRecord` |
+| `nodes` | node id | `NodeRecord` of a node that is in the cluster |
+| `heard` | node id | `HeardRecord`: what a node need not say again |
+| `answers` | node id and number of the question | the answer that the node may not have, to a question that changed something |
+| `cluster` | `id` | what this cluster is, for as long as its storage lives |
 """
 
 from __future__ import annotations
@@ -17,14 +21,26 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from shoal.control.storage import StorageError, Tables
-from shoal.messages.node import ActorChange, ActorSpec, Job
-from shoal.messages.records import ActorRecord, LivingActor
+from shoal.ids import ID_SIZE
+from shoal.messages.node import ActorChange, ActorSpec
+from shoal.messages.records import (
+    ActorRecord,
+    HeardRecord,
+    JobRecord,
+    LivingActor,
+    NodeRecord,
+)
 
 ACTORS: Final = "actors"
 SPECS: Final = "actor_specs"
 FORGOTTEN: Final = "forgotten_actors"
 KEYS: Final = "keys"
 JOBS: Final = "jobs"
+NODES: Final = "nodes"
+HEARD: Final = "heard"
+ANSWERS: Final = "answers"
+CLUSTER: Final = "cluster"
+CLUSTER_ID: Final = b"id"
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -34,16 +50,26 @@ def key_of(namespace: str, key: bytes) -> bytes:
     return _encode((namespace, key))
 
 
+def key_of_answer(node_id: bytes, req: int) -> bytes:
+    """How the answer to a question of a node is written in `ANSWERS`."""
+    return node_id + req.to_bytes(8, "big")
+
+
 class Restored(NamedTuple):
     """What a control store begins with."""
 
     keys: dict[str, dict[bytes, bytes]]
-    jobs: dict[bytes, Job]
+    jobs: dict[bytes, JobRecord]
     living: list[tuple[ActorSpec, LivingActor]]
     dead: list[ActorChange]
     forgotten: dict[bytes, bytes]
     placed_on: dict[bytes, bytes]
     """By actor, the node that its present life was sent to."""
+    nodes: dict[bytes, NodeRecord]
+    heard: dict[bytes, HeardRecord]
+    answers: dict[bytes, dict[int, bytes]]
+    """By node and number of the question."""
+    cluster_id: bytes
 
 
 def restored_from(tables: Tables) -> Restored:
@@ -52,12 +78,14 @@ def restored_from(tables: Tables) -> Restored:
     Raises:
         StorageError: a record cannot be read.
     """
-    restored = Restored({}, {}, [], [], tables.get(FORGOTTEN, {}), {})
+    cluster_id = tables.get(CLUSTER, {}).get(CLUSTER_ID, b"")
+    forgotten = tables.get(FORGOTTEN, {})
+    restored = Restored({}, {}, [], [], forgotten, {}, {}, {}, {}, cluster_id)
     if not tables:
         # So most heads start, and they should start at once: making decoders takes longer than all else here.
         return restored
     decode_key = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
-    decode_job = msgspec.msgpack.Decoder(Job).decode
+    decode_job = msgspec.msgpack.Decoder(JobRecord).decode
     decode_spec = msgspec.msgpack.Decoder(ActorSpec).decode
     decode_record = msgspec.msgpack.Decoder(ActorRecord).decode
     for key, value in tables.get(KEYS, {}).items():
@@ -65,6 +93,15 @@ def restored_from(tables: Tables) -> Restored:
         restored.keys.setdefault(namespace, {})[name] = value
     for key, value in tables.get(JOBS, {}).items():
         restored.jobs[key] = _decoded(decode_job, JOBS, key, value)
+    decode_node = msgspec.msgpack.Decoder(NodeRecord).decode
+    for key, value in tables.get(NODES, {}).items():
+        restored.nodes[key] = _decoded(decode_node, NODES, key, value)
+    decode_heard = msgspec.msgpack.Decoder(HeardRecord).decode
+    for key, value in tables.get(HEARD, {}).items():
+        restored.heard[key] = _decoded(decode_heard, HEARD, key, value)
+    for key, value in tables.get(ANSWERS, {}).items():
+        node_id, req = key[:ID_SIZE], int.from_bytes(key[ID_SIZE:], "big")
+        restored.answers.setdefault(node_id, {})[req] = value
     specs = tables.get(SPECS, {})
     for key, value in tables.get(ACTORS, {}).items():
         record = _decoded(decode_record, ACTORS, key, value)

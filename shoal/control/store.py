@@ -5,30 +5,42 @@ take effect in order; every answer is given after what caused it is durable. Whi
 depends on what is not written, and goes on where it was when the storage is back.
 
 A control store that starts where another has ended takes up its actors, keys and jobs (`load`), before the first node connects. What has
-become of them meanwhile the nodes tell.
+become of them meanwhile the nodes tell. A message that is numbered (`Heard`) leaves its number with what it changes, in one commit, so
+that it takes effect once also if it comes again to another control store.
 
 Leaves to nodes: processes. An order to place an actor goes to a node; what becomes of it comes back as a post. Leaves to the storage:
-whether it may write at all; of two control stores over one storage only one may.
+whether it may write at all; of two control stores over one storage only one may. Leaves to others: connections, and when a node counts as
+dead (`control.sessions`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import os
+import time
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from shoal.config import Config
+from shoal.control.history import History, latest
+from shoal.control.jobs import Jobs
 from shoal.control.journal import Journal
+from shoal.control.keys import Keys
 from shoal.control.link import ControlError, OnOrder
+from shoal.control.nodes import Nodes
 from shoal.control.restoring import (
     ACTORS,
+    ANSWERS,
+    CLUSTER,
+    CLUSTER_ID,
     FORGOTTEN,
-    JOBS,
-    KEYS,
+    HEARD,
+    NODES,
     SPECS,
-    key_of,
+    Restored,
+    key_of_answer,
     restored_from,
 )
 from shoal.control.storage import Storage, StorageState
@@ -42,6 +54,7 @@ from shoal.core.actors import (
     StopHow,
     Tell,
 )
+from shoal.ids import ID_SIZE
 from shoal.messages.control import (
     ActorChanged,
     ActorGone,
@@ -49,37 +62,60 @@ from shoal.messages.control import (
     ActorPlaced,
     ActorRefused,
     ActorRuns,
+    ActorWaits,
     Call,
     ClientGone,
+    ClusterStatus,
     CreateActor,
     DeleteKey,
     DropActor,
+    EndedProcess,
+    EndJob,
     FindActor,
     GetKey,
     JobEnded,
     JobStarted,
     KillActor,
+    ListEndedProcesses,
+    ListJobs,
     ListKeys,
     ListNames,
     ListNodes,
+    ListTaskEvents,
+    NodeDied,
+    NodeJoined,
     NodeState,
+    NodeView,
+    Order,
     PlaceActor,
     Post,
     PutKey,
+    StatusOfCluster,
     StopActor,
+    TaskEvents,
     WatchActor,
 )
-from shoal.messages.node import Job, NodeRow
-from shoal.messages.records import LivingActor
+from shoal.messages.node import NodeRow
+from shoal.messages.records import HeardRecord, LivingActor, NodeRecord
+from shoal.version import __version__
+from shoal.wire.addresses import place_of
 
-_log = logging.getLogger("shoal.control")
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
-class ControlStore:
-    """See the module's docstring. `on_order` takes the orders for a node, by its id.
+class Heard(NamedTuple):
+    """Which message of a node this is. `req` is the number of a question, 0 for a post."""
 
-    `on_storage_failure` is told when the storage fails, after which the store does nothing more.
+    session: int
+    number: int
+    req: int
+
+
+class ControlStore:
+    """See the module's docstring. `restored` is what it began with.
+
+    `on_storage_failure` is told when the storage fails, after which the store does nothing more. `name` and `address`, the
+    storage's without passwords, are for `ClusterStatus`.
     """
 
     def __init__(
@@ -87,26 +123,44 @@ class ControlStore:
         loop: asyncio.AbstractEventLoop,
         storage: Storage,
         on_storage_failure: Callable[[Exception], None],
+        *,
+        config: Config | None = None,
+        name: str = "",
+        address: str = "memory:",
     ) -> None:
+        self.name = name
+        self.cluster_id = b""
+        self.restored: Restored | None = None
+        self.nodes = Nodes()
         self._loop = loop
         self._storage = storage
+        self._address = address
+        self._storage_since_ns = time.time_ns()
+        storage.state.listen(self._on_storage_state)
         self._journal = Journal(storage, on_storage_failure)
         self._actors = ActorDirectory()
-        self._keys: dict[str, dict[bytes, bytes]] = {}
-        self._jobs: dict[bytes, Job] = {}
-        self._nodes: dict[bytes, NodeRow] = {}
-        self._on_order: dict[bytes, OnOrder] = {}
-        # Where each life of an actor was sent.
+        self._keys = Keys(self._journal)
+        self._history = History(config or Config())
+        self._jobs = Jobs(self._journal, self._history)
+        # Where each life of an actor was sent, and which were not sent anywhere because they fit nowhere.
         self._placed_on: dict[bytes, bytes] = {}
+        self._unplaced: dict[bytes, PlaceActor] = {}
+        # By node, the questions that changed something and whose answers it may not have: these are written down.
+        self._answered: dict[bytes, dict[int, bool]] = {}
+        actors, keys, history = self._actors, self._keys, self._history
         self._calls: dict[type, Callable[[Any], Any]] = {
             CreateActor: self._create_actor,
-            FindActor: lambda m: self._actors.lookup(m.namespace, m.name),
-            ListNames: lambda m: self._actors.names(m.namespace),
-            PutKey: self._put_key,
-            GetKey: lambda m: self._keys.get(m.namespace, {}).get(m.key),
-            DeleteKey: self._delete_key,
-            ListKeys: self._list_keys,
-            ListNodes: lambda _: list(self._nodes.values()),
+            FindActor: lambda m: actors.lookup(m.namespace, m.name),
+            ListNames: lambda m: actors.names(m.namespace),
+            PutKey: keys.put,
+            GetKey: keys.get,
+            DeleteKey: keys.delete,
+            ListKeys: keys.list,
+            ListNodes: lambda _: self.nodes.listed(),
+            ListJobs: lambda _: self._jobs.rows(),
+            ListEndedProcesses: lambda m: latest(history.processes, m.limit),
+            ListTaskEvents: lambda m: latest(history.tasks, m.limit),
+            ClusterStatus: lambda _: self._status(),
         }
 
     async def load(self) -> None:
@@ -115,11 +169,18 @@ class ControlStore:
         Raises:
             StorageError: the storage cannot be opened, or holds what this version cannot read.
         """
-        restored = restored_from(await self._storage.load())
-        self._keys = restored.keys
-        self._jobs = restored.jobs
+        restored = self.restored = restored_from(await self._storage.load())
+        self._keys.restore(restored.keys)
+        self._jobs.restore(restored.jobs)
         self._placed_on = restored.placed_on
         self._actors.restore(restored.living, restored.dead, restored.forgotten)
+        self._answered = {
+            node_id: dict.fromkeys(answers, True) for node_id, answers in restored.answers.items()
+        }
+        self.cluster_id = restored.cluster_id
+        if not self.cluster_id:
+            self.cluster_id = os.urandom(ID_SIZE)
+            self._journal.write_with_next(CLUSTER, CLUSTER_ID, self.cluster_id)
 
     async def close(self) -> None:
         """Finish what was written down, and let go of the storage. No message comes after this."""
@@ -129,6 +190,70 @@ class ControlStore:
     def storage_state(self) -> StorageState:
         """How the storage is, for whoever shows it."""
         return self._storage.state
+
+    def _on_storage_state(self, _text: str) -> None:
+        self._storage_since_ns = time.time_ns()
+
+    def when_durable(self, action: Callable[[], None]) -> None:
+        """Do this when what was written so far is durable."""
+        self._journal.then(action)
+        self._journal.flush()
+
+    # --- nodes ---------------------------------------------------------------------------------------------------
+
+    def connect(self, row: NodeRow, on_order: OnOrder) -> LocalLink:
+        """A node of this process joins; its way here."""
+        self.nodes.add(row, on_order, local=True)
+        self._place_again()
+        self._settle()
+        return LocalLink(self, row.node_id)
+
+    def disconnect(self, node_id: bytes) -> None:
+        """A node of this process has left. It takes with it whatever could hear of that."""
+        self.nodes.remove(node_id, "has left")
+
+    def on_node_up(self, row: NodeRow, session: int, on_order: OnOrder) -> None:
+        """A node of another process has joined."""
+        self.nodes.add(row, on_order)
+        self._journal.write(NODES, row.node_id, _encode(NodeRecord(row, session)))
+        self._tell_nodes(NodeJoined(row), but=row.node_id)
+        self._place_again()
+        self._settle()
+
+    def on_node_back(self, row: NodeRow, on_order: OnOrder) -> None:
+        """A node has come back that was never given up."""
+        self.nodes.add(row, on_order)
+        self._place_again()
+        self._settle()
+
+    def on_node_down(self, node_id: bytes, name: str, cause: str) -> None:
+        """A node is dead, with all that ran there. `cause` is a clause: "sent no heartbeat for 10 s"."""
+        known = self.restored.nodes.get(node_id) if self.restored is not None else None
+        row = self.nodes.remove(node_id, cause) or (known.row if known is not None else None)
+        self._journal.write(NODES, node_id, None)
+        self._journal.write(HEARD, node_id, None)
+        for req in self._answered.pop(node_id, {}):
+            self._journal.write(ANSWERS, key_of_answer(node_id, req), None)
+        actors = self._actors
+        died = f"its node {name} died: it {cause}"
+        if row is not None:
+            row.alive = False
+            self._tell_nodes(NodeDied(row, cause))
+            place = row.place
+            for owner in [owner for owner in actors.owners() if place_of(owner) == place]:
+                actors.on_owner_gone(
+                    owner, f"a process of the node {name}", f"died: its node {cause}"
+                )
+        for watcher in actors.watchers():
+            if watcher[0] == node_id:  # type: ignore[index]  # ours are (node, client)
+                actors.on_watcher_gone(watcher)
+        for record in [record for record in self._jobs if record.node_id == node_id]:
+            self._end_job(
+                record.job.job_id, f"the node of its driver, {name}, died: it {cause}", kill=True
+            )
+        placed_there = [actor_id for actor_id, at in self._placed_on.items() if at == node_id]
+        actors.on_node_gone(placed_there, died)
+        self._settle()
 
     def on_claims(self, node_id: bytes, lives: Iterable[tuple[bytes, int]]) -> None:
         """A node has come back after the control store had restarted: (actor, incarnation) of each life it has."""
@@ -144,29 +269,28 @@ class ControlStore:
         self._actors.on_claims_over()
         self._settle()
 
-    def connect(self, row: NodeRow, on_order: OnOrder) -> LocalLink:
-        """A node of this process joins; its way here."""
-        self._nodes[row.node_id] = row
-        self._on_order[row.node_id] = on_order
-        return LocalLink(self, row.node_id)
-
-    def disconnect(self, node_id: bytes) -> None:
-        """A node has left."""
-        self._on_order.pop(node_id, None)
-        self._nodes.pop(node_id, None)
+    def forget_answers(self, node_id: bytes, reqs: Iterable[int] = (), *, before: int = 0) -> None:
+        """A node has the answers to these questions, and to all before one."""
+        kept = self._answered.get(node_id, {})
+        for req in [*(req for req in kept if req < before), *(req for req in reqs if req in kept)]:
+            if kept.pop(req, False):
+                self._journal.write_with_next(ANSWERS, key_of_answer(node_id, req), None)
 
     # --- calls ---------------------------------------------------------------------------------------------------
 
-    def call(self, message: Call) -> asyncio.Future[Any]:
+    def call(
+        self, node_id: bytes, message: Call, heard: Heard | None = None
+    ) -> asyncio.Future[Any]:
         """Answer a node's question."""
         answer: asyncio.Future[Any] = self._loop.create_future()
+        result: Any = None
         try:
             result = self._calls[type(message)](message)
         except ControlError as error:
             answer.set_exception(error)
         else:
             self._journal.then(lambda: None if answer.done() else answer.set_result(result))
-        self._settle()
+        self._settle(node_id, heard, result)
         return answer
 
     def _create_actor(self, message: CreateActor) -> Any:
@@ -177,47 +301,50 @@ class ControlStore:
         except NameTaken as error:
             raise ControlError(f"ActorAlreadyExistsError: {error}") from None
 
-    def _put_key(self, message: PutKey) -> bool:
-        table = self._keys.setdefault(message.namespace, {})
-        new = message.key not in table
-        if new or message.overwrite:
-            table[message.key] = message.value
-            self._journal.write(KEYS, key_of(message.namespace, message.key), message.value)
-        return new
-
-    def _delete_key(self, message: DeleteKey) -> int:
-        table = self._keys.get(message.namespace, {})
-        if message.by_prefix:
-            keys = [key for key in table if key.startswith(message.key)]
-        else:
-            keys = [message.key] if message.key in table else []
-        for key in keys:
-            del table[key]
-            self._journal.write(KEYS, key_of(message.namespace, key), None)
-        return len(keys)
-
-    def _list_keys(self, message: ListKeys) -> list[bytes]:
-        table = self._keys.get(message.namespace, {})
-        return [key for key in table if key.startswith(message.prefix)]
+    def _status(self) -> StatusOfCluster:
+        nodes = self.nodes
+        waiting = [
+            f"{order.spec.class_name} ({actor_id.hex()[:8]}): {nodes.why_nowhere(order.spec)}"
+            for actor_id, order in self._unplaced.items()
+        ]
+        return StatusOfCluster(
+            self.name,
+            self.cluster_id,
+            __version__,
+            os.getpid(),
+            self._address,
+            self._storage.state.text,
+            self._storage_since_ns,
+            nodes.listed(),
+            sum(1 for _ in self._actors),
+            sum(1 for _ in self._jobs),
+            waiting,
+        )
 
     # --- posts ---------------------------------------------------------------------------------------------------
 
-    def post(self, node_id: bytes, message: Post) -> None:
+    def post(self, node_id: bytes, message: Post, heard: Heard | None = None) -> None:
         """Take what a node tells."""
         actors = self._actors
         match message:
             case NodeState(row):
-                self._nodes[row.node_id] = row
+                if self.nodes.set_row(row):
+                    self._place_again()
+            case NodeView(view):
+                if self.nodes.set_view(view):
+                    self._place_again()
             case JobStarted(job):
-                self._jobs[job.job_id] = job
-                self._journal.write(JOBS, job.job_id, _encode(job))
-            case JobEnded(job_id, reason):
-                self._jobs.pop(job_id, None)
-                self._journal.write(JOBS, job_id, None)
-                actors.on_job_gone(job_id, reason)
+                self._jobs.start(job, node_id)
+            case JobEnded(job_id, reason, kill):
+                self._end_job(job_id, reason, kill=kill, but=node_id)
+            case TaskEvents(events):
+                self._history.tasks.extend(events)
             case WatchActor(actor_id, client, owner):
                 actors.on_watch(actor_id, (node_id, client), owner)
             case ClientGone(client, address, who, how):
+                self._history.processes.append(
+                    EndedProcess(node_id, address, who, how, time.time_ns())
+                )
                 actors.on_watcher_gone((node_id, client))
                 actors.on_owner_gone(address, who, how)
             case KillActor(actor_id, no_restart):
@@ -234,10 +361,19 @@ class ControlStore:
                 actors.on_process_gone(actor_id, incarnation, cause, expected=expected)
             case ActorRefused(actor_id, incarnation, reason):
                 actors.on_refused(actor_id, incarnation, reason)
-        self._settle()
+        self._settle(node_id, heard)
 
-    def _settle(self) -> None:
-        """Write down what has changed and, when it is durable, carry out what the directory decided."""
+    def _end_job(self, job_id: bytes, reason: str, *, kill: bool, but: bytes = b"") -> None:
+        """A job is over. Told twice it is ended twice: first in good order, then not."""
+        self._jobs.end(job_id, reason)
+        self._actors.on_job_gone(job_id, reason)
+        self._tell_nodes(EndJob(job_id, reason, kill), but=but)
+
+    # --- what follows --------------------------------------------------------------------------------------------
+
+    def _settle(self, node_id: bytes = b"", heard: Heard | None = None, result: Any = None) -> None:
+        """Write down what has changed and, when it is durable, carry out what the directory decided. `heard` is the message from
+        which it follows, and `result` its answer."""
         outbox = self._actors.outbox
         effects = outbox[:]
         outbox.clear()
@@ -250,16 +386,25 @@ class ControlStore:
                 case SaveForgotten(process):
                     self._journal.write(FORGOTTEN, process, self._actors.forgotten(process))
                 case Place(spec, incarnation, job_id):
-                    self._order_placement(PlaceActor(spec, incarnation, job_id))
+                    self._place(PlaceActor(spec, incarnation, job_id, self._jobs.get(job_id)))
                     # After a restart, the node that it was sent to is the one whose claim counts.
                     changed.setdefault(spec.actor_id, False)
                 case Stop(actor_id, incarnation, reason, how):
-                    node_id = self._placed_on.get(actor_id, b"")
-                    self._order(node_id, StopActor(actor_id, incarnation, reason, how.value))
+                    node_id_of_life = self._placed_on.get(actor_id, b"")
+                    stop = StopActor(actor_id, incarnation, reason, how.value)
+                    self._order(node_id_of_life, stop)
                 case Tell(watchers, change):
                     self._tell(watchers, change)
         for actor_id, new in changed.items():
             self._save(actor_id, new)
+        if self._jobs.has_ended:
+            self._jobs.forget({actor.job_id for actor in self._actors})
+        if heard is not None and self._journal.dirty:
+            record = HeardRecord(heard.session, heard.number)
+            self._journal.write(HEARD, node_id, _encode(record))
+            if heard.req:
+                self._answered.setdefault(node_id, {})[heard.req] = True
+                self._journal.write(ANSWERS, key_of_answer(node_id, heard.req), _encode(result))
         self._journal.flush()
 
     def _save(self, actor_id: bytes, new: bool) -> None:
@@ -273,20 +418,39 @@ class ControlStore:
             record.node_id = self._placed_on.get(actor_id, b"")
         else:
             self._placed_on.pop(actor_id, None)
+            self._unplaced.pop(actor_id, None)
             write(SPECS, actor_id, None)
         write(ACTORS, actor_id, None if record is None else _encode(record))
 
-    def _order_placement(self, order: PlaceActor) -> None:
-        # One node for now: with several, the placement policy chooses here.
-        node_id = next(iter(self._on_order), b"")
-        self._placed_on[order.spec.actor_id] = node_id
+    def _place(self, order: PlaceActor) -> None:
+        spec = order.spec
+        node_id = self.nodes.choose(spec)
+        if node_id is None:
+            self._placed_on.pop(spec.actor_id, None)
+            self._unplaced[spec.actor_id] = order
+            reason = self.nodes.why_nowhere(spec)
+            waits = ActorWaits(order.job_id, spec.name, spec.class_name, reason)
+            self._order(self.nodes.home_of(spec.owner), waits)
+            return
+        self._unplaced.pop(spec.actor_id, None)
+        self._placed_on[spec.actor_id] = node_id
         self._order(node_id, order)
 
-    def _order(self, node_id: bytes, order: PlaceActor | StopActor | ActorChanged) -> None:
+    def _place_again(self) -> None:
+        """Nodes have more than before: what fitted nowhere may fit now."""
+        for actor_id, order in list(self._unplaced.items()):
+            actor = self._actors.get(actor_id)
+            if actor is None or actor.incarnation != order.incarnation:
+                del self._unplaced[actor_id]
+            elif self.nodes.could_take(order.spec):
+                self._place(order)
+                self._save(actor_id, new=False)
+
+    def _order(self, node_id: bytes, order: Order) -> None:
         def give() -> None:
-            on_order = self._on_order.get(node_id)
-            if on_order is not None:
-                on_order(order)
+            way = self.nodes.way(node_id)
+            if way is not None:
+                way(order)
 
         # In a turn of its own, as if it came through a socket: what a node posts while it obeys must not find the
         # store in the middle of something.
@@ -294,6 +458,10 @@ class ControlStore:
             self._loop.call_soon(give)
 
         self._journal.then(soon)
+
+    def _tell_nodes(self, order: Order, but: bytes = b"") -> None:
+        for node_id in self.nodes.others(but):
+            self._order(node_id, order)
 
     def _tell(self, watchers: tuple[Any, ...], change: Any) -> None:
         by_node: dict[bytes, list[int]] = {}
@@ -311,7 +479,7 @@ class LocalLink:
         self._node_id = node_id
 
     def call(self, message: Call) -> asyncio.Future[Any]:
-        return self._store.call(message)
+        return self._store.call(self._node_id, message)
 
     def post(self, message: Post) -> None:
         self._store.post(self._node_id, message)

@@ -254,6 +254,17 @@ class ActorDirectory:
     def __iter__(self) -> Iterator[Actor]:
         return iter(self._actors.values())
 
+    def owners(self) -> list[str]:
+        """The addresses of all processes that created actors which live, or are expected."""
+        owners = {actor.spec.owner: None for actor in self._actors.values()}
+        owners.update((expected.owner, None) for expected in self._expected.values())
+        return list(owners)
+
+    def watchers(self) -> list[Watcher]:
+        """Whoever watches an actor."""
+        holders: Iterable[Actor | _Expected] = (*self._actors.values(), *self._expected.values())
+        return list(dict.fromkeys(watcher for holder in holders for watcher in holder.watchers))
+
     def lookup(self, namespace: str, name: str) -> ActorInfo | None:
         """The actor that holds a name."""
         actor_id = self._names.get((namespace, name))
@@ -416,6 +427,21 @@ class ActorDirectory:
             self._end(actor, f"the actor's process {cause}", None)
         else:
             self._restart_or_end(actor, f"the actor's process {cause}", None)
+
+    def on_node_gone(self, placed_there: Iterable[bytes], cause: str) -> None:
+        """The node where the present lives of these actors were sent is dead. `cause` is a clause: "its node n-1 died: …"."""
+        for actor_id in placed_there:
+            actor = self._actors.get(actor_id)
+            if actor is None:
+                continue
+            self._unconfirmed.pop(actor_id, None)
+            if actor.ending or (actor.draining and actor.address):
+                self._end(actor, actor.ending or actor.draining, None)
+            elif actor.address:
+                self._restart_or_end(actor, cause, None)
+            else:
+                # Nobody was told of a process: the same life begins elsewhere.
+                self.outbox.append(Place(actor.spec, actor.incarnation, actor.job_id))
 
     def on_refused(self, actor_id: bytes, incarnation: int, reason: str) -> None:
         """No process can be had for it, ever."""

@@ -1,7 +1,7 @@
 """Which lines of workers a driver shows, and which it counts instead.
 
-Rule 1. A line is shown as `(source pid=1234) text`, on the stream that it was printed on, in the order in which its process
-        printed it, at once.
+Rule 1. A line is shown as `(source pid=1234) text`, or `(source pid=1234, ip=10.0.0.7:6465) text` if it is from another node, on
+        the stream that it was printed on, in the order in which its process printed it, at once.
 Rule 2. The exception: a line that *another* process printed less than `repeat_window_s` ago is counted instead, and shown as
         `(source pid=1234) text [repeated 7x by other processes]`, where 1234 is the process whose line was shown.
         Only identical text is the same: lines that differ in a number say different things.
@@ -44,6 +44,8 @@ class Line(NamedTuple):
     source: str
     text: str
     repeats: int = 0
+    place: str = ""
+    """Of the process's node; "" for that of the driver."""
 
 
 class _Window:
@@ -88,17 +90,19 @@ class LineCounter:
         # How many of them have something to tell.
         self._counting = 0
 
-    def on_lines(self, pid: int, source: str, stream: int, lines: list[str], now: int) -> None:
-        """A process has printed lines."""
+    def on_lines(
+        self, pid: int, source: str, stream: int, lines: list[str], now: int, place: str = ""
+    ) -> None:
+        """A process has printed lines. `place` is where its node is, if that is another one."""
         self.on_tick(now)
         for raw in lines:
             text = last_state(raw)
             if self._skip is not None and self._skip.search(text):
                 self.skipped += 1
             elif not self._is_countable(text):
-                self.outbox.append(Line(stream, pid, source, text))
+                self.outbox.append(Line(stream, pid, source, text, 0, place))
             else:
-                self._show_or_count(Line(stream, pid, source, text), now)
+                self._show_or_count(Line(stream, pid, source, text, 0, place), now)
 
     def on_tick(self, now: int) -> None:
         """Time has passed."""
@@ -147,8 +151,7 @@ class LineCounter:
                 self._end_oldest()
             self._windows[key] = _Window(line, now + self._window_ns)
             self.outbox.append(line)
-        elif window.line.pid == line.pid:
-            # Or a process of that pid on another machine: then a line is shown that might have been counted.
+        elif (window.line.pid, window.line.place) == (line.pid, line.place):
             self.outbox.append(line)
         else:
             self._counting += not window.repeats

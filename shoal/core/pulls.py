@@ -139,11 +139,12 @@ class Pulls:
 
     # --- outcomes ------------------------------------------------------------------------------------------------
 
-    def on_accepted(self, key: Key, attempt: int) -> None:
-        """The source has begun to send."""
+    def on_accepted(self, key: Key, attempt: int, places: Iterable[str] = ()) -> None:
+        """The source has begun to send, and names others that could."""
         copy = self._at(key, attempt)
         if copy is not None and copy.state is State.FETCHING:
             copy.receiving = True
+            self._learn(copy, places)
 
     def on_arrived(self, key: Key, attempt: int, location: Location, now: int) -> None:
         """All bytes are here, in the block at `location`."""
@@ -191,9 +192,7 @@ class Pulls:
         copy.reason = f"{source} had others to serve, or waits for it itself"
         if key.place in copy.holders:
             copy.failures.pop(source, None)
-            for place in places:
-                if place not in self._ended:
-                    copy.holders.setdefault(place)
+            self._learn(copy, places)
         else:
             # Two that each have a part, and no origin, could ask each other for ever.
             copy.failures[source] = copy.failures.get(source, 0) + 1
@@ -368,6 +367,11 @@ class Pulls:
         self.outbox.append(
             Fetch(copy.key, copy.attempt, copy.source, self._feeds(copy.key), gave_up)
         )
+
+    def _learn(self, copy: Copy, places: Iterable[str]) -> None:
+        for place in places:
+            if place not in self._ended:
+                copy.holders.setdefault(place)
 
     def _give_up(self, copy: Copy, place: str) -> None:
         copy.holders.pop(place, None)

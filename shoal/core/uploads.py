@@ -25,9 +25,11 @@ _REMEMBERED_DEAD: Final = 10_000
 
 
 class Serve(NamedTuple):
-    """Send it, and say `on_ended` afterwards. `stage`: from this node's own blocks (NONE), or its copy."""
+    """Send it, and say `on_ended` afterwards. `stage`: from this node's own blocks (NONE), or its copy. `places`: other nodes
+    to name."""
 
     stage: Stage
+    places: list[str]
 
 
 class Notice(NamedTuple):
@@ -77,12 +79,13 @@ class Uploads:
             if stage is Stage.PENDING or (ask.whole and stage is not Stage.WHOLE):
                 return Elsewhere([])
         active = self._active.get(key, {})
+        places = self._name(ask.location, ask.peer) if own else []
         if len(active) >= self._width:
-            return Elsewhere(self._name(ask.location, ask.peer) if own else [])
+            return Elsewhere(places)
         if own:
             holders[ask.peer] = True
         self._active.setdefault(key, active)[number] = ask.peer
-        return Serve(stage)
+        return Serve(stage, places)
 
     def on_ended(self, key: Key, number: int) -> None:
         """An upload is over, however it went."""

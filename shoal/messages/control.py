@@ -1,14 +1,18 @@
 """Between a node daemon and the control store: actors, names, keys and values, jobs, nodes.
 
-On the head the two are in one process and hand each other these very messages; a control store of its own speaks them
-over a socket. Calls are answered; posts are not. Both arrive in the order in which they were made.
+In a session of one machine the two are in one process and hand each other these very messages; with a control store of its own, they
+travel inside those of `messages.membership`. Calls are answered; posts are not. Both arrive in the order in which they were made, and
+take effect once.
 """
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import msgspec
 
-from shoal.messages.node import ActorChange, ActorSpec, Job, NodeRow
+from shoal.messages.node import ActorChange, ActorInfo, ActorSpec, Job, NodeRow, TaskEvent
+from shoal.messages.placement import ViewRow
 
 # --- calls ----------------------------------------------------------------------------------------------------------
 
@@ -66,7 +70,68 @@ class ListKeys(msgspec.Struct, array_like=True, tag=7):
 
 
 class ListNodes(msgspec.Struct, array_like=True, tag=8):
-    """Answered by a list of `NodeRow`."""
+    """Answered by a list of `NodeRow`: the nodes that live, and those that have died lately."""
+
+
+class ListJobs(msgspec.Struct, array_like=True, tag=9):
+    """Answered by a list of `JobRow`: those that run, and those that have ended lately."""
+
+
+class ListEndedProcesses(msgspec.Struct, array_like=True, tag=10):
+    """Answered by a list of `EndedProcess`, the latest last."""
+
+    limit: int
+
+
+class ListTaskEvents(msgspec.Struct, array_like=True, tag=11):
+    """Answered by a list of `TaskEvent`, the latest last."""
+
+    limit: int
+
+
+class ClusterStatus(msgspec.Struct, array_like=True, tag=12):
+    """Answered by `StatusOfCluster`."""
+
+
+# --- what calls are answered by -------------------------------------------------------------------------------------
+
+
+class JobRow(msgspec.Struct, array_like=True):
+    """A job. `node_id` is where its driver is, if that is known; `ended` why it is over, a clause, or ""."""
+
+    job: Job
+    node_id: bytes
+    ended: str
+
+
+class EndedProcess(msgspec.Struct, array_like=True):
+    """A worker or driver that has ended: `who` as in "the worker, pid 12", `how` as in "was killed by SIGKILL"."""
+
+    node_id: bytes
+    address: str
+    who: str
+    how: str
+    at_ns: int
+    """Nanoseconds since the epoch, by the clock of the control store."""
+
+
+class StatusOfCluster(msgspec.Struct, array_like=True):
+    """How the control store is."""
+
+    name: str
+    cluster_id: bytes
+    version: str
+    pid: int
+    storage: str
+    """Its address, without passwords."""
+    storage_state: str
+    storage_since_ns: int
+    """Since when it is in that state, in nanoseconds since the epoch."""
+    nodes: list[NodeRow]
+    actors: int
+    jobs: int
+    waiting: list[str]
+    """Why actors wait that no node could take."""
 
 
 # --- posts: node to control store -----------------------------------------------------------------------------------
@@ -85,10 +150,11 @@ class JobStarted(msgspec.Struct, array_like=True, tag=21):
 
 
 class JobEnded(msgspec.Struct, array_like=True, tag=22):
-    """A driver is gone. `reason` is a clause."""
+    """A driver is gone. `reason` is a clause; `kill`: what it left is not to end in good order."""
 
     job_id: bytes
     reason: str
+    kill: bool = False
 
 
 class WatchActor(msgspec.Struct, array_like=True, tag=23):
@@ -165,15 +231,28 @@ class ActorRefused(msgspec.Struct, array_like=True, tag=31):
     reason: str
 
 
+class NodeView(msgspec.Struct, array_like=True, tag=32):
+    """What the node has and what is free has changed. Of several that were not sent yet, the newest leaves."""
+
+    row: ViewRow
+
+
+class TaskEvents(msgspec.Struct, array_like=True, tag=33):
+    """Tasks that have finished on the node."""
+
+    events: list[TaskEvent]
+
+
 # --- orders: control store to node ----------------------------------------------------------------------------------
 
 
 class PlaceActor(msgspec.Struct, array_like=True, tag=40):
-    """Find a process for this life of an actor."""
+    """Find a process for this life of an actor. The node may not know its job yet."""
 
     spec: ActorSpec
     incarnation: int
     job_id: bytes
+    job: Job | None = None
 
 
 class StopActor(msgspec.Struct, array_like=True, tag=41):
@@ -193,7 +272,58 @@ class ActorChanged(msgspec.Struct, array_like=True, tag=42):
     change: ActorChange
 
 
-Call = CreateActor | FindActor | ListNames | PutKey | GetKey | DeleteKey | ListKeys | ListNodes
+class EndJob(msgspec.Struct, array_like=True, tag=43):
+    """A job is over: end what it left on this node. `reason` is a clause."""
+
+    job_id: bytes
+    reason: str
+    kill: bool
+
+
+class NodeJoined(msgspec.Struct, array_like=True, tag=44):
+    """A node has joined the cluster."""
+
+    row: NodeRow
+
+
+class NodeDied(msgspec.Struct, array_like=True, tag=45):
+    """A node is dead, with all that ran there. `row` is what was known of it; `cause` is a clause: "sent no heartbeat for 10 s"."""
+
+    row: NodeRow
+    cause: str
+
+
+class ViewChanged(msgspec.Struct, array_like=True, tag=46):
+    """The rows of other nodes that are new, in their latest state. `current`: that of nodes which are not named has not
+    changed, and was told before; else these are all there are."""
+
+    rows: list[ViewRow]
+    current: bool
+
+
+class ActorWaits(msgspec.Struct, array_like=True, tag=47):
+    """An actor that a process of this node created fits no node of the cluster: its driver should know."""
+
+    job_id: bytes
+    name: str
+    class_name: str
+    reason: str
+
+
+Call = (
+    CreateActor
+    | FindActor
+    | ListNames
+    | PutKey
+    | GetKey
+    | DeleteKey
+    | ListKeys
+    | ListNodes
+    | ListJobs
+    | ListEndedProcesses
+    | ListTaskEvents
+    | ClusterStatus
+)
 Post = (
     NodeState
     | JobStarted
@@ -207,5 +337,32 @@ Post = (
     | ActorLeaves
     | ActorGone
     | ActorRefused
+    | NodeView
+    | TaskEvents
 )
-Order = PlaceActor | StopActor | ActorChanged
+Order = (
+    PlaceActor
+    | StopActor
+    | ActorChanged
+    | EndJob
+    | NodeJoined
+    | NodeDied
+    | ViewChanged
+    | ActorWaits
+)
+
+ANSWERS: Final[dict[type, Any]] = {
+    CreateActor: ActorInfo,
+    FindActor: ActorInfo | None,
+    ListNames: list[tuple[str, str]],
+    PutKey: bool,
+    GetKey: bytes | None,
+    DeleteKey: int,
+    ListKeys: list[bytes],
+    ListNodes: list[NodeRow],
+    ListJobs: list[JobRow],
+    ListEndedProcesses: list[EndedProcess],
+    ListTaskEvents: list[TaskEvent],
+    ClusterStatus: StatusOfCluster,
+}
+"""By call, the type of its answer."""

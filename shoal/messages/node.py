@@ -21,6 +21,7 @@ import msgspec
 
 from shoal.config import Config
 from shoal.messages.placement import Strategy
+from shoal.messages.transfer import Freed, Pull, PullDone, Pulled
 from shoal.messages.values import Dep, Inline, Location, Ref, Stored
 
 UNIT = 10_000
@@ -222,6 +223,8 @@ class Log(msgspec.Struct, array_like=True, tag=25):
     source: str
     stream: int
     lines: list[str]
+    place: str = ""
+    """Where the worker's node is, if that is not the driver's."""
 
 
 # --- actors ---------------------------------------------------------------------------------------------------------
@@ -488,6 +491,8 @@ class NodeRow(msgspec.Struct, array_like=True):
     labels: dict[str, str]
     socket: str
     pid: int
+    place: str = "local"
+    """Where its door is (see `wire.addresses`)."""
 
 
 class EventsQuery(msgspec.Struct, array_like=True, tag=65):
@@ -559,6 +564,9 @@ ToNode = (
     | NodesQuery
     | EventsQuery
     | Events
+    | Pull
+    | PullDone
+    | Freed
 )
 
 FromNode = (
@@ -577,6 +585,7 @@ FromNode = (
     | QuotaWanted
     | WhoUses
     | FreeAbandoned
+    | Pulled
     | EventsQuery
     | Reply
 )

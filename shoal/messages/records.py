@@ -1,4 +1,4 @@
-"""What the control store writes down about actors, for its own restart or its successor.
+"""What the control store writes down about actors and nodes, for its own restart or its successor.
 
 A conversation with whoever reads it later: fields are added at the end, with a default, and none changes its meaning. A change
 that an older version must not read raises `SCHEMA` of the SQLite storage and `VERSION` of the Redis storage.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
-from shoal.messages.node import ActorChange
+from shoal.messages.node import ActorChange, Job, NodeRow
 
 
 class LivingActor(msgspec.Struct, array_like=True, tag=1):
@@ -43,3 +43,25 @@ class DeadActor(msgspec.Struct, array_like=True, tag=2):
 
 
 ActorRecord = LivingActor | DeadActor
+
+
+class NodeRecord(msgspec.Struct, array_like=True):
+    """A node that is in the cluster, and is expected to come back when the control store does."""
+
+    row: NodeRow
+    session: int
+
+
+class HeardRecord(msgspec.Struct, array_like=True):
+    """The last message of a node whose effect was written down, with that effect: whoever hears it again knows it."""
+
+    session: int
+    number: int
+
+
+class JobRecord(msgspec.Struct, array_like=True):
+    """A job, and the node of its driver. `ended` says why it is over, if it is: it is kept while detached actors of it live."""
+
+    job: Job
+    node_id: bytes
+    ended: str = ""

@@ -81,10 +81,11 @@ class Ask(msgspec.Struct, array_like=True, tag=0):
 
 
 class Sending(msgspec.Struct, array_like=True, tag=1):
-    """The bytes follow."""
+    """The bytes follow. `places`: who else has it, or is getting it, should this node die meanwhile."""
 
     chunk_bytes: int
     checked: bool
+    places: list[str] = []
 
 
 class Elsewhere(msgspec.Struct, array_like=True, tag=2):

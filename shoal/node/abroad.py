@@ -93,6 +93,7 @@ class Abroad:
                 "could be sent; the workers' log files have them all"
             )
             self._neighbours.send(node, Lines(job_id, Log(0, "shoal", 2, [text])))
+        log.place = self._neighbours.me.place
         self._neighbours.send(node, Lines(job_id, log))
 
     # --- what neighbours say -------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Final
 from shoal.clock import monotonic_ns
 from shoal.control.link import ControlLink
 from shoal.core.endings import ended_clause, killed_clause
-from shoal.core.lease_records import Grant, Pending, Refuse
+from shoal.core.lease_records import AskBack, Grant, Pending, Refuse
 from shoal.messages.control import (
     ActorGone,
     ActorLeaves,
@@ -28,6 +28,7 @@ from shoal.messages.node import (
     ActorSpec,
     ActorStarted,
     Exit,
+    Job,
     LeasePending,
     StartActor,
 )
@@ -55,8 +56,11 @@ class _Seat:
 class ActorSeats:
     """See the module's docstring."""
 
-    def __init__(self, workers: Workers, clients: Clients, control: ControlLink) -> None:
+    def __init__(
+        self, workers: Workers, clients: Clients, control: ControlLink, jobs: dict[bytes, Job]
+    ) -> None:
         self._workers = workers
+        self._jobs = jobs
         self._clients = clients
         self._control = control
         self._reqs = itertools.count(1)
@@ -71,6 +75,12 @@ class ActorSeats:
         """Find a process for a life of an actor."""
         key = (order.spec.actor_id, order.incarnation)
         if key in self._seats:
+            return
+        if order.job is not None:
+            self._jobs.setdefault(order.job_id, order.job)
+        if order.job_id not in self._jobs:
+            reason = f"its job {order.job_id.hex()} is not known any more"
+            self._control.post(ActorRefused(*key, reason))
             return
         seat = _Seat(next(self._reqs), order.spec, order.incarnation, order.job_id)
         self._seats[key] = seat
@@ -136,6 +146,13 @@ class ActorSeats:
                     0, f"the actor{name} of class {seat.spec.class_name} waits: {pending.reason}"
                 )
             )
+
+    def on_asked_back(self, _ask: AskBack) -> None:
+        """Nobody asks for the workers of actors."""
+
+    def lives(self) -> list[tuple[bytes, int]]:
+        """The lives of actors that this node has: actor and incarnation."""
+        return list(self._seats)
 
     def on_process_gone(self, process: Process, cause: str) -> None:
         """A worker has ended; was it an actor?"""

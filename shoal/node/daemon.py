@@ -19,16 +19,12 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from shoal.clock import monotonic_ns
-from shoal.control.link import ControlLink
-from shoal.control.storage.memory import MemoryStorage
-from shoal.control.store import ControlStore
 from shoal.core.endings import killed_clause
-from shoal.core.lease_records import AskBack, Grant, Lease, Pending, Refuse
+from shoal.core.lease_records import AskBack, Grant, Lease, Owner, Pending, Refuse
 from shoal.core.resources import check_amounts
 from shoal.errors import ProtocolError
 from shoal.messages.boot import Boot
@@ -37,13 +33,17 @@ from shoal.messages.control import (
     ClientGone,
     CreateActor,
     DropActor,
+    EndJob,
     JobEnded,
     JobStarted,
     KillActor,
+    NodeDied,
+    NodeJoined,
     NodeState,
     Order,
     PlaceActor,
     StopActor,
+    ViewChanged,
     WatchActor,
 )
 from shoal.messages.node import (
@@ -70,12 +70,8 @@ from shoal.messages.node import (
     KvKeys,
     KvPut,
     LeaseCancel,
-    LeaseGranted,
-    LeasePending,
-    LeaseRefused,
     LeaseRequest,
     LeaseReturn,
-    LeaseWanted,
     Leaving,
     LetGo,
     Log,
@@ -95,15 +91,20 @@ from shoal.messages.node import (
 )
 from shoal.node.actors import DIRECTORY, ActorSeats
 from shoal.node.clients import Client, Clients
+from shoal.node.control_way import ControlWay
 from shoal.node.forwarding import LogForwarder
+from shoal.node.leasing import LeaseOwners, Leasing
 from shoal.node.queries import Queries
 from shoal.node.store import StoreKeeper
 from shoal.node.workers import Process, Workers
 from shoal.node.zygote_link import ZygoteLink
-from shoal.wire.addresses import creator_at, place_of
+from shoal.wire.addresses import LOCAL, creator_at, place_of
 from shoal.wire.aio import PeerConnection
 from shoal.wire.handshake import ServerHandshake
 from shoal.wire.session import node_path
+
+if TYPE_CHECKING:
+    from shoal.node.outside import Outside
 
 _log = logging.getLogger("shoal.node")
 _EVENTS_OF_PAST_PROCESSES: Final = 10
@@ -134,10 +135,22 @@ class Daemon:
         self._logs = LogForwarder(self._clients)
         self._zygote = ZygoteLink(loop, zygote, self)
         self._workers = Workers(loop, boot, self._zygote, self, self._jobs, max_descriptors)
-        self._control: ControlLink = ControlStore(
-            loop, MemoryStorage(), self._on_storage_failure
-        ).connect(self._row(), self._on_order)
-        self._actors = ActorSeats(self._workers, self._clients, self._control)
+        self._way = ControlWay(
+            loop,
+            boot,
+            self._row(),
+            lives=self._lives,
+            on_order=self._on_order,
+            on_end=lambda reason: self.stop(reason, 1),
+        )
+        self._control = self._way.link
+        self._outside = self._look_outside()
+        self._leasing = (
+            Leasing(self._workers, self._clients)
+            if self._outside is None
+            else self._outside.lending
+        )
+        self._actors = ActorSeats(self._workers, self._clients, self._control, self._jobs)
         self._store = StoreKeeper(loop, boot, self._clients)
         self._queries = Queries(
             loop,
@@ -150,6 +163,10 @@ class Daemon:
 
     async def start(self, listening: socket.socket, door: socket.socket | None = None) -> None:
         """Serve the connections that arrive at a socket, and at the node's door if it has one."""
+        if door is not None and self._outside is not None:
+            self._outside.open(door)
+        for row in await self._way.open():
+            self._on_order(NodeJoined(row))
         self._server = await self._loop.create_unix_server(self._connect, sock=listening)
         job = self._boot.job
         if job is not None:
@@ -157,6 +174,26 @@ class Daemon:
             # The first workers do not wait for the preloading: the first task comes sooner so.
             self._workers.prestart(job.job_id, self._boot.prestart)
             self._preload(self._boot.preload, job)
+
+    def _look_outside(self) -> Outside | None:
+        """The others, if this node has a door by which they can reach it."""
+        boot = self._boot
+        if boot.place == LOCAL:
+            return None
+        from shoal.node.outside import Outside
+
+        return Outside(
+            self._loop,
+            boot,
+            self.node_id,
+            self._clients,
+            self._workers,
+            self._jobs,
+            is_alive=self._is_alive,
+            end_process=self._end_process,
+            show=self._logs.forward,
+            post=self._control.post,
+        )
 
     def _connect(self) -> PeerConnection:
         connection = PeerConnection(
@@ -184,7 +221,9 @@ class Daemon:
         self._queries.close()
         self._store.close()
         self._workers.close()
-        self._control.close()
+        await self._way.close()
+        if self._outside is not None:
+            self._outside.close()
         for connection in list(self._connections):
             connection.close()
         self._zygote.close()
@@ -195,8 +234,8 @@ class Daemon:
         """The pids of all workers."""
         return self._workers.pids()
 
-    def _on_storage_failure(self, error: Exception) -> None:
-        self.stop(f"the control store's storage failed: {error}", 1)
+    def _lives(self) -> list[tuple[bytes, int]]:
+        return self._actors.lives()
 
     # --- connections ---------------------------------------------------------------------------------------------
 
@@ -304,10 +343,8 @@ class Daemon:
         post = self._control.post
         return {
             LeaseRequest: self._on_lease_request,
-            LeaseCancel: lambda client, m: queue.on_cancel(client.number, m.req),
-            LeaseReturn: lambda client, m: queue.on_return(
-                client.number, m.lease_id, m.discard, monotonic_ns()
-            ),
+            LeaseCancel: self._leasing.on_cancel,
+            LeaseReturn: self._leasing.on_return,
             Blocked: lambda client, _: queue.on_blocked(client.worker_id),
             Unblocked: lambda client, _: queue.on_unblocked(client.worker_id),
             Watch: self._on_watch,
@@ -348,18 +385,18 @@ class Daemon:
     def _on_lease_request(self, client: Client, message: LeaseRequest) -> None:
         _check_shape(message.shape)
         if not self._is_leaving(client):
-            self._workers.queue.on_request(
-                client.number,
-                message.req,
-                client.job.job_id,
-                message.shape,
-                monotonic_ns(),
-                name=message.name,
-            )
+            self._leasing.on_request(client, message)
 
     def _on_watch(self, client: Client, message: Watch) -> None:
         address = message.address
-        self._clients.watch(client, address, alive=self._is_alive(address))
+        if self._is_elsewhere(address):
+            assert self._outside is not None
+            self._outside.abroad.watch(client, address)
+        else:
+            self._clients.watch(client, address, alive=self._is_alive(address))
+
+    def _is_elsewhere(self, address: str) -> bool:
+        return self._outside is not None and place_of(address) != self._boot.place
 
     def _is_alive(self, address: str) -> bool:
         return self._workers.at(address) is not None or any(
@@ -367,16 +404,22 @@ class Daemon:
         )
 
     def _on_actor_watch(self, client: Client, message: ActorWatch) -> None:
-        owner = message.owner if self._is_alive(message.owner) else ""
+        known = self._is_elsewhere(message.owner) or self._is_alive(message.owner)
+        owner = message.owner if known else ""
         self._control.post(WatchActor(message.actor_id, client.number, owner))
 
     def _on_kill_process(self, client: Client, message: KillProcess) -> None:
-        process = self._workers.at(message.address)
+        if self._is_elsewhere(message.address):
+            assert self._outside is not None
+            self._outside.abroad.kill(message.address, message.reason)
+        else:
+            self._end_process(message.address, message.reason)
+
+    def _end_process(self, address: str, reason: str) -> None:
+        process = self._workers.at(address)
         if process is not None:
-            clause = killed_clause(message.reason)
-            self._workers.order_end(
-                process, clause, reason=message.reason, kill=True, expected=False
-            )
+            clause = killed_clause(reason)
+            self._workers.order_end(process, clause, reason=reason, kill=True, expected=False)
 
     def _of_worker(self, handle: Callable[[Process], None]) -> Callable[[Client, Any], None]:
         def on_message(client: Client, _message: Any) -> None:
@@ -402,34 +445,38 @@ class Daemon:
     # --- what the lease queue decides ----------------------------------------------------------------------------
 
     def on_granted(self, grant: Grant, process: Process) -> None:
-        if grant.owner == DIRECTORY:
-            self._actors.on_granted(grant, process)
-            return
-        client = self._clients.get(grant.owner)
-        if client is not None:
-            client.send(
-                LeaseGranted(grant.req, grant.lease_id, process.address, process.pid, grant.gpu_ids)
-            )
+        self._of_owner(grant.owner).on_granted(grant, process)
 
     def on_refused(self, refusal: Refuse) -> None:
-        if refusal.owner == DIRECTORY:
-            self._actors.on_refused(refusal)
-        elif (client := self._clients.get(refusal.owner)) is not None:
-            client.send(LeaseRefused(refusal.req, refusal.kind, refusal.reason))
+        self._of_owner(refusal.owner).on_refused(refusal)
 
     def on_asked_back(self, ask: AskBack) -> None:
-        client = self._clients.get(ask.owner)
-        if client is not None:
-            client.send(LeaseWanted(ask.lease_id))
+        self._of_owner(ask.owner).on_asked_back(ask)
 
     def on_pending(self, pending: Pending) -> None:
-        if pending.owner == DIRECTORY:
-            self._actors.on_pending(pending)
-        elif (client := self._clients.get(pending.owner)) is not None:
-            client.send(LeasePending(pending.req, pending.reason))
+        self._of_owner(pending.owner).on_pending(pending)
+
+    def _of_owner(self, owner: Owner) -> LeaseOwners:
+        """Who answers for an owner of leases."""
+        if owner == DIRECTORY:
+            return self._actors
+        if isinstance(owner, int):
+            return self._leasing
+        assert self._outside is not None
+        return self._outside.hosting
+
+    def on_advanced(self) -> None:
+        if self._outside is not None:
+            self._outside.look()
 
     def on_lines(self, job_id: bytes, pid: int, source: str, stream: int, lines: list[str]) -> None:
-        self._logs.forward(job_id, Log(pid, source, stream, lines))
+        log = Log(pid, source, stream, lines)
+        driver = self._jobs[job_id].owner
+        if self._is_elsewhere(driver):
+            assert self._outside is not None
+            self._outside.abroad.forward_lines(place_of(driver), job_id, log)
+        else:
+            self._logs.forward(job_id, log)
 
     # --- orders of the control store -----------------------------------------------------------------------------
 
@@ -439,6 +486,13 @@ class Daemon:
                 self._actors.place(order)
             case StopActor():
                 self._actors.stop(order)
+            case EndJob(job_id, reason, kill):
+                self._workers.end_job(job_id, reason, kill=kill)
+                if kill:
+                    self._store.on_job_gone(job_id)
+            case NodeJoined() | NodeDied() | ViewChanged():
+                if self._outside is not None:
+                    self._outside.on_order(order)
             case ActorChanged(clients, change):
                 for number in clients:
                     client = self._clients.get(number)
@@ -466,13 +520,13 @@ class Daemon:
         """A worker has ended."""
         number = process.number
         if number:
-            self._workers.queue.on_owner_gone(number, monotonic_ns(), "its owner has ended")
+            self._leasing.on_client_gone(number, "its owner has ended")
         self._actors.on_process_gone(process, cause)
         self._control.post(
             ClientGone(number, process.address, f"the worker, pid {process.pid}", cause)
         )
         left_objects = self._store.on_process_gone(process.address, process.job.job_id)
-        self._clients.gone(process.address, cause, expected=process.expected)
+        self._tell_end(process.address, cause, expected=process.expected)
         if left_objects:
             self._store.ask_who_uses(process.address)
         self._finish_goodbye(process.job.job_id)
@@ -503,12 +557,17 @@ class Daemon:
         who = f"the driver, pid {client.pid}"
         reason = f"its driver (pid {client.pid}) {how}"
         self._control.post(ClientGone(client.number, client.address, who, how))
-        self._control.post(JobEnded(job_id, reason))
+        self._control.post(JobEnded(job_id, reason, kill=True))
         self._workers.end_job(job_id, reason, kill=True)
-        self._workers.queue.on_owner_gone(client.number, monotonic_ns(), reason)
+        self._leasing.on_client_gone(client.number, reason)
         self._store.on_process_gone(client.address, job_id)
         self._store.on_job_gone(job_id)
-        self._clients.gone(client.address, how, expected=orderly)
+        self._tell_end(client.address, how, expected=orderly)
+
+    def _tell_end(self, address: str, cause: str, *, expected: bool) -> None:
+        self._clients.gone(address, cause, expected=expected)
+        if self._outside is not None:
+            self._outside.abroad.on_process_gone(address, cause, expected=expected)
 
     # --- the node itself -----------------------------------------------------------------------------------------
 
@@ -525,6 +584,7 @@ class Daemon:
             boot.labels,
             node_path(boot.session_dir),
             os.getpid(),
+            boot.place,
         )
 
 

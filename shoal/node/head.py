@@ -75,6 +75,9 @@ def main(load: Callable[[], Run] = load_worker) -> None:
     _settle_signals()
     try:
         run = load()
+        if boot.config.tls_cert:
+            # Workers will need it, and share the pages.
+            import shoal.wire.tls_stream  # noqa: F401 - loaded before the fork, used by whoever connects
         door = _open_door(boot)
         with open(f"{boot.session_dir}/{HEAD}", "w", encoding="ascii", opener=private) as file:
             file.write(str(os.getpid()))

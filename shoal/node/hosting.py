@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from shoal.clock import monotonic_ns
 from shoal.core.candidates import Node
-from shoal.core.lease_records import AskBack, Grant, Refuse
+from shoal.core.lease_records import AskBack, Grant, Pending, Refuse
 from shoal.core.policy import too_busy
 from shoal.messages.neighbours import (
     Ask,
@@ -137,6 +137,9 @@ class Hosting:
             self._neighbours.send(
                 node, Refused(owner.client, refusal.req, refusal.kind, refusal.reason)
             )
+
+    def on_pending(self, _pending: Pending) -> None:
+        """This node could not even give it if it were idle: home knows, from this node's row."""
 
     def on_asked_back(self, ask: AskBack) -> None:
         """Others wait for a lease."""

@@ -19,8 +19,9 @@ import asyncio
 import logging
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from shoal.clock import monotonic_ns
 from shoal.core.quotas import Granted, StoreQuotas, Wanted
@@ -67,6 +68,16 @@ class _Estate:
         return sum(self.segments.values())
 
 
+class Holder(Protocol):
+    """Who draws quota: a client, or the daemon itself, for copies."""
+
+    address: str
+
+    @property
+    def send(self) -> Callable[[Any], None]:
+        """Takes answers, and wishes of others."""
+
+
 class StoreKeeper:
     """See the module's docstring. Processes are known by the short name that their segments carry."""
 
@@ -78,7 +89,7 @@ class StoreKeeper:
             boot.store_bytes, config.quota_chunk_bytes, int(config.store_full_timeout_s * 1e9)
         )
         # Those that have drawn quota, by short name.
-        self._clients: dict[str, Client] = {}
+        self._clients: dict[str, Holder] = {}
         self._inquiries = Inquiries(loop, all_clients, self._free_unused)
         # Blocks of living processes by the owner that has ended, and their maker's short name.
         self._abandoned: dict[str, dict[str, set[Location]]] = {}
@@ -89,14 +100,14 @@ class StoreKeeper:
 
     # --- quotas --------------------------------------------------------------------------------------------------
 
-    def on_request(self, client: Client, message: QuotaRequest) -> None:
+    def on_request(self, client: Holder, message: QuotaRequest) -> None:
         """A process wants room."""
         creator = creator_at(client.address)
         self._clients[creator] = client
         self.quotas.on_request(creator, str(client), message.req, message.needed, monotonic_ns())
         self._drain()
 
-    def on_return(self, client: Client, returned: int) -> None:
+    def on_return(self, client: Holder, returned: int) -> None:
         """A process gives room back."""
         self.quotas.on_return(creator_at(client.address), returned)
         self._drain()

@@ -109,6 +109,9 @@ class WorkerEvents(Protocol):
     def on_pending(self, pending: Pending) -> None:
         """A request is infeasible as things stand."""
 
+    def on_advanced(self) -> None:
+        """The queue has acted on what has happened."""
+
     def on_process_gone(self, process: Process, cause: str, lease: Lease | None) -> None:
         """A worker's process has ended, and its output has been passed on."""
 
@@ -200,6 +203,7 @@ class Workers:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._events.on_advanced()
         deadline = self.queue.next_deadline()
         if deadline is not None:
             delay_s = max(0, deadline - monotonic_ns()) / 1e9

@@ -163,7 +163,10 @@ class Borrowing:
         self._objects.give_up(message.object_id, connection.peer_address, message.count)
 
     def _on_free_blocks(self, connection: Connection, message: FreeBlocks) -> None:
-        self._process.deliveries.freed(connection.peer_address, message.locations)
+        process = self._process
+        process.deliveries.freed(connection.peer_address, message.locations)
+        if process.store.remote is not None:
+            process.store.remote.tell_freed()
 
     # --- effects -------------------------------------------------------------------------------------------------
 
@@ -204,6 +207,8 @@ class Borrowing:
         for creator, locations in blocks.items():
             if not self._send_to_owner(creator, FreeBlocks(locations)):
                 process.node.send_locked(FreeOrphans(locations))
+        if process.store.remote is not None:
+            process.store.remote.tell_freed()
 
     def _send_to_owner(self, address: str, message: Any) -> bool:
         if address in self._process.peers.gone:

@@ -120,7 +120,9 @@ class Console:
                 self._dropped += len(log.lines)
                 return
             self._tell_dropped()
-            self._counter.on_lines(log.pid, log.source, log.stream, log.lines, self._clock())
+            self._counter.on_lines(
+                log.pid, log.source, log.stream, log.lines, self._clock(), log.place
+            )
             self._hand_over()
 
     def next_deadline(self) -> int | None:

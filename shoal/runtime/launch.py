@@ -121,6 +121,10 @@ class Head:
             self._program.end(timeout_s)
             self.session.remove()
 
+    def hang_up(self) -> None:
+        """Tell it to end, without waiting; `stop` does."""
+        self._program.hang_up()
+
     def leave(self) -> None:
         """Let it go on without this process (it was told no starter)."""
         self._program.leave()
@@ -255,6 +259,7 @@ def _spawn(session: Session, boot: Boot, code: str) -> Head:
         log_path=f"{log_dir(session.directory)}/head.err",
         variables={SESSION_VARIABLE: session.name},
         pass_fds=(session.lock_fd,),
+        lifeline=bool(boot.driver_pid),
     )
     return Head(session, program)
 

@@ -37,7 +37,7 @@ class NodeLink:
     """See the module's docstring. `connection` is set once, before anything is sent."""
 
     def __init__(self, reactor: Reactor) -> None:
-        self._reactor = reactor
+        self.reactor = reactor
         self.connection: Connection | None = None
         self._next_req = 1 << 32
         self._pending: dict[int, _Request] = {}
@@ -45,9 +45,9 @@ class NodeLink:
 
     def send(self, message: Any) -> None:
         """Send a message soon. Takes the lock."""
-        with self._reactor.lock:
+        with self.reactor.lock:
             self.send_locked(message)
-        self._reactor.nudge()
+        self.reactor.nudge()
 
     def send_locked(self, message: Any) -> None:
         """Send a message at the next flush; the caller holds the lock."""
@@ -56,9 +56,9 @@ class NodeLink:
 
     def send_now(self, message: Any) -> None:
         """Send a message and flush it. Takes the lock."""
-        with self._reactor.lock:
+        with self.reactor.lock:
             self.send_locked(message)
-            self._reactor.flush_locked()
+            self.reactor.flush_locked()
 
     def request(
         self, make: Callable[[int], Any], kind: type[T], timeout_s: float | None = None
@@ -69,20 +69,20 @@ class NodeLink:
             ShoalError: the node refused, by the name of the error that it gives.
             TimeoutError: no answer came in time.
         """
-        refuse_reentry(self._reactor, "what asks the node")
+        refuse_reentry(self.reactor, "what asks the node")
         request = _Request()
-        with self._reactor.lock:
+        with self.reactor.lock:
             if self.lost:
                 raise ShoalError(self.lost)
             req = self._next_req = self._next_req + 1
             self._pending[req] = request
             self.send_locked(make(req))
-            self._reactor.flush_locked()
+            self.reactor.flush_locked()
         try:
-            if not self._reactor.wait(request, timeout_s):
+            if not self.reactor.wait(request, timeout_s):
                 raise TimeoutError(f"the node daemon did not answer within {timeout_s} s")
         finally:
-            with self._reactor.lock:
+            with self.reactor.lock:
                 self._pending.pop(req, None)
         answer = request.answer
         if isinstance(answer, BaseException):

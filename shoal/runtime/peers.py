@@ -16,7 +16,7 @@ import resource
 import socket
 from functools import partial
 from time import monotonic
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from shoal.messages.node import Watch
 from shoal.messages.peer import PeerMessage
@@ -28,6 +28,10 @@ from shoal.wire.handshake import ClientHandshake, ServerHandshake
 from shoal.wire.reactor import Reactor, decoder_of
 from shoal.wire.session import socket_path
 
+if TYPE_CHECKING:
+    from shoal.config import Config
+    from shoal.wire.tls import Tls
+
 logger = logging.getLogger("shoal")
 
 _CONNECT_AGAIN_S: Final = 0.02
@@ -35,7 +39,19 @@ _SHORT_AGAIN_S: Final = 0.1
 _CONNECT_TIMEOUT_S: Final = 10.0
 """How long the backlog of a process may stay full before it counts as not to be reached."""
 
+_PROOF_TIMEOUT_S: Final = 10.0
+"""How long whoever comes through the door may take to prove the token."""
+
 _decoder = decoder_of(PeerMessage)
+
+
+def _tls_of(config: Config) -> Tls | None:
+    if not (config.tls_cert or config.tls_key or config.tls_ca):
+        return None
+    # Here, so that processes without TLS do not load it.
+    from shoal.wire.tls import Tls
+
+    return Tls.of(config)
 
 
 class Peer:
@@ -66,7 +82,7 @@ class Peers:
         address: str,
         session_dir: str,
         handler: Handler,
-        max_frame_bytes: int,
+        config: Config,
     ) -> None:
         self._reactor = reactor
         self._node = node
@@ -75,7 +91,8 @@ class Peers:
         self._place = place_of(address)
         self._session_dir = session_dir
         self._handler = handler
-        self._max_frame_bytes = max_frame_bytes
+        self._max_frame_bytes = config.max_frame_bytes
+        self._tls = _tls_of(config)
         self._by_address: dict[str, Peer] = {}
         self._connections: dict[Connection, None] = {}
         self._has_been_short = False
@@ -133,7 +150,7 @@ class Peers:
         place, name = place_of(address), name_of(address)
         if place == self._place:
             return connection.connect(socket_path(self._session_dir, name))
-        connection.connect_to_door(place, name)
+        connection.connect_to_door(place, name, None if self._tls is None else self._tls.client)
         return True
 
     def _connect_again(self, connection: Connection, deadline: float) -> None:
@@ -165,6 +182,8 @@ class Peers:
 
     def accept(self, sock: socket.socket) -> None:
         """Somebody connected to this process. Called by the reactor's leader, without the lock, which it takes."""
+        is_from_elsewhere = sock.family != socket.AF_UNIX
+        tls = self._tls.server if self._tls is not None and is_from_elsewhere else None
         with self._reactor.lock:
             connection = Connection(
                 self._reactor,
@@ -173,8 +192,11 @@ class Peers:
                 self._handler,
                 _decoder,
                 max_frame_bytes=self._max_frame_bytes,
+                tls=tls,
             )
             self._connections[connection] = None
+            if is_from_elsewhere:
+                connection.expect_proof_within(_PROOF_TIMEOUT_S)
 
     def peer_of(self, connection: Connection) -> Peer:
         """The record of the process at the other end; made when its first message arrives."""

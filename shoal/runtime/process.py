@@ -189,7 +189,7 @@ class Process:
             address,
             self.session_dir,
             self,
-            self.config.max_frame_bytes,
+            self.config,
         )
         self.borrowing = Borrowing(self)
         self.owner = Owner(self)
@@ -208,6 +208,8 @@ class Process:
             QuotaWanted: self._on_quota_wanted,
             EventsQuery: self._on_events_query,
         }
+        if self.store.remote is not None:
+            self.node_handlers.update(self.store.remote.node_handlers)
         self.functions: dict[bytes, Function] = {}
         self.namespace = ""
         self.env = ""

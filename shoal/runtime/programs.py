@@ -50,13 +50,16 @@ class Program:
         log_path: str,
         variables: Mapping[str, str],
         pass_fds: Collection[int],
+        lifeline: bool = True,
     ) -> None:
+        """`lifeline`: it was told its starter, and ends with it."""
         if not sys.executable:
             raise InternalError(
                 "sys.executable is not set, so shoal cannot start processes of its own"
             )
         packages = [_root_of("shoal"), _root_of("msgspec")]
         self._what = what
+        self._lifeline = lifeline
         self._log = open(log_path, "w+b", opener=private)  # noqa: SIM115 - `end` or `leave` closes it
         try:
             self.process = subprocess.Popen(
@@ -119,14 +122,20 @@ class Program:
         return answer
 
     def end(self, timeout_s: float) -> None:
-        """End it: by its lifeline, or else by SIGKILL."""
-        self._close_pipes()
+        """End it: by its lifeline or SIGTERM, or else by SIGKILL."""
+        self.hang_up()
         try:
             self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
         self._log.close()
+
+    def hang_up(self) -> None:
+        """Tell it to end, by its lifeline or SIGTERM."""
+        self._close_pipes()
+        if not self._lifeline:
+            self.process.terminate()
 
     def leave(self) -> None:
         """Let it go on without this process, which is not to wait for it any more."""

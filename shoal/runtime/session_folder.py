@@ -127,14 +127,14 @@ def sweep_dead_sessions(root: str) -> int:
                 # What the control store has written down is for the next one of its name.
                 continue
             kill_orphans(path)
-            remove_session(path, _shm_of(path, name))
+            remove_session(path, shm_of(path))
             swept += 1
         finally:
             os.close(fd)
     return swept
 
 
-def _shm_of(session_dir: str, name: str) -> str:
+def shm_of(session_dir: str) -> str:
     """The shared-memory directory that a session noted; "" if what it noted cannot be one of ours."""
     try:
         with open(f"{session_dir}/{SHM}", encoding="utf-8") as file:
@@ -143,7 +143,8 @@ def _shm_of(session_dir: str, name: str) -> str:
     except (OSError, ValueError):
         return ""
     ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    return path if ours and os.path.basename(path) == f"shoal-{os.getuid()}-{name}" else ""
+    name = f"shoal-{os.getuid()}-{os.path.basename(session_dir)}"
+    return path if ours and os.path.basename(path) == name else ""
 
 
 def kill_orphans(session_dir: str) -> int:

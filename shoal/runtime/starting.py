@@ -174,6 +174,11 @@ class Control:
         self.program.end(timeout_s)
         self.folder.remove()
 
+    def kill(self) -> None:
+        """SIGKILL; its folder stays."""
+        self.program.process.kill()
+        self.program.end(_STOP_TIMEOUT_S)
+
     def leave(self) -> None:
         """Let it go on without this process (it was told no starter)."""
         self.program.leave()
@@ -224,6 +229,7 @@ def begin_control(
             log_path=f"{log_dir(folder.directory)}/control.err",
             variables={SESSION_VARIABLE: os.path.basename(folder.directory)},
             pass_fds=(folder.lock_fd, listening.fileno()),
+            lifeline=lifeline,
         )
         with open(f"{folder.directory}/{HEAD}", "w", encoding="ascii", opener=private) as file:
             file.write(str(program.pid))

@@ -15,9 +15,10 @@ from shoal.errors import ObjectStoreFullError
 from shoal.lock import make_lock
 from shoal.messages.node import QuotaGranted, QuotaRequest, QuotaReturn
 from shoal.runtime.reentry import reentry_error
+from shoal.runtime.remote import RemoteObjects
 from shoal.serial.layout import write_layout
 from shoal.store import Arena, Block, Location, QuotaExhausted, Reader, copy_into
-from shoal.wire.addresses import creator_at
+from shoal.wire.addresses import LOCAL, creator_at, place_of
 
 if TYPE_CHECKING:
     from shoal.messages.values import Stored
@@ -29,7 +30,11 @@ _EVERYTHING: Final = 1 << 62
 
 
 class ObjectStore:
-    """See the module's docstring. `settle` counts what the process has dropped."""
+    """See the module's docstring. `settle` counts what the process has dropped.
+
+    Attributes:
+        remote: Objects of other nodes; None in a session of one machine.
+    """
 
     def __init__(
         self,
@@ -50,6 +55,8 @@ class ObjectStore:
         self._reader: Reader | None = None
         # Objects that died while this thread was in the middle of the arena's work.
         self._dead: deque[Location] = deque()
+        place = place_of(address)
+        self.remote = None if place in {"", LOCAL} else RemoteObjects(node, place, self._view_block)
 
     @property
     def arena(self) -> Arena:
@@ -111,11 +118,18 @@ class ObjectStore:
         self._refuse_reentry("what reads a large value")
         if stored.creator == self.address and self._arena is not None:
             return self._arena.view(stored.location)
+        remote = self.remote
+        if remote is not None and remote.is_remote(stored):
+            return remote.view(stored)
+        return self._view_block(stored.location)
+
+    def _view_block(self, location: Location) -> memoryview:
+        """A view of a block of this node that another process made."""
         if self._reader is None:
             with self._making:
                 if self._reader is None:
                     self._reader = Reader(self._directory)
-        return self._reader.view(stored.location)
+        return self._reader.view(location)
 
     def free(self, location: Location) -> None:
         """An object that this process made is dead."""
@@ -125,9 +139,14 @@ class ObjectStore:
                 # The next object that dies takes it along.
                 self._dead.append(location)
                 return
-            arena.free(location)
+            self._free(arena, location)
             while self._dead:
-                arena.free(self._dead.popleft())
+                self._free(arena, self._dead.popleft())
+
+    def _free(self, arena: Arena, location: Location) -> None:
+        arena.free(location)
+        if self.remote is not None:
+            self.remote.freed(location)
 
     def forget(self, address: str) -> None:
         """A process has ended: what is mapped of its objects and not looked at goes, or it would keep their memory after

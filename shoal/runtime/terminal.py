@@ -79,7 +79,10 @@ class Output:
 def _prefix(line: Line) -> str:
     if not line.pid:
         return f"({line.source})"
-    return f"({line.source} pid={line.pid})" if line.source else f"(pid={line.pid})"
+    words = [line.source, f"pid={line.pid}"] if line.source else [f"pid={line.pid}"]
+    if line.place:
+        words[-1] += f", ip={line.place}"
+    return f"({' '.join(words)})"
 
 
 def _means_gone(error: Exception) -> bool:

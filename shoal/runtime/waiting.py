@@ -15,16 +15,19 @@ from concurrent.futures import Future
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from shoal.errors import GetTimeoutError
+from shoal.errors import GetTimeoutError, ShoalError
+from shoal.messages.transfer import Why
 from shoal.messages.values import Failed
 from shoal.runtime.reentry import refuse_reentry
 from shoal.runtime.refs import ObjectRef
+from shoal.runtime.remote import Wanted, Wish
 from shoal.runtime.values import error_of
 from shoal.wire.reactor import Waiter
 
 if TYPE_CHECKING:
     from shoal.core.references import Entry
     from shoal.runtime.process import Process
+    from shoal.runtime.remote import RemoteObjects
 
 
 class Blocking(Protocol):
@@ -63,6 +66,7 @@ class Waiting:
 
     def __init__(self, process: Process, grace_us: int) -> None:
         self._process = process
+        self._remote = process.store.remote
         self._grace_s = grace_us / 1e6
         self.blocking: Blocking | None = None
 
@@ -71,6 +75,8 @@ class Waiting:
     def get_one(self, ref: ObjectRef[Any], timeout_s: float | None) -> Any:
         """The value of one object."""
         entry = ref._entry
+        if self._remote is not None:
+            return self._get_anywhere([entry], timeout_s)[0]
         if entry.value is None:
             self._await_entries((entry,), timeout_s)
         return self.load(entry)
@@ -78,13 +84,72 @@ class Waiting:
     def get_many(self, refs: Sequence[ObjectRef[Any]], timeout_s: float | None) -> list[Any]:
         """The values of objects, in order."""
         entries = [ref._entry for ref in refs]
+        if self._remote is not None:
+            return self._get_anywhere(entries, timeout_s)
+        entries = self._known(entries, timeout_s)
+        load = self.load
+        return [load(entry) for entry in entries]
+
+    def _known(self, entries: list[Entry], timeout_s: float | None) -> list[Entry]:
+        """The entries once all are known; or one that has failed, while others are not."""
         if any(entry.value is None for entry in entries):
             self._await_entries(entries, timeout_s)
             if any(entry.value is None for entry in entries):
                 # One has failed; the others may take for ever.
                 entries = [entry for entry in entries if type(entry.value) is Failed][:1]
+        return entries
+
+    def _get_anywhere(self, entries: list[Entry], timeout_s: float | None) -> list[Any]:
+        """The values of objects, some of which may be at other nodes: those are brought here, all at once."""
+        deadline = None if timeout_s is None else monotonic() + timeout_s
+        entries = self._known(entries, timeout_s)
+        remote = self._remote
+        assert remote is not None
+        wanted = [
+            Wanted(entry.value, f"object {entry.object_id.hex()}", entry.object_id.hex())
+            for entry in entries
+            if remote.is_remote(entry.value)
+        ]
+        held: list[memoryview] = []
+        if wanted and not any(type(entry.value) is Failed for entry in entries):
+            held = self._bring(wanted, deadline, timeout_s)
         load = self.load
-        return [load(entry) for entry in entries]
+        values = [load(entry) for entry in entries]
+        # Until now nothing else may have kept the copies.
+        del held
+        return values
+
+    def _bring(
+        self, wanted: list[Wanted], deadline: float | None, timeout_s: float | None
+    ) -> list[memoryview]:
+        process = self._process
+        refuse_reentry(process.reactor, "shoal.get()")
+        remote = self._remote
+        assert remote is not None
+        blocking = self.blocking
+        lent = False
+
+        def wait(wish: Wish) -> bool:
+            nonlocal lent
+            if blocking is not None and not lent:
+                if process.reactor.wait(wish, self._left(self._soon(deadline))):
+                    return True
+                lent = blocking.lend()
+            return process.reactor.wait(wish, self._left(deadline)) or wish.done
+
+        try:
+            return remote.get(wanted, Why.GET, wait)
+        except TimeoutError as error:
+            raise GetTimeoutError(
+                f"get() waited {timeout_s} s, but {error} is still on its way from another node"
+            ) from None
+        finally:
+            if lent and blocking is not None:
+                blocking.take_back()
+
+    @staticmethod
+    def _left(deadline: float | None) -> float | None:
+        return None if deadline is None else max(deadline - monotonic(), 0.0)
 
     def load(self, entry: Entry) -> Any:
         """The value of an entry that is known."""
@@ -167,12 +232,20 @@ class Waiting:
     # --- wait ----------------------------------------------------------------------------------------------------
 
     def wait(
-        self, refs: list[Any], entries: list[Entry], num_returns: int, timeout_s: float | None
+        self,
+        refs: list[Any],
+        entries: list[Entry],
+        num_returns: int,
+        timeout_s: float | None,
+        fetch_local: bool = True,
     ) -> tuple[list[Any], list[Any]]:
         """See `shoal.wait`; the arguments have been checked. `entries` are those of `refs`."""
-        ready = self._ready(entries, num_returns)
+        look = self._ready
+        if fetch_local and self._remote is not None:
+            look = self._ready_here
+        ready = look(entries, num_returns)
         if len(ready) < num_returns:
-            ready = self._wait_ready(entries, num_returns, timeout_s)
+            ready = self._wait_ready(entries, num_returns, timeout_s, look)
         if len(ready) == 1:
             index = ready[0]
             return [refs[index]], refs[:index] + refs[index + 1 :]
@@ -189,8 +262,25 @@ class Waiting:
                     break
         return found
 
+    def _ready_here(self, entries: list[Entry], most: int) -> list[int]:
+        """The same for objects that are to be on this node, too; those that are not are brought."""
+        remote = self._remote
+        assert remote is not None
+        found: list[int] = []
+        for index, entry in enumerate(entries):
+            value = entry.value
+            if value is not None and (not remote.is_remote(value) or remote.is_here(value)):
+                found.append(index)
+                if len(found) == most:
+                    break
+        return found
+
     def _wait_ready(
-        self, entries: list[Entry], num_returns: int, timeout_s: float | None
+        self,
+        entries: list[Entry],
+        num_returns: int,
+        timeout_s: float | None,
+        look: Callable[[list[Entry], int], list[int]],
     ) -> list[int]:
         process = self._process
         refuse_reentry(process.reactor, "shoal.wait()")
@@ -209,7 +299,7 @@ class Waiting:
                 with process.lock:
                     process.tick_waiters.append(waiter)
                 try:
-                    ready = self._ready(entries, num_returns)
+                    ready = look(entries, num_returns)
                     if len(ready) >= num_returns:
                         return ready
                     limit = deadline
@@ -229,7 +319,7 @@ class Waiting:
                 if done:
                     continue
                 if deadline is not None and monotonic() >= deadline:
-                    return self._ready(entries, num_returns)
+                    return look(entries, num_returns)
                 if blocking is not None and not lent:
                     lent = True
                     if not blocking.lend():
@@ -240,8 +330,35 @@ class Waiting:
 
     # --- futures -------------------------------------------------------------------------------------------------
 
-    def _when_ready(self, entry: Entry, callback: Callable[[], None]) -> None:
-        """Call `callback` (by the reactor's leader, without the lock) once the entry is known."""
+    def _when_ready(self, entry: Entry, callback: Callable[[Any], None]) -> None:
+        """Call `callback` (by the reactor's leader, without the lock) once the entry is known, and here; with what keeps it
+        here, if anything must."""
+        if self._remote is None:
+            self._when_known(entry, functools.partial(callback, None))
+        else:
+            self._when_known(entry, functools.partial(self._fetch, self._remote, entry, callback))
+
+    def _fetch(self, remote: RemoteObjects, entry: Entry, callback: Callable[[Any], None]) -> None:
+        """An entry is known: bring its value here, without waiting for it."""
+        if not remote.is_remote(entry.value):
+            callback(None)
+            return
+
+        def known(wish: Wish) -> None:
+            self._process.callbacks.append(functools.partial(taken, wish))
+
+        def taken(wish: Wish) -> None:
+            try:
+                view = remote.take(wish, "")
+            except ShoalError:
+                # Whoever loads it is told why, by asking again.
+                view = None
+            callback(view)
+
+        remote.begin(entry.value, Why.GET, known)
+        self._process.reactor.flush()
+
+    def _when_known(self, entry: Entry, callback: Callable[[], None]) -> None:
         process = self._process
         refuse_reentry(process.reactor, "a future of a reference")
         with process.lock:
@@ -266,7 +383,7 @@ class Waiting:
         self._when_ready(ref._entry, functools.partial(self._resolve, future, ref))
         return future
 
-    def _resolve(self, future: Future[Any], ref: ObjectRef[Any]) -> None:
+    def _resolve(self, future: Future[Any], ref: ObjectRef[Any], _held: Any) -> None:
         if not future.set_running_or_notify_cancel():
             return
         try:
@@ -284,25 +401,30 @@ class Waiting:
             return False
         return True
 
-    async def known_on_loop(self, entry: Entry) -> None:
-        """Wait on the running loop until an entry is known."""
+    async def known_on_loop(self, entry: Entry) -> Any:
+        """Wait on the running loop until an entry is known, and here; what keeps it here."""
         loop = asyncio.get_running_loop()
-        happened: asyncio.Future[None] = loop.create_future()
+        happened: asyncio.Future[Any] = loop.create_future()
         self._when_ready(entry, functools.partial(_tell_loop, loop, happened))
-        await happened
+        return await happened
 
     async def on_loop(self, ref: ObjectRef[Any]) -> Any:
         """`await ref`."""
         entry = ref._entry
-        if entry.value is None:
-            await self.known_on_loop(entry)
-        return self.load(entry)
+        held = None
+        if entry.value is None or (
+            self._remote is not None and self._remote.is_remote(entry.value)
+        ):
+            held = await self.known_on_loop(entry)
+        value = self.load(entry)
+        del held
+        return value
 
 
-def _tell_loop(loop: asyncio.AbstractEventLoop, happened: asyncio.Future[None]) -> None:
+def _tell_loop(loop: asyncio.AbstractEventLoop, happened: asyncio.Future[Any], held: Any) -> None:
     def tell() -> None:
         if not happened.done():
-            happened.set_result(None)
+            happened.set_result(held)
 
     # The loop may end at any moment: then nobody waits on it any more.
     with contextlib.suppress(RuntimeError):

@@ -40,7 +40,10 @@ from shoal.wire.handshake import (
 from shoal.wire.session import bind_private
 
 if TYPE_CHECKING:
+    import ssl
+
     from shoal.wire.reactor import Reactor
+    from shoal.wire.tls_stream import TlsStream
 
 logger = logging.getLogger("shoal")
 
@@ -118,10 +121,11 @@ class Connection:
         *,
         max_frame_bytes: int,
         peer_address: str = "",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        """`sock` is connected; without one, `connect` makes it."""
+        """`sock` is connected; without one, `connect` makes it. With `tls`, it was accepted and must begin with TLS."""
         self._reactor = reactor
-        self._sock: socket.socket
+        self._sock: socket.socket | TlsStream
         self.fd = -1
         self._handshake: ClientHandshake | ServerHandshake | None = handshake
         self.handler = handler
@@ -141,12 +145,40 @@ class Connection:
         self._on_readable: Callable[[Buffer], None] = self._receive_handshake
         if sock is not None:
             self._take(sock)
-            self._begin()
+            if tls is None:
+                self._begin()
+            else:
+                self._begin_tls(sock, tls, b"")
 
     def _take(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
         self.fd = sock.fileno()
+
+    def _begin_tls(self, sock: socket.socket, context: ssl.SSLContext, preface: bytes) -> None:
+        """Let a stream in TLS take the socket's place; the rest waits until it is open."""
+        # Here, so that processes without TLS do not load it.
+        from shoal.wire.tls_stream import TlsStream
+
+        stream = self._sock = TlsStream(sock, context, server=not preface, preface=preface)
+        self._reactor.register(self.fd, functools.partial(self._open_tls, stream))
+        if preface:
+            self._reactor.modify(self.fd, _EPOLLIN | _EPOLLOUT)
+
+    def _open_tls(self, stream: TlsStream, _mask: int) -> None:
+        """The socket of a stream that is not open yet is ready (the leader, without the lock)."""
+        try:
+            with self._reactor.lock:
+                if self.closed:
+                    return
+                awaited = stream.advance()
+                if awaited:
+                    self._reactor.modify(self.fd, awaited)
+                else:
+                    self._reactor.unregister(self.fd)
+                    self._begin()
+        except (ProtocolError, OSError) as error:
+            self.fail(None if isinstance(error, ConnectionResetError) else error)
 
     def _begin(self) -> None:
         assert self._handshake is not None
@@ -162,6 +194,7 @@ class Connection:
         """
         if self.fd < 0:
             self._take(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        assert isinstance(self._sock, socket.socket)
         try:
             self._sock.connect(path)
         except BlockingIOError:
@@ -169,9 +202,9 @@ class Connection:
         self._begin()
         return True
 
-    def connect_to_door(self, place: str, name: str) -> None:
-        """Connect to the process called `name` of another node. Never blocks: that nobody is there is found out later, as the end of
-        a connection is.
+    def connect_to_door(self, place: str, name: str, tls: ssl.SSLContext | None = None) -> None:
+        """Connect to the process called `name` of another node, with `tls` in TLS. Never blocks: that nobody is there is found out
+        later, as the end of a connection is.
 
         Raises:
             OSError: there is no way to that place, or this process can have no socket.
@@ -187,6 +220,9 @@ class Connection:
             sock.close()
             self.fd = -1
             raise
+        if tls is not None:
+            self._begin_tls(sock, tls, encode_preface(name))
+            return
         # Not sent before the socket says that it is connected, and then at the head of all.
         self._unsent += encode_preface(name)
         self._begin()
@@ -408,6 +444,15 @@ class Connection:
             greeting.clear()
 
     # --- ending --------------------------------------------------------------------------------------------------
+
+    def expect_proof_within(self, seconds: float) -> None:
+        """End the connection if the peer has not proved the token by then."""
+
+        def judge() -> None:
+            if self._handshake is not None:
+                self.fail(AuthenticationError(f"no proof of the token within {seconds:g} s"))
+
+        self._reactor.call_later(seconds, judge)
 
     def fail(self, error: Exception | None) -> None:
         """End the connection, and tell the handler. Takes the lock."""

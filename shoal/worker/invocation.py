@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from shoal.errors import InternalError, ShoalError, TaskCancelledError, TaskError
 from shoal.messages.peer import Done, Failure, Results
+from shoal.messages.transfer import Why
 from shoal.messages.values import Dep, Inline, Stored, Value
 from shoal.runtime.context import current
+from shoal.runtime.remote import Wanted
 from shoal.runtime.values import wire_value
 from shoal.serial.exceptions import dump_exception
 from shoal.serial.layout import read_layout
@@ -26,6 +28,7 @@ from shoal.serial.values import deserialize_args, serialize
 if TYPE_CHECKING:
     from shoal.runtime.context import TaskContext
     from shoal.runtime.process import Process
+    from shoal.runtime.remote import RemoteObjects
 
 _PACKAGE: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -62,6 +65,30 @@ class Outcome(NamedTuple):
 
 def arguments(process: Process, job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call, with references that were passed at top level replaced by their values."""
+    remote = process.store.remote
+    if remote is not None:
+        held = _bring(remote, job)
+        try:
+            return _unpack(process, job)
+        finally:
+            # Now the arguments themselves keep what they are views of.
+            del held
+    return _unpack(process, job)
+
+
+def _bring(remote: RemoteObjects, job: Job) -> list[memoryview]:
+    """Bring the arguments here that are at other nodes, all at once."""
+    wanted = [
+        Wanted(dep.value, f"argument {dep.key!r} of {job.name}()")
+        for dep in job.deps
+        if isinstance(dep.value, Stored) and remote.is_remote(dep.value)
+    ]
+    if isinstance(job.args, Stored) and remote.is_remote(job.args):
+        wanted.append(Wanted(job.args, f"the arguments of {job.name}()"))
+    return remote.get(wanted, Why.ARGUMENTS) if wanted else []
+
+
+def _unpack(process: Process, job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
     packed = job.args
     name = job.name
     if isinstance(packed, bytes):

@@ -12,19 +12,9 @@ import pytest
 import shoal
 from shoal.exceptions import TaskError
 from tests.api.gates import Gate, wait_until
+from tests.api.tasks import identity, wait_for
 
 pytestmark = pytest.mark.usefixtures("shared_cluster")
-
-
-@shoal.remote
-def identity(value: Any) -> Any:
-    return value
-
-
-@shoal.remote
-def wait_for(gate: Gate, value: Any = None) -> Any:
-    gate.wait()
-    return value
 
 
 @shoal.remote(max_retries=0)

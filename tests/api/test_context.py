@@ -14,6 +14,7 @@ import pytest
 import shoal
 from shoal.exceptions import RuntimeEnvSetupError
 from tests.api.gates import Gate, Trace, wait_until
+from tests.api.tasks import identity
 
 pytestmark = [
     pytest.mark.usefixtures("shared_cluster"),
@@ -29,11 +30,6 @@ pytestmark = [
 
 def get(ref: Any) -> Any:
     return shoal.get(ref, timeout=30)
-
-
-@shoal.remote
-def identity(value: Any) -> Any:
-    return value
 
 
 # --- the runtime context -----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import shoal
 from shoal.exceptions import GetTimeoutError, ShoalError, TaskError, UnserializableError
 from tests.api.gates import Gate, Trace
 from tests.api.scripts import run_script
+from tests.api.tasks import identity
 
 pytestmark = pytest.mark.usefixtures("shared_cluster")
 
@@ -37,11 +38,6 @@ def throw_value_error() -> None:
 
 def deeper() -> None:
     raise ValueError("the value is wrong")
-
-
-@shoal.remote
-def identity(value: Any) -> Any:
-    return value
 
 
 def failure_of(ref: Any) -> TaskError:

@@ -11,22 +11,12 @@ import pytest
 
 import shoal
 from tests.api.gates import Gate, wait_until
+from tests.api.tasks import identity, wait_for
 
 pytestmark = pytest.mark.usefixtures("shared_cluster")
 
 LARGE = 4 * 1024 * 1024
 """Bytes: well above what travels inside messages."""
-
-
-@shoal.remote
-def identity(value: Any) -> Any:
-    return value
-
-
-@shoal.remote
-def wait_for(gate: Gate, value: Any = None) -> Any:
-    gate.wait()
-    return value
 
 
 @shoal.remote

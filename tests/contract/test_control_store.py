@@ -23,6 +23,7 @@ from shoal.messages.control import (
     JobEnded,
     JobStarted,
     KillActor,
+    ListJobs,
     ListKeys,
     ListNames,
     Order,
@@ -146,11 +147,11 @@ def test_jobs_come_back_until_they_end(place: Place) -> None:
         await link.call(GetKey("", b""))
 
     async def second(head: Head, link: LocalLink) -> None:
-        assert head.store._jobs == {JOB.job_id: JOB}
+        assert [row.job for row in await link.call(ListJobs())] == [JOB]
         link.post(JobEnded(JOB.job_id, "its driver has shut down"))
 
     async def third(head: Head, link: LocalLink) -> None:
-        assert head.store._jobs == {}
+        assert await link.call(ListJobs()) == []
 
     for scenario in (first, second, third):
         over(place, scenario)

@@ -21,7 +21,16 @@ from shoal.core.actors import (
 )
 from shoal.messages.node import ActorSpec
 from shoal.messages.records import ActorRecord, DeadActor, LivingActor
-from tests.core.test_actors import JOB, drain, spec, start, told
+from tests.core.actor_directories import (
+    JOB,
+    create,
+    drain,
+    some_specs,
+    spec,
+    start,
+    start_if_placed,
+    told,
+)
 
 LOST = "The actor's process was lost: its node did not come back after the control store had restarted."
 
@@ -274,15 +283,7 @@ def test_a_restart_at_any_moment_changes_nothing_that_is_remembered(data: st.Dat
     """Random histories with restarts in between. What the saved records make is what the old directory had; watchers who
     watch again see no actor of the dead alive, and no life twice."""
     directory, saved = ActorDirectory(), Saved()
-    specs = [
-        spec(
-            number,
-            name=data.draw(st.sampled_from(["", "n"])),
-            max_restarts=data.draw(st.sampled_from([0, 1, -1])),
-            detached=data.draw(st.booleans()),
-        )
-        for number in range(1, 4)
-    ]
+    specs = some_specs(data)
     created: set[bytes] = set()
     dead: dict[bytes, str] = {}
     for _ in range(data.draw(st.integers(1, 40))):
@@ -291,18 +292,12 @@ def test_a_restart_at_any_moment_changes_nothing_that_is_remembered(data: st.Dat
         incarnation = data.draw(st.integers(0, 2))
         match data.draw(st.integers(0, 10)):
             case 0 | 1:
-                if actor_id not in created:
-                    try:
-                        directory.on_create(made, JOB, get_if_exists=False)
-                        created.add(actor_id)
-                    except NameTaken:
-                        assert directory.lookup("ns", "n") is not None
+                if actor_id not in created and create(directory, made):
+                    created.add(actor_id)
             case 2:
                 directory.on_placed(actor_id, incarnation, "w.sock", 1)
             case 3:
-                actor = directory.get(actor_id)
-                if actor is not None and actor.address:
-                    directory.on_started(actor_id, incarnation, b"", "")
+                start_if_placed(directory, actor_id, incarnation)
             case 4:
                 directory.on_process_gone(actor_id, incarnation, "ended", expected=False)
             case 5:

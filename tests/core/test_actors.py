@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,38 +13,21 @@ from shoal.core.actors import (
     ActorState,
     NameTaken,
     Place,
-    Save,
     Stop,
     StopHow,
     Tell,
 )
-from shoal.messages.node import ActorChange, ActorSpec, Shape
-from shoal.messages.values import Inline
-
-JOB = b"job"
-
-
-def spec(number: int = 1, **fields: Any) -> ActorSpec:
-    defaults: dict[str, Any] = {
-        "actor_id": number.to_bytes(16, "big"),
-        "class_name": "Counter",
-        "code_id": b"c" * 16,
-        "code": Inline(b""),
-        "args": Inline(b""),
-        "deps": [],
-        "shape": Shape(()),
-        "placement_shape": Shape(),
-        "owner": "d-1.sock",
-        "namespace": "ns",
-    }
-    return ActorSpec(**(defaults | fields))
-
-
-def drain(directory: ActorDirectory) -> list[Any]:
-    directory.check()
-    effects = [e for e in directory.outbox if not isinstance(e, Save)]
-    directory.outbox.clear()
-    return effects
+from shoal.messages.node import ActorChange, ActorSpec
+from tests.core.actor_directories import (
+    JOB,
+    create,
+    drain,
+    some_specs,
+    spec,
+    start,
+    start_if_placed,
+    told,
+)
 
 
 def running(made: ActorSpec) -> ActorDirectory:
@@ -56,17 +38,6 @@ def running(made: ActorSpec) -> ActorDirectory:
     start(directory, made, 0)
     drain(directory)
     return directory
-
-
-def start(directory: ActorDirectory, made: ActorSpec, incarnation: int) -> None:
-    directory.on_placed(made.actor_id, incarnation, f"w-{incarnation}.sock", 100 + incarnation)
-    directory.on_started(made.actor_id, incarnation, b"", "")
-
-
-def told(effects: list[Any]) -> list[tuple[str, int, str]]:
-    """(state, incarnation, cause) of every change that was told."""
-    changes = [e.change for e in effects if isinstance(e, Tell)]
-    return [(c.state, c.incarnation, c.cause) for c in changes]
 
 
 def test_an_actor_lives_and_is_told_of() -> None:
@@ -253,16 +224,7 @@ def test_a_watcher_that_is_gone_is_not_told() -> None:
 @given(st.data())
 def test_random_histories(data: st.DataObject) -> None:
     directory = ActorDirectory()
-    budgets = [0, 1, 2, -1]
-    specs = [
-        spec(
-            number,
-            name=data.draw(st.sampled_from(["", "n"])),
-            max_restarts=data.draw(st.sampled_from(budgets)),
-            detached=data.draw(st.booleans()),
-        )
-        for number in range(1, 4)
-    ]
+    specs = some_specs(data)
     last: dict[bytes, ActorChange] = {}
     placed: dict[bytes, int] = {}
     for _ in range(data.draw(st.integers(1, 40))):
@@ -271,20 +233,12 @@ def test_random_histories(data: st.DataObject) -> None:
         incarnation = data.draw(st.integers(0, 3))
         match data.draw(st.integers(0, 9)):
             case 0 | 1:
-                if actor_id not in last:
-                    try:
-                        info = directory.on_create(made, JOB, get_if_exists=False)
-                    except NameTaken:
-                        assert directory.lookup("ns", "n") is not None
-                    else:
-                        assert info.actor_id == actor_id
-                        directory.on_watch(actor_id, "w")
+                if actor_id not in last and create(directory, made):
+                    directory.on_watch(actor_id, "w")
             case 2:
                 directory.on_placed(actor_id, incarnation, "w.sock", 1)
             case 3:
-                actor = directory.get(actor_id)
-                if actor is not None and actor.address:
-                    directory.on_started(actor_id, incarnation, b"", "")
+                start_if_placed(directory, actor_id, incarnation)
             case 4:
                 directory.on_started(actor_id, incarnation, b"e", "ValueError")
             case 5:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from shoal.core.calls import ActorCalls
 from shoal.core.tasks import State, Task
 from shoal.errors import InternalError
+from tests.core.lives import Life
 
 
 class Caller:
@@ -231,20 +232,6 @@ def test_check_sees_a_record_that_contradicts_itself() -> None:
 # --- random histories ----------------------------------------------------------------------------------------------------
 
 
-class Life:
-    """What became of a call. `number` is its place in the order of submission."""
-
-    def __init__(self, number: int, retries: int) -> None:
-        self.number = number
-        self.retries = retries
-        self.begun = 0
-        self.end = ""
-
-    def ends(self, how: str) -> None:
-        assert not self.end, f"it ended twice: {self.end}, then {how}"
-        self.end = how
-
-
 class World:
     """One caller and an actor whose incarnations come and go. Calls and replies take their time, in their order."""
 
@@ -262,7 +249,7 @@ class World:
         number, retries = next(self.numbers), self.rng.choice([0, 0, 1, 3, -1])
         task = Task(number.to_bytes(4, "big"), None, self.calls, b"", (), retries)
         task.unready = self.rng.choice([0, 0, 0, 1, 2])
-        life = self.lives[task] = Life(number, retries)
+        life = self.lives[task] = Life(retries, number)
         if not self.calls.submit(task):
             life.ends("dead")
         else:
@@ -349,12 +336,9 @@ class World:
         """Every call in one of the ways that it may."""
         self.calls.check()
         for task, life in self.lives.items():
-            assert life.end, f"{task} never ended"
-            assert task.state is State.FINISHED
+            life.assert_that_it_ended(task)
             if life.retries >= 0:
                 assert life.begun <= 1 + life.retries
-            if life.end == "done":
-                assert life.begun
 
 
 @pytest.mark.parametrize("out_of_order", [False, True], ids=["in-order", "out-of-order"])

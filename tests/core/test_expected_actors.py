@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shoal.core import actors
 from shoal.core.actors import ActorDirectory, Place, StopHow
-from tests.core.test_actors import JOB, drain, spec, start, told
+from tests.core.actor_directories import JOB, drain, spec, start, told
 
 OWNER = "d-1.sock"
 

@@ -18,25 +18,13 @@ from hypothesis import strategies as st
 from shoal.core.lanes import CancelLease, Lane, RequestLease, ReturnLease, SchedulingClass
 from shoal.core.tasks import Function, State, Task, TaskTable
 from shoal.messages.node import UNIT, Shape
+from tests.core.lives import Life
 
 WINDOW_US = 1000
 WINDOW_TASKS = 5
 MAX_REQUESTS = 3
 MOST_WORKERS = 3
 SHAPES = [Shape((("CPU", UNIT),)), Shape((("GPU", UNIT),))]
-
-
-class Life:
-    """What became of a task."""
-
-    def __init__(self, retries: int) -> None:
-        self.retries = retries
-        self.begun = 0
-        self.end = ""
-
-    def ends(self, how: str) -> None:
-        assert not self.end, f"it ended twice: {self.end}, then {how}"
-        self.end = how
 
 
 class Worker:
@@ -366,14 +354,12 @@ class World:
         assert not self.workers
         assert not self.requests
         for task, life in self.lives.items():
-            assert task.state is State.FINISHED
+            life.assert_that_it_ended(task)
             assert task.lane is None
             if life.retries == 0:
                 assert life.begun <= 1, f"{task} may not be retried and began {life.begun} times"
             if life.retries >= 0:
                 assert task.attempt <= life.retries
-            if life.end == "done":
-                assert life.begun
 
 
 @settings(max_examples=5 * settings().max_examples)

@@ -26,12 +26,12 @@ def ask(peer: str, whole: bool = False, gave_up: tuple[str, ...] = ()) -> Ask:
 
 def test_beyond_its_width_an_origin_names_others_each_in_turn() -> None:
     uploads = origin()
-    assert uploads.on_ask(1, ask("b")) == Serve(Stage.NONE)
-    assert uploads.on_ask(2, ask("c")) == Serve(Stage.NONE)
-    assert uploads.on_ask(3, ask("d")) == Elsewhere(["b", "c"])
+    assert uploads.on_ask(1, ask("b")) == Serve(Stage.NONE, [])
+    assert uploads.on_ask(2, ask("c")) == Serve(Stage.NONE, ["b"])
+    assert uploads.on_ask(3, ask("d")) == Elsewhere(["c", "b"])
     assert uploads.on_ask(4, ask("b")) == Elsewhere(["d", "c"])
     uploads.on_ended(OBJECT, 1)
-    assert uploads.on_ask(5, ask("e")) == Serve(Stage.NONE)
+    assert uploads.on_ask(5, ask("e")) == Serve(Stage.NONE, ["b", "d", "c"])
     uploads.check()
 
 
@@ -65,7 +65,7 @@ def test_the_end_of_a_maker_is_the_end_of_its_blocks() -> None:
     uploads.on_ask(2, Ask("origin", other, 0, "b"))
     uploads.on_creator_gone("maker")
     assert uploads.outbox == [Notice("b", [BLOCK])]
-    assert uploads.on_ask(3, Ask("origin", other, 0, "c")) == Serve(Stage.NONE)
+    assert uploads.on_ask(3, Ask("origin", other, 0, "c")) == Serve(Stage.NONE, ["b"])
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -76,11 +76,11 @@ def test_a_copy_is_given_on_as_far_as_it_is_good_for(whole: bool) -> None:
     stage = Stage.PENDING
     assert uploads.on_ask(2, ask("c", whole=whole)) == Elsewhere([])
     stage = Stage.RECEIVING
-    expected = Elsewhere([]) if whole else Serve(Stage.RECEIVING)
+    expected = Elsewhere([]) if whole else Serve(Stage.RECEIVING, [])
     assert uploads.on_ask(3, ask("c", whole=whole)) == expected
     uploads.on_ended(OBJECT, 3)
     stage = Stage.WHOLE
-    assert uploads.on_ask(4, ask("c", whole=whole)) == Serve(Stage.WHOLE)
+    assert uploads.on_ask(4, ask("c", whole=whole)) == Serve(Stage.WHOLE, [])
     assert uploads.on_ask(5, ask("d")) == Elsewhere([])
     assert uploads.feeds(OBJECT)
 
@@ -156,10 +156,10 @@ class Cluster:
             self.number += 1
             asked = Ask(*key, node.have[key], node.place, fetch.whole, list(fetch.gave_up))
             match source.uploads.on_ask(self.number, asked):
-                case Serve():
+                case Serve(_, places):
                     download.number = self.number
                     self.uploads_of[source.place] += 1
-                    node.pulls.on_accepted(key, attempt)
+                    node.pulls.on_accepted(key, attempt, places)
                 case Elsewhere(places):
                     self.finish(download)
                     node.pulls.on_elsewhere(key, attempt, places, self.now)

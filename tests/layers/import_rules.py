@@ -40,7 +40,7 @@ LAYERS: Final[tuple[tuple[str, frozenset[str]], ...]] = (
     ("public", frozenset({"", "exceptions", "actor", "dag"})),
     ("cli", frozenset({"cli", "__main__"})),
     ("dashboard", frozenset({"dashboard"})),
-    ("testing", frozenset({"testing"})),
+    ("testing", frozenset({"testing", "cluster_utils"})),
 )
 RANK: Final = {layer: rank for rank, (layer, _) in enumerate(LAYERS)}
 LAYER_OF: Final = {name: layer for layer, names in LAYERS for name in names}

@@ -16,13 +16,13 @@ from typing import Final
 
 MAX_LINES: Final = 600
 
-# Words that name no idea. `shoal.util` is public and bears the name that users of Ray know.
+# Words that name no idea. `shoal.util` and `shoal.cluster_utils` are public and bear the names that users of Ray know.
 EMPTY_WORDS: Final = frozenset(
     {"common", "helper", "helpers", "manager", "managers", "misc", "util", "utils"}
 )
 # In names of modules these say nothing either; in names of things they are often the field's own (job_info, data plane).
 EMPTY_MODULE_WORDS: Final = EMPTY_WORDS | {"data", "info"}
-PUBLIC_EXCEPTIONS: Final = frozenset({"shoal/util"})
+PUBLIC_EXCEPTIONS: Final = frozenset({"shoal/util", "shoal/cluster_utils"})
 
 _DIRECTIVE: Final = re.compile(
     r"""\#\s*(?:

@@ -243,7 +243,8 @@ for n in range(12):
         sender.start()
         shoal.shutdown()
         sender.join()
-        time.sleep(0.05)
+        # If it came too late for that, it ends this.
+        time.sleep(30)
         raise SystemExit("the interrupt was lost")
     except KeyboardInterrupt:
         sender.join()
@@ -261,7 +262,8 @@ for _ in range(12):
         sender.start()
         shoal.init(num_cpus=1)
         sender.join()
-        time.sleep(0.05)
+        # If it came too late for that, it ends this.
+        time.sleep(30)
         raise SystemExit("the interrupt was lost")
     except KeyboardInterrupt:
         sender.join()

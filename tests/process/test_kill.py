@@ -19,6 +19,7 @@ from shoal.exceptions import (
     TaskError,
     WorkerCrashedError,
 )
+from tests.api.counters import PlainCounter
 from tests.api.gates import Gate, Trace, wait_until
 from tests.process.programs import GONE_S, Program, end_of
 
@@ -174,52 +175,42 @@ def test_an_object_owned_by_a_killed_worker_is_lost_by_name(tmp_path: Path) -> N
 # --- actors ---------------------------------------------------------------------------------------------------------
 
 
-class Counter:
-    def __init__(self) -> None:
-        self.count = 0
-
-    def increment(self) -> int:
-        self.count += 1
-        return self.count
-
-    def pid(self) -> int:
-        return os.getpid()
-
+class Counter(PlainCounter):
     def pid_then_wait(self, trace: Trace, gate: Gate) -> int:
-        self.count += 1
+        self.add()
         trace.add(os.getpid())
         gate.wait()
-        return self.count
+        return self.total
 
 
 def test_an_actor_killed_during_a_call_fails_it_and_all_later_ones(tmp_path: Path) -> None:
     trace, gate = Trace(tmp_path / "pids"), Gate(tmp_path / "gate")
     actor = shoal.remote(Counter).remote()
     running = actor.pid_then_wait.remote(trace, gate)
-    queued = [actor.increment.remote() for _ in range(10)]
+    queued = [actor.add.remote() for _ in range(10)]
     kill_writer_of(trace)
     for ref in [running, *queued]:
         with pytest.raises(ActorDiedError, match="SIGKILL"):
             shoal.get(ref, timeout=30)
     with pytest.raises(ActorDiedError, match=r"Counter.*SIGKILL"):
-        shoal.get(actor.increment.remote(), timeout=30)
+        shoal.get(actor.add.remote(), timeout=30)
 
 
 def test_an_actor_with_restarts_begins_anew_and_the_lost_call_says_so(tmp_path: Path) -> None:
     trace, gate = Trace(tmp_path / "pids"), Gate(tmp_path / "gate")
     actor = shoal.remote(Counter).options(max_restarts=1).remote()
-    assert shoal.get(actor.increment.remote()) == 1
+    assert shoal.get(actor.add.remote()) == 1
     running = actor.pid_then_wait.remote(trace, gate)
     killed = kill_writer_of(trace)
     with pytest.raises(ActorUnavailableError, match="max_task_retries"):
         shoal.get(running, timeout=30)
-    assert shoal.get(actor.increment.remote(), timeout=30) == 1
+    assert shoal.get(actor.add.remote(), timeout=30) == 1
     pid = shoal.get(actor.pid.remote())
     assert pid != killed
     os.kill(pid, signal.SIGKILL)
     # No restart is left. Whether this call was on its way when it died or came later: it is dead.
     with pytest.raises(ActorDiedError, match="SIGKILL"):
-        shoal.get(actor.increment.remote(), timeout=30)
+        shoal.get(actor.add.remote(), timeout=30)
 
 
 def test_an_actor_with_restarts_and_retries_makes_the_lost_calls_again_in_order(
@@ -228,7 +219,7 @@ def test_an_actor_with_restarts_and_retries_makes_the_lost_calls_again_in_order(
     trace, gate = Trace(tmp_path / "pids"), Gate(tmp_path / "gate")
     actor = shoal.remote(Counter).options(max_restarts=-1, max_task_retries=-1).remote()
     running = actor.pid_then_wait.remote(trace, gate)
-    queued = [actor.increment.remote() for _ in range(10)]
+    queued = [actor.add.remote() for _ in range(10)]
     for attempt in range(3):
         kill_writer_of(trace, attempt)
     gate.open()

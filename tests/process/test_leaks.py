@@ -17,6 +17,7 @@ import shoal
 from shoal.exceptions import TaskError
 from shoal.runtime import current_process
 from shoal.wire.addresses import creator_at
+from tests.api.counters import Counter
 from tests.api.gates import wait_until
 from tests.leaks import leaks_since, take_snapshot
 from tests.process.programs import GONE_S, Program, children_named, end_of
@@ -35,20 +36,6 @@ def objects_known() -> int:
 def live_blocks() -> int:
     """Objects that this process has made in shared memory and that live."""
     return current_process.require().store.arena.stats().live_blocks
-
-
-def counter() -> Any:
-    """An actor class. Made here, so that it travels by value: every actor's process would import this module otherwise."""
-
-    class Counter:
-        def __init__(self) -> None:
-            self.count = 0
-
-        def increment(self) -> int:
-            self.count += 1
-            return self.count
-
-    return shoal.remote(Counter)
 
 
 def live_blocks_of(actor: Any) -> int:
@@ -96,12 +83,12 @@ def test_twenty_sessions_leave_nothing(session_root: Path) -> None:
 def test_a_handle_that_outlives_its_session_is_refused(session_root: Path) -> None:
     shoal.init(num_cpus=1)
     ref = shoal.put(5)
-    actor = counter().remote()
-    assert shoal.get(actor.increment.remote()) == 1
+    actor = Counter.remote()
+    assert shoal.get(actor.add.remote()) == 1
     shoal.shutdown()
     shoal.init(num_cpus=1)
     with pytest.raises(Exception, match="session"):
-        shoal.get(actor.increment.remote(), timeout=10)
+        shoal.get(actor.add.remote(), timeout=10)
     del actor, ref
     assert shoal.get(shoal.put(6)) == 6
 
@@ -246,10 +233,9 @@ def test_a_head_that_never_answers_is_killed(
 
 
 def test_the_processes_of_two_hundred_dropped_actors_end(cluster: Any) -> None:
-    cls = counter()
     for _ in range(2):
-        actors = [cls.remote() for _ in range(100)]
-        assert shoal.get([actor.increment.remote() for actor in actors]) == [1] * 100
+        actors = [Counter.remote() for _ in range(100)]
+        assert shoal.get([actor.add.remote() for actor in actors]) == [1] * 100
         processes = children_named("shoal:worker")
         assert len(processes) >= 100
         del actors
@@ -260,10 +246,9 @@ def test_the_processes_of_two_hundred_dropped_actors_end(cluster: Any) -> None:
 
 def test_actors_that_are_dropped_at_once_end_too(cluster: Any) -> None:
     """Their handles are gone before their processes exist."""
-    cls = counter()
     for _ in range(50):
-        cls.remote()
-    last = [cls.remote().increment.remote() for _ in range(20)]
+        Counter.remote()
+    last = [Counter.remote().add.remote() for _ in range(20)]
     assert shoal.get(last) == [1] * 20
     del last
     wait_until(lambda: len(children_named("shoal:worker")) <= 4, "their processes end")

@@ -372,6 +372,11 @@ def test_goodbye_is_bounded_when_workers_do_not_listen(monkeypatch: pytest.Monke
         assert 0.3 < time.monotonic() - begin < 2
 
 
+def free_cpus(client: NodeClient) -> int:
+    (row,) = client.ask(NodesQuery, list[NodeRow])
+    return row.available.get("CPU", 0)
+
+
 def test_an_owner_that_dies_takes_the_workers_it_leased_along() -> None:
     with node_session() as session:
         driver = session.register()
@@ -383,7 +388,8 @@ def test_an_owner_that_dies_takes_the_workers_it_leased_along() -> None:
         wait_for(lambda: len(session.processes()["shoal:worker"]) == 2)
         (leased,) = [p for p in session.processes()["shoal:worker"] if p.pid != owner.pid]
         wait_for(lambda: os.path.exists(f"{session.session.directory}/w-00000002.sock"))
-        time.sleep(0.05)
+        # The lease is the owner's, and not just asked for.
+        wait_for(lambda: free_cpus(driver) == 0)
         os.kill(owner.pid, 9)
         wait_for(lambda: not leased.is_running())
 

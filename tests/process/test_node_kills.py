@@ -76,6 +76,18 @@ def other_driver(*arguments: str) -> Iterator[Driver]:
         driver.process.stdout.close()
 
 
+def kill_at_once(pids: list[int]) -> None:
+    """Kill processes, of which parents come before their children.
+
+    They are stopped first, so that none can clean up after another; and the children die first, so that those who follow them
+    into death do not before they are killed, and none is reaped whose turn is to come.
+    """
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in reversed(pids):
+        os.kill(pid, signal.SIGKILL)
+
+
 def running_session() -> NodeSession:
     session = NodeSession(prestart=2)
     driver = session.register()
@@ -159,11 +171,7 @@ def test_head_and_zygote_are_killed_at_once() -> None:
     session = running_session()
     everything = psutil.Process(session.head.pid).children(recursive=True)
     workers = session.processes()["shoal:worker"]
-    pids = [session.pid_of(kind) for kind in ("shoal:head", "shoal:zygote")]
-    # Stopped first, so that neither can clean up after the other.
-    for number in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in pids:
-            os.kill(pid, number)
+    kill_at_once([session.pid_of("shoal:head"), session.pid_of("shoal:zygote")])
     wait_for(lambda: not any(map(is_alive, workers)), LIMIT_S)
     # Nobody was left to kill what user code had started, and to remove the files: the driver does, as it stops.
     assert [process.name() for process in everything if is_alive(process)] == ["sleep"]
@@ -174,8 +182,7 @@ def test_head_and_zygote_are_killed_at_once() -> None:
 
 def test_all_are_killed_at_once_and_the_next_start_sweeps() -> None:
     with other_driver() as driver:
-        for process in [*driver.all, psutil.Process(driver.process.pid)]:
-            process.kill()
+        kill_at_once([driver.process.pid, *(process.pid for process in driver.all)])
         driver.process.wait()
         wait_for(lambda: not any(map(is_alive, driver.all)), LIMIT_S)
         assert os.path.exists(driver.directory)

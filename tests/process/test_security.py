@@ -35,6 +35,7 @@ from shoal.wire.addresses import name_of
 from shoal.wire.framing import cut_frame, encode_frame
 from shoal.wire.handshake import HANDSHAKE_BYTES, TOKEN_BYTES, ClientHandshake, proof
 from shoal.wire.session import socket_path
+from tests.api.counters import PlainCounter
 from tests.api.gates import wait_until
 from tests.process.node_client import NodeClient
 
@@ -61,14 +62,7 @@ def own_address() -> str:
 
 
 @shoal.remote
-class Counter:
-    def __init__(self) -> None:
-        self.count = 0
-
-    def increment(self) -> int:
-        self.count += 1
-        return self.count
-
+class Counter(PlainCounter):
     def address(self) -> str:
         return current_process.require().address
 
@@ -94,7 +88,7 @@ class Job:
 
     def _round(self) -> None:
         squares = [square.remote(n) for n in range(40)]
-        calls = [self.actor.increment.remote() for _ in range(10)]
+        calls = [self.actor.add.remote() for _ in range(10)]
         array = np.arange(50_000)
         ref = shoal.put(array)
         assert shoal.get(squares, timeout=PATIENCE_S) == [n * n for n in range(40)]

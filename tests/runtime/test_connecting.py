@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from shoal.config import Config
 from shoal.messages.peer import Resume
 from shoal.runtime.node_link import NodeLink
 from shoal.runtime.peers import Peers
@@ -36,7 +37,7 @@ class End:
             make_address(LOCAL, name),
             str(folder),
             self,
-            1 << 20,
+            Config(max_frame_bytes=1 << 20),
         )
         self.heard: list[Any] = []
         self.closed: list[Exception | None] = []

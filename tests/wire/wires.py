@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from _thread import allocate_lock
 from collections.abc import Callable
 from typing import Any
@@ -71,10 +72,11 @@ class End:
     def __init__(
         self,
         wire: Wire,
-        sock: socket.socket,
+        sock: socket.socket | None,
         handshake: ClientHandshake | ServerHandshake,
         messages: Any = MESSAGES,
         max_frame_bytes: int = LIMIT,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.wire = wire
         self.batches: list[list[Any]] = []
@@ -85,7 +87,13 @@ class End:
         wire.ends.append(self)
         with wire.reactor.lock:
             self.connection = Connection(
-                wire.reactor, sock, handshake, self, messages, max_frame_bytes=max_frame_bytes
+                wire.reactor,
+                sock,
+                handshake,
+                self,
+                messages,
+                max_frame_bytes=max_frame_bytes,
+                tls=tls,
             )
 
     @property

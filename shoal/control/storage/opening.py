@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
-from urllib.parse import unquote, urlsplit
 
 from shoal.control.storage import Storage, StorageAddressError, StorageError
 from shoal.control.storage.memory import MemoryStorage
@@ -60,6 +59,15 @@ def open_storage(
     raise StorageAddressError(f"the storage address {what}; the storages are: {KNOWN}")
 
 
+def shown_address(url: str) -> str:
+    """An address as it may be shown: without passwords."""
+    if url.partition(":")[0].lower() not in _REDIS:
+        return url
+    from shoal.control.storage.redis_address import parse_address
+
+    return parse_address(url).shown
+
+
 def storage_address(environ: Mapping[str, str]) -> str | None:
     """The address that the environment names: `SHOAL_STORAGE`, or `SHOAL_REDIS_ADDRESS` for short; None if neither.
 
@@ -80,6 +88,8 @@ def storage_address(environ: Mapping[str, str]) -> str | None:
 
 
 def _file(url: str) -> str:
+    from urllib.parse import unquote, urlsplit
+
     parts = urlsplit(url)
     if parts.netloc or not parts.path.startswith("/") or parts.path.endswith("/"):
         raise StorageAddressError(

@@ -223,9 +223,7 @@ class RedisStorage:
                         f"the storage {self._address.shown} cannot be used: {error}. Check the address, and that the "
                         "server runs"
                     ) from error
-                self.state.become(f"retrying: {error}")
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                pause = await self._pause(error, pause)
                 continue
             match answer:
                 case [b"led", epoch, applied]:
@@ -322,12 +320,16 @@ class RedisStorage:
                         f"the storage {self._address.shown} has been away for {allowed:g} s: {error}. Nothing that was "
                         "acknowledged depends on what was not written: start the head again when the server is back"
                     ) from error
-                self.state.become(f"retrying: {error}")
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                pause = await self._pause(error, pause)
             else:
                 self.state.become(OK)
                 return
+
+    async def _pause(self, why: _Away, pause_s: float) -> float:
+        """Say that it is tried again, and wait before it is; how long to wait the next time."""
+        self.state.become(f"retrying: {why}")
+        await asyncio.sleep(pause_s)
+        return min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _sleep_until(self, when: float) -> None:
         self._wake.clear()

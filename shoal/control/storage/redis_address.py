@@ -88,101 +88,116 @@ def parse_address(url: str) -> RedisAddress:
         parts = urlsplit(url)
     except ValueError as error:
         raise StorageAddressError(f"the storage address cannot be read: {error}") from None
-    shown = _without_secrets(parts)
-
-    def refuse(what: str) -> NoReturn:
-        raise StorageAddressError(f"the storage address {shown} {what}")
-
-    if parts.scheme not in SCHEMES:
-        refuse(f"begins with none of {', '.join(SCHEMES)}")
-    tls = parts.scheme.startswith("rediss")
-    by_sentinel = parts.scheme.endswith("+sentinel")
-    query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    known = _OPTIONS | (_TLS_OPTIONS if tls else frozenset())
-    known |= (
-        _SENTINEL_OPTIONS
-        if by_sentinel
-        else frozenset({"db"} if parts.scheme == "redis+unix" else ())
+    reading = _Reading(parts)
+    reading.check_names_of_options()
+    hosts, path, db = reading.socket() if parts.scheme == "redis+unix" else reading.servers()
+    return RedisAddress(
+        scheme=parts.scheme,
+        hosts=hosts,
+        path=path,
+        options=reading.credentials() | {"db": db} | reading.tls_options(),
+        sentinel_options={
+            "db": 0,
+            "username": reading.query.get("sentinel_user"),
+            "password": reading.query.get("sentinel_password"),
+        },
+        wait=reading.number("wait", reading.query.get("wait", "0")),
+        standby=reading.yes("standby", False),
+        shown=reading.shown,
     )
-    for name in query:
-        if name in _TLS_OPTIONS and not tls:
-            refuse(f"has the option {name}, which needs TLS: write rediss:// for redis://")
-        if name not in known:
-            refuse(f"has no option {name!r}; there are: {', '.join(sorted(known))}")
 
-    def number(name: str, text: str) -> int:
+
+class _Reading:
+    """An address that is being read: each method takes a part of it, and refuses what that part cannot be."""
+
+    def __init__(self, parts: SplitResult) -> None:
+        self.shown = _without_secrets(parts)
+        if parts.scheme not in SCHEMES:
+            self.refuse(f"begins with none of {', '.join(SCHEMES)}")
+        self.scheme = parts.scheme
+        self.tls = parts.scheme.startswith("rediss")
+        self.by_sentinel = parts.scheme.endswith("+sentinel")
+        self.query = dict(parse_qsl(parts.query, keep_blank_values=True))
+        self._credentials, _, self._places = parts.netloc.rpartition("@")
+        self._path = unquote(parts.path)
+
+    def refuse(self, what: str) -> NoReturn:
+        raise StorageAddressError(f"the storage address {self.shown} {what}")
+
+    def check_names_of_options(self) -> None:
+        known = _OPTIONS
+        if self.tls:
+            known |= _TLS_OPTIONS
+        if self.by_sentinel:
+            known |= _SENTINEL_OPTIONS
+        elif self.scheme == "redis+unix":
+            known |= {"db"}
+        for name in self.query:
+            if name in _TLS_OPTIONS and not self.tls:
+                self.refuse(f"has the option {name}, which needs TLS: write rediss:// for redis://")
+            if name not in known:
+                self.refuse(f"has no option {name!r}; there are: {', '.join(sorted(known))}")
+
+    def credentials(self) -> dict[str, Any]:
+        user, _, password = self._credentials.partition(":")
+        return {"username": unquote(user) or None, "password": unquote(password) or None}
+
+    def socket(self) -> tuple[tuple[tuple[str, int], ...], str, int]:
+        """(no servers, the path of the socket, the database)."""
+        if self._places or not self._path:
+            self.refuse("names no socket: write redis+unix:///path/to/socket")
+        return (), self._path, self.number("db", self.query.get("db", "0"))
+
+    def servers(self) -> tuple[tuple[tuple[str, int], ...], str, int]:
+        """(the server or the sentinels, the name of the master, the database)."""
+        hosts = tuple(map(self._host_and_port, self._places.split(",")))
+        path = self._path.strip("/")
+        if self.by_sentinel:
+            if not path or "/" in path:
+                self.refuse("does not end in the name of the master: …host:port/master-name")
+            return hosts, path, self.number("db", self.query.get("db", "0"))
+        if len(hosts) > 1:
+            self.refuse("names several servers; only redis+sentinel:// takes several")
+        return hosts, path, self.number("the database after the /", path or "0")
+
+    def _host_and_port(self, place: str) -> tuple[str, int]:
+        # IPv6 addresses stand in brackets.
+        host, bracket, rest = place.rpartition("]")
+        if bracket:
+            host, port = host.removeprefix("["), rest.removeprefix(":")
+        else:
+            host, _, port = place.partition(":")
+        if not host:
+            self.refuse("names no host")
+        if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            self.refuse(f"gives {port!r} for a port, which is a number from 1 to 65535")
+        return host, int(port or (_SENTINEL_PORT if self.by_sentinel else _PORT))
+
+    def tls_options(self) -> dict[str, Any]:
+        if not self.tls:
+            return {}
+        options: dict[str, Any] = {
+            "ssl": True,
+            "ssl_ca_certs": self.query.get("tls_ca"),
+            "ssl_certfile": self.query.get("tls_cert"),
+            "ssl_keyfile": self.query.get("tls_key"),
+        }
+        if not self.yes("tls_verify", True):
+            options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
+        return options
+
+    def number(self, name: str, text: str) -> int:
         if not text.isascii() or not text.isdigit():
-            refuse(f"gives {text!r} for {name}, which is a number")
+            self.refuse(f"gives {text!r} for {name}, which is a number")
         return int(text)
 
-    def yes(name: str, default: bool) -> bool:
-        text = query.get(name)
-        if text is not None and text.lower() not in _YES_NO:
-            refuse(f"gives {text!r} for {name}, which is yes or no")
-        return default if text is None else _YES_NO[text.lower()]
-
-    credentials, _, places = parts.netloc.rpartition("@")
-    user, _, password = credentials.partition(":")
-    options: dict[str, Any] = {
-        "username": unquote(user) or None,
-        "password": unquote(password) or None,
-    }
-    path = unquote(parts.path)
-    if parts.scheme == "redis+unix":
-        if places or not path:
-            refuse("names no socket: write redis+unix:///path/to/socket")
-        hosts: tuple[tuple[str, int], ...] = ()
-        options["db"] = number("db", query.get("db", "0"))
-    else:
-        default_port = _SENTINEL_PORT if by_sentinel else _PORT
-        hosts = tuple(_host_and_port(place, default_port, refuse) for place in places.split(","))
-        path = path.strip("/")
-        if by_sentinel:
-            if not path or "/" in path:
-                refuse("does not end in the name of the master: …host:port/master-name")
-            options["db"] = number("db", query.get("db", "0"))
-        else:
-            if len(hosts) > 1:
-                refuse("names several servers; only redis+sentinel:// takes several")
-            options["db"] = number("the database after the /", path or "0")
-    if tls:
-        options |= {
-            "ssl": True,
-            "ssl_ca_certs": query.get("tls_ca"),
-            "ssl_certfile": query.get("tls_cert"),
-            "ssl_keyfile": query.get("tls_key"),
-        }
-        if not yes("tls_verify", True):
-            options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
-    sentinel_options: dict[str, Any] = {
-        "db": 0,
-        "username": query.get("sentinel_user"),
-        "password": query.get("sentinel_password"),
-    }
-    return RedisAddress(
-        parts.scheme,
-        hosts,
-        path,
-        options,
-        sentinel_options,
-        number("wait", query.get("wait", "0")),
-        yes("standby", False),
-        shown,
-    )
-
-
-def _host_and_port(place: str, default: int, refuse: Any) -> tuple[str, int]:
-    # IPv6 addresses stand in brackets.
-    host, bracket, rest = place.rpartition("]")
-    if bracket:
-        host, port = host.removeprefix("["), rest.removeprefix(":")
-    else:
-        host, _, port = place.partition(":")
-    if not host:
-        refuse("names no host")
-    if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        refuse(f"gives {port!r} for a port, which is a number from 1 to 65535")
-    return host, int(port or default)
+    def yes(self, name: str, default: bool) -> bool:
+        text = self.query.get(name)
+        if text is None:
+            return default
+        if text.lower() not in _YES_NO:
+            self.refuse(f"gives {text!r} for {name}, which is yes or no")
+        return _YES_NO[text.lower()]
 
 
 def _without_secrets(parts: SplitResult) -> str:

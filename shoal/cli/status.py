@@ -1,0 +1,124 @@
+"""`shoal status`: what a cluster has, what of it is in use, what waits, and how the storage is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from datetime import datetime
+
+import click
+
+from shoal.cli.amounts import bytes_text
+from shoal.cli.failures import Unreachable, told
+from shoal.cli.tokens import find_token
+from shoal.config import load_config
+from shoal.messages.control import ClusterStatus, StatusOfCluster
+from shoal.messages.node import UNIT, NodeRow
+from shoal.runtime.control_client import ControlClient
+from shoal.runtime.joining import AUTO, FoundNode, find_controls, find_nodes, resolve
+from shoal.runtime.session_folder import session_root
+from shoal.wire.tls import Tls
+
+_BYTES = ("memory", "object_store_memory")
+
+
+@click.command()
+@click.option("-v", "--verbose", is_flag=True, help="Each node by itself.")
+@click.option(
+    "--address",
+    metavar="HOST:PORT",
+    envvar="SHOAL_ADDRESS",
+    default=AUTO,
+    help="The cluster. [default: $SHOAL_ADDRESS, or the newest on this machine]",
+)
+@click.option(
+    "--temp-dir", help="Where session folders are. [default: $SHOAL_TMPDIR, /tmp/shoal-UID]"
+)
+@click.option("--tls-cert", type=click.Path(), help="A certificate of the cluster (PEM).")
+@click.option("--tls-key", type=click.Path(), help="The certificate's key (PEM).")
+@click.option("--tls-ca", type=click.Path(), help="The cluster's authority (PEM).")
+def status(verbose: bool, address: str, temp_dir: str | None, **tls: str | None) -> None:
+    """Show a cluster: its nodes, what they have and what is in use, what waits, and its storage."""
+    with told():
+        root = session_root(temp_dir)
+        nodes = find_nodes(root)
+        place = _newest(root, nodes) if address in {AUTO, "local", ""} else resolve(address)
+        here = [node for node in nodes if node.file.control == place]
+        token = here[0].token() if here else find_token()
+        config = load_config({name: os.path.abspath(path) for name, path in tls.items() if path})
+        with ControlClient(place, token, Tls.of(config)) as client:
+            found: StatusOfCluster = client.ask(ClusterStatus())
+    _show(place, found, verbose)
+
+
+def _newest(root: str, nodes: list[FoundNode]) -> str:
+    for node in nodes:
+        return node.file.control
+    for control in find_controls(root):
+        if control.alive and control.file is not None:
+            return control.file.control
+    raise Unreachable(
+        f"no cluster runs on this machine (as {root} has it): start one with `shoal start --head`, or say which one is meant with "
+        "--address=HOST:PORT"
+    )
+
+
+def _show(place: str, found: StatusOfCluster, verbose: bool) -> None:
+    alive = [row for row in found.nodes if row.alive]
+    dead = [row for row in found.nodes if not row.alive]
+    click.echo(f"Cluster {found.name!r} at {place}, shoal {found.version}")
+    click.echo(f"Storage: {found.storage}: {_state(found)}")
+    click.echo(f"Jobs: {found.jobs}, actors: {found.actors}")
+    click.echo(f"Nodes: {len(alive)} alive" + (f", {len(dead)} dead lately" if dead else ""))
+    click.echo("")
+    click.echo("Resources in use (of all there are):")
+    for line in _resources(alive):
+        click.echo(f"    {line}")
+    if verbose:
+        for row in alive:
+            _show_node(row)
+        for row in dead:
+            click.echo(f"\nNode {row.node_id.hex()[:8]} {row.name} is dead")
+    click.echo("")
+    if not found.waiting:
+        click.echo("Nothing waits for resources that no node has.")
+        return
+    click.echo("Waiting for what no node has:")
+    for line in found.waiting:
+        click.echo(f"    {line}")
+
+
+def _state(found: StatusOfCluster) -> str:
+    since = datetime.fromtimestamp(found.storage_since_ns / 1e9).astimezone()
+    return f"{found.storage_state} (since {since:%Y-%m-%d %H:%M:%S})"
+
+
+def _show_node(row: NodeRow) -> None:
+    click.echo(
+        f"\nNode {row.node_id.hex()[:8]} {row.name} at {row.place} ({row.hostname}, pid {row.pid})"
+    )
+    for line in _resources([row]):
+        click.echo(f"    {line}")
+    if row.labels:
+        labels = ", ".join(f"{name}={value}" for name, value in sorted(row.labels.items()))
+        click.echo(f"    labels: {labels}")
+
+
+def _resources(rows: Iterable[NodeRow]) -> list[str]:
+    """A line for each resource: how much is in use, of how much."""
+    total: dict[str, int] = {}
+    free: dict[str, int] = {}
+    for row in rows:
+        for name, amount in row.total.items():
+            # Each node has one of its own, by which it can be asked for.
+            if not name.startswith("node:"):
+                total[name] = total.get(name, 0) + amount
+                free[name] = free.get(name, 0) + row.available.get(name, 0)
+    return [
+        f"{_amount(name, total[name] - free[name])} / {_amount(name, total[name])} {name}"
+        for name in sorted(total, key=lambda name: (name != "CPU", name != "GPU", name))
+    ]
+
+
+def _amount(name: str, units: int) -> str:
+    return bytes_text(units / UNIT) if name in _BYTES else f"{units / UNIT:g}"

@@ -1,0 +1,29 @@
+"""What the control store remembers of what is over: processes, jobs, tasks. Bounded, in memory only: it explains, and nothing depends on it."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, TypeVar
+
+from shoal.config import Config
+from shoal.messages.control import EndedProcess, JobRow
+from shoal.messages.node import TaskEvent
+
+ENDED_JOBS: Final = 1_000
+
+T = TypeVar("T")
+
+
+class History:
+    """See the module's docstring."""
+
+    def __init__(self, config: Config) -> None:
+        self.processes: deque[EndedProcess] = deque(maxlen=config.ended_processes)
+        self.jobs: deque[JobRow] = deque(maxlen=ENDED_JOBS)
+        self.tasks: deque[TaskEvent] = deque(maxlen=config.cluster_task_events)
+
+
+def latest(items: deque[T], limit: int) -> list[T]:
+    """The last so many, in order."""
+    skipped = max(0, len(items) - max(0, limit))
+    return [item for number, item in enumerate(items) if number >= skipped]

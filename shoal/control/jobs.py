@@ -1,0 +1,72 @@
+"""The jobs of a cluster. One that is over is kept for as long as detached actors of it live: they may start again, and their workers need to
+know of the job."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Final
+
+import msgspec
+
+from shoal.control.history import History
+from shoal.control.journal import Journal
+from shoal.control.restoring import JOBS
+from shoal.messages.control import JobRow
+from shoal.messages.node import Job
+from shoal.messages.records import JobRecord
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class Jobs:
+    """See the module's docstring. What changes is written to the journal."""
+
+    def __init__(self, journal: Journal, history: History) -> None:
+        self._journal = journal
+        self._history = history
+        self._records: dict[bytes, JobRecord] = {}
+
+    def restore(self, records: dict[bytes, JobRecord]) -> None:
+        """What an earlier control store knew."""
+        self._records = records
+
+    def __iter__(self) -> Iterator[JobRecord]:
+        """Those that run."""
+        return iter([record for record in self._records.values() if not record.ended])
+
+    def rows(self) -> list[JobRow]:
+        """Those that have ended lately, and those that run."""
+        return [*self._history.jobs, *(JobRow(record.job, record.node_id, "") for record in self)]
+
+    def get(self, job_id: bytes) -> Job | None:
+        """A job that runs, or of which something lives."""
+        record = self._records.get(job_id)
+        return None if record is None else record.job
+
+    def start(self, job: Job, node_id: bytes) -> None:
+        """A driver has registered at a node."""
+        self._write(JobRecord(job, node_id))
+
+    def end(self, job_id: bytes, reason: str) -> None:
+        """A job is over."""
+        record = self._records.get(job_id)
+        if record is not None and not record.ended:
+            self._history.jobs.append(JobRow(record.job, record.node_id, reason))
+            self._write(JobRecord(record.job, record.node_id, reason))
+
+    def _write(self, record: JobRecord) -> None:
+        job_id = record.job.job_id
+        self._records[job_id] = record
+        self._journal.write(JOBS, job_id, _encode(record))
+
+    def forget(self, living: Collection[bytes]) -> None:
+        """Drop the jobs that are over and are not among those of which something lives."""
+        for job_id, record in list(self._records.items()):
+            if record.ended and job_id not in living:
+                del self._records[job_id]
+                self._journal.write(JOBS, job_id, None)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether any is kept that is over."""
+        return any(record.ended for record in self._records.values())

@@ -1,0 +1,517 @@
+"""The conversation of the control store with the nodes of other processes: who may join, what each has, what it is told.
+
+::
+
+    connections ─► Sessions ─► Membership (who lives)      ─► ControlStore (what follows)
+                       │  ▲                                          │
+                       │  └──────── NodeSession.give (orders) ◄──────┘
+                       └─► views, as each node takes them
+
+A `NodeSession` is the control store's end of the two streams with a node (`core.streams`), for as long as the node lives; connections
+come and go under it. Guarantees: what a node says takes effect once and is acknowledged when that is durable; what it is told arrives once and in
+order; a node that takes nothing costs bounded memory, gets the newest state of everything when it takes something again, and ends
+when its time is up.
+
+A control store that was stopped itself (a debugger, a laptop that slept) cannot tell who lives: it gives the nodes time to be heard first.
+
+Everything runs in one event loop; nothing here blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from shoal.clock import monotonic_ns
+from shoal.config import Config
+from shoal.control.link import ControlError
+from shoal.control.store import ControlStore, Heard
+from shoal.core.membership import Identity, Membership, NodeDown, NodeUp
+from shoal.core.streams import Incoming, Outgoing
+from shoal.errors import ProtocolError
+from shoal.messages.control import (
+    ActorChanged,
+    ClusterStatus,
+    EndJob,
+    ListEndedProcesses,
+    ListJobs,
+    ListNodes,
+    ListTaskEvents,
+    NodeDied,
+    NodeJoined,
+    NodeView,
+    Order,
+)
+from shoal.messages.membership import (
+    Alive,
+    Answer,
+    Ask,
+    Given,
+    Join,
+    Joined,
+    Latest,
+    Leave,
+    NotWanted,
+    Said,
+    Taken,
+    ToControl,
+    View,
+    ViewTaken,
+)
+from shoal.messages.node import NodeRow
+from shoal.messages.placement import ViewRow
+from shoal.version import __version__
+from shoal.wire.addresses import LOCAL
+from shoal.wire.aio import PeerConnection
+from shoal.wire.handshake import ServerHandshake
+
+_log = logging.getLogger("shoal.control")
+_encode: Final = msgspec.msgpack.Encoder().encode
+_SECOND: Final = 1_000_000_000
+_LOOKS: Final = (ClusterStatus, ListNodes, ListJobs, ListEndedProcesses, ListTaskEvents)
+"""What may be asked without being a node."""
+
+
+def _merge(old: Order | Answer, new: Order | Answer) -> Order | Answer:
+    """The newest state, for all who were to hear of an older one."""
+    if isinstance(old, ActorChanged) and isinstance(new, ActorChanged):
+        return ActorChanged(list(dict.fromkeys([*old.clients, *new.clients])), new.change)
+    return new
+
+
+def _key(order: Order) -> Any:
+    """What an event is about, if only the newest about it matters. Orders have no key: each must be obeyed."""
+    match order:
+        case ActorChanged():
+            return order.change.actor_id
+        case NodeJoined() | NodeDied():
+            return order.row.node_id
+        case EndJob(job_id, _, _):
+            return b"job", job_id
+    return None
+
+
+class NodeSession:
+    """One node, for as long as it lives. `view` is the version of the board that it has."""
+
+    def __init__(self, owner: Sessions, node_id: bytes, session: int, heard_before: int) -> None:
+        self.node_id = node_id
+        self.session = session
+        self.connection: PeerConnection | None = None
+        self.view = 0
+        self.view_on_way = False
+        self.incoming = Incoming()
+        # What an earlier control store has written down of it: said again, it has taken effect already.
+        self.heard_before = heard_before
+        self._owner = owner
+        config = owner.config
+        self._outgoing: Outgoing[Order | Answer] = Outgoing(
+            config.stream_window, config.stream_backlog, _merge
+        )
+        # What it has said up to this number is durable; up to that, it knows.
+        self.durable = 0
+        self._said_durable = 0
+        self._scheduled = False
+
+    # --- what the node is told -----------------------------------------------------------------------------------
+
+    @property
+    def backlog(self) -> int:
+        """How many orders, events and answers wait for it."""
+        return self._outgoing.waiting + self._outgoing.unacknowledged
+
+    def give(self, order: Order) -> None:
+        """An order, or an event."""
+        self._outgoing.push(order, _key(order))
+        self._owner.check_backlog(self)
+        self._schedule()
+
+    def answer(self, answer: Answer) -> None:
+        """The answer to a question."""
+        self._outgoing.push(answer)
+        self._schedule()
+
+    def acknowledge(self, number: int) -> None:
+        """What the node has said up to this number is durable."""
+        self.durable = max(self.durable, number)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        """Everything of one turn of the loop leaves together."""
+        if self.connection is not None and not self._scheduled:
+            self._scheduled = True
+            self._owner.loop.call_soon(self._send)
+
+    def _send(self) -> None:
+        self._scheduled = False
+        connection = self.connection
+        if connection is None:
+            return
+        if self.durable > self._said_durable:
+            self._said_durable = self.durable
+            connection.send(Taken(self.durable))
+        for entry in self._outgoing.take():
+            if entry.missed:
+                _log.warning(
+                    "the node %s takes its events so slowly that %d were superseded by later ones",
+                    self.node_id.hex()[:8],
+                    entry.missed,
+                )
+            connection.send(Given(entry.number, entry.missed, entry.message))
+
+    def on_taken(self, number: int) -> list[int]:
+        """The node has what it was told up to this number; the questions whose answers were among it."""
+        done = [entry.message for entry in self._outgoing.on_taken(number)]
+        self._schedule()
+        return [message.req for message in done if isinstance(message, Answer)]
+
+    # --- connections ---------------------------------------------------------------------------------------------
+
+    def on_connection(self, connection: PeerConnection, taken: int) -> None:
+        """The node is here, perhaps again, and has what it was told up to this number."""
+        self.connection = connection
+        self._outgoing.on_taken(taken)
+        self._outgoing.rewind()
+        # Views are not repeated: it gets all rows once more, in their latest state.
+        self.view = 0
+        self.view_on_way = False
+        self._said_durable = self.durable
+        self._schedule()
+
+
+class Sessions:
+    """See the module's docstring: the handler of the connections that `accept` makes."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, store: ControlStore, token: bytes, config: Config
+    ) -> None:
+        self.loop = loop
+        self.config = config
+        self._store = store
+        self._token = token
+        self._number = int.from_bytes(os.urandom(7), "big") + 1
+        self._decoder = msgspec.msgpack.Decoder(list[ToControl])
+        self._members = Membership(config.node_timeout_s, config.node_reconnect_s)
+        self._sessions: dict[bytes, NodeSession] = {}
+        self._connections: dict[PeerConnection, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0
+        self._claims_over = False
+        self._views_due: asyncio.TimerHandle | None = None
+        store.nodes.on_change(self._plan_views)
+
+    def start(self) -> None:
+        """Expect the nodes that the store's predecessor knew. After `ControlStore.load`."""
+        restored = self._store.restored
+        assert restored is not None, "the store is loaded first"
+        known = [
+            _identity(record.row, record.session)
+            for _, record in sorted(restored.nodes.items(), key=lambda item: item[0])
+        ]
+        self._members.restore(known, monotonic_ns())
+        self._follow()
+
+    def accept(self) -> PeerConnection:
+        """A connection, for a socket on which somebody wants to speak with the control store."""
+        connection = PeerConnection(
+            self.loop,
+            ServerHandshake(self._token),
+            self._decoder,
+            self,
+            self.config.max_frame_bytes,
+        )
+        self._connections[connection] = None
+        return connection
+
+    def close(self) -> None:
+        """Hang up on everybody."""
+        for timer in (self._timer, self._views_due):
+            if timer is not None:
+                timer.cancel()
+        for connection in list(self._connections):
+            connection.close()
+
+    # --- connections ---------------------------------------------------------------------------------------------
+
+    def on_trusted(self, connection: PeerConnection) -> None:
+        """It must join before anything else."""
+
+    def on_closed(self, connection: PeerConnection, error: Exception | None) -> None:
+        """A connection has ended."""
+        self._connections.pop(connection, None)
+        session: NodeSession | None = connection.user
+        if error is not None:
+            who = session.node_id.hex()[:8] if session else "a peer that had not joined"
+            _log.warning("closed the connection of %s: %s: %s", who, type(error).__name__, error)
+        if session is not None:
+            session.connection = None
+            self._members.on_disconnected(session.node_id, session.session, monotonic_ns())
+            self._follow()
+
+    def on_messages(self, connection: PeerConnection, messages: list[Any]) -> None:
+        """A batch of a node."""
+        for message in messages:
+            session: NodeSession | None = connection.user
+            if session is None:
+                if isinstance(message, Ask):
+                    self._on_visitor(connection, message)
+                    continue
+                if not isinstance(message, Join):
+                    raise ProtocolError(f"{type(message).__name__} from a node that has not joined")
+                self._on_join(connection, message)
+            else:
+                self._on_message(session, message)
+            if connection.closed:
+                return
+        if connection.user is not None:
+            self._on_end_of_batch(connection, connection.user)
+
+    def _on_visitor(self, connection: PeerConnection, message: Ask) -> None:
+        """A question of somebody who is no node, and only looks."""
+        if not isinstance(message.call, _LOOKS):
+            raise ProtocolError(f"{type(message.call).__name__} from somebody who is no node")
+        answer = self._store.call(b"", message.call)
+        answer.add_done_callback(functools.partial(_pass_on, connection.send, message.req))
+
+    def _on_end_of_batch(self, connection: PeerConnection, session: NodeSession) -> None:
+        refusal = self._members.on_heard(session.node_id, session.session, monotonic_ns())
+        if refusal:
+            self._send_away(connection, refusal)
+            return
+        # Everything that came in this batch, at once: when it is durable, it is acknowledged.
+        last = session.incoming.last
+        if last:
+            self._store.when_durable(functools.partial(session.acknowledge, last))
+
+    def _send_away(self, connection: PeerConnection, reason: str) -> None:
+        connection.send(NotWanted(reason))
+        connection.close()
+
+    # --- joining -------------------------------------------------------------------------------------------------
+
+    def _on_join(self, connection: PeerConnection, message: Join) -> None:
+        row = message.row
+        reason = self._why_not(message)
+        if not reason:
+            who = _identity(row, message.session)
+            reason = self._members.on_join(who, monotonic_ns(), again=message.again)
+        if reason:
+            _log.warning("refused the node %s (%s): %s", row.name, row.place, reason)
+            self._follow()
+            self._send_away(connection, reason)
+            return
+        # Of a node that was replaced by this one (`NodeDown`), and of this one's coming, the others hear first.
+        new = self._follow(message)
+        session = self._sessions[row.node_id]
+        for before in [each for each in self._connections if each.user is session]:
+            # It has given that one up; we had not noticed.
+            before.user = None
+            before.close()
+        session.connection = None
+        connection.user = session
+        _log.info("the node %s (%s) has %s", row.name, row.place, "joined" if new else "come back")
+        # When it is written down that it belongs to the cluster, or it would be refused by our successor.
+        self._store.when_durable(functools.partial(self._welcome, connection, session, message))
+
+    def _welcome(self, connection: PeerConnection, session: NodeSession, message: Join) -> None:
+        if connection.closed or connection.user is not session:
+            return
+        if self._sessions.get(session.node_id) is not session:
+            return
+        connection.send(
+            Joined(
+                self._store.cluster_id,
+                self._store.name,
+                self._number,
+                session.durable,
+                self.config.node_heartbeat_s,
+                self.config.node_timeout_s,
+                self._store.nodes.living(),
+            )
+        )
+        session.on_connection(connection, message.taken if message.control == self._number else 0)
+        self._plan_views()
+
+    def _why_not(self, message: Join) -> str:
+        if message.version != __version__:
+            return f"the node runs shoal {message.version}, the cluster {__version__}: install the same version everywhere"
+        return ""
+
+    # --- messages ------------------------------------------------------------------------------------------------
+
+    def _on_message(self, session: NodeSession, message: Any) -> None:
+        match message:
+            case Said(number, inner):
+                if session.incoming.is_new(number):
+                    self._on_said(session, number, inner)
+            case Latest(row):
+                if row.node_id != session.node_id:
+                    raise ProtocolError("a node tells the row of another")
+                self._store.post(session.node_id, NodeView(row))
+            case ViewTaken():
+                session.view_on_way = False
+                self._plan_views()
+            case Taken(number):
+                self._store.forget_answers(session.node_id, session.on_taken(number))
+            case Alive():
+                if session.connection is not None:
+                    session.connection.send(Alive())
+            case Leave(reason):
+                self._members.on_leave(session.node_id, session.session, reason)
+                self._follow()
+            case _:
+                raise ProtocolError(f"{type(message).__name__} from a node that has joined already")
+
+    def _on_said(self, session: NodeSession, number: int, message: Any) -> None:
+        store, node_id = self._store, session.node_id
+        repeated = number <= session.heard_before
+        if not isinstance(message, Ask):
+            if not repeated:
+                store.post(node_id, message, Heard(session.session, number, 0))
+            return
+        if repeated and store.restored is not None:
+            # Answered by an earlier control store. If it changed nothing there is no record, and it can be asked once more.
+            answered = store.restored.answers.get(node_id, {}).get(message.req)
+            if answered is not None:
+                session.answer(Answer(message.req, answered, ""))
+                return
+        heard = Heard(session.session, max(number, session.heard_before), message.req)
+        answer = store.call(node_id, message.call, heard)
+        answer.add_done_callback(functools.partial(_pass_on, session.answer, message.req))
+
+    # --- what follows --------------------------------------------------------------------------------------------
+
+    def _follow(self, joining: Join | None = None) -> bool:
+        """Carry out what the membership has decided; whether somebody new has joined."""
+        new = False
+        while self._members.outbox:
+            effects, self._members.outbox = self._members.outbox, []
+            for effect in effects:
+                match effect:
+                    case NodeUp(_, back):
+                        assert joining is not None
+                        new = not back
+                        self._on_up(joining, back)
+                    case NodeDown(node_id, name, cause):
+                        self._on_down(node_id, name, cause)
+        if not self._claims_over and not self._members.expecting:
+            self._claims_over = True
+            self._store.on_claims_over()
+        self._arm()
+        return new
+
+    def _on_up(self, joining: Join, back: bool) -> None:
+        row = joining.row
+        session = self._sessions.get(row.node_id)
+        if session is None:
+            restored = self._store.restored
+            heard = restored.heard.get(row.node_id) if restored is not None else None
+            known = heard is not None and heard.session == joining.session
+            number = heard.number if heard is not None and known else 0
+            session = NodeSession(self, row.node_id, joining.session, number)
+            self._sessions[row.node_id] = session
+        if back:
+            self._store.on_node_back(row, session.give)
+            if joining.control != self._number:
+                # Before it is decided that nobody else is expected: what nobody claims is lost then.
+                self._store.forget_answers(row.node_id, before=joining.oldest_ask)
+                self._store.on_claims(row.node_id, joining.lives)
+        else:
+            self._store.on_node_up(row, joining.session, session.give)
+
+    def _on_down(self, node_id: bytes, name: str, cause: str) -> None:
+        _log.warning("the node %s (%s) is dead: it %s", name, node_id.hex()[:8], cause)
+        session = self._sessions.pop(node_id, None)
+        self._store.on_node_down(node_id, name, cause)
+        for connection in [each for each in self._connections if each.user is session]:
+            connection.user = None
+            self._send_away(connection, f"the node was declared dead: it {cause}")
+        if session is not None:
+            session.connection = None
+
+    def check_backlog(self, session: NodeSession) -> None:
+        """Give up a node that takes nothing."""
+        if session.backlog > self.config.orders_backlog:
+            cause = f"has let {session.backlog:,} orders and answers wait"
+            self.loop.call_soon(self._give_up, session, cause)
+
+    def _give_up(self, session: NodeSession, cause: str) -> None:
+        self._members.on_leave(session.node_id, session.session, cause)
+        self._follow()
+
+    # --- time ----------------------------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        deadline = self._members.next_deadline()
+        if deadline is None or (self._timer is not None and self._timer_at <= deadline):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = deadline
+        delay = max(0, deadline - monotonic_ns()) / _SECOND
+        self._timer = self.loop.call_later(delay, self._on_timer)
+
+    def _on_timer(self) -> None:
+        now = monotonic_ns()
+        late_s = (now - self._timer_at) / _SECOND
+        self._timer = None
+        heartbeat_s = self.config.node_heartbeat_s
+        if late_s > heartbeat_s:
+            # We were stopped, and what the nodes have sent meanwhile is not read yet.
+            _log.warning("the control store itself stood still for %.1f s", late_s)
+            self._timer_at = now + round(2 * heartbeat_s * _SECOND)
+            self._timer = self.loop.call_later(2 * heartbeat_s, self._on_timer)
+            return
+        self._members.tick(now)
+        self._follow()
+
+    # --- views ---------------------------------------------------------------------------------------------------
+
+    def _plan_views(self) -> None:
+        if self._views_due is None:
+            delay = self.config.view_ms / 1_000
+            self._views_due = self.loop.call_later(delay, self._send_views)
+
+    def _send_views(self) -> None:
+        self._views_due = None
+        board = self._store.nodes.board
+        # Most nodes have the same version: their rows are looked up once.
+        found: dict[int, list[ViewRow]] = {}
+        for session in self._sessions.values():
+            connection = session.connection
+            if connection is None or session.view_on_way or session.view == board.version:
+                continue
+            rows = found.get(session.view)
+            if rows is None:
+                rows = found[session.view] = board.since(session.view)
+            current = session.view > 0
+            session.view = board.version
+            if current and all(row.node_id == session.node_id for row in rows):
+                # It told us itself.
+                continue
+            session.view_on_way = True
+            connection.send(View(rows, current))
+
+
+def _identity(row: NodeRow, session: int) -> Identity:
+    name = row.name or row.hostname or row.node_id.hex()[:8]
+    return Identity(row.node_id, session, "" if row.place == LOCAL else row.place, name)
+
+
+def _pass_on(give: Callable[[Answer], None], req: int, answer: asyncio.Future[Any]) -> None:
+    if answer.cancelled():
+        return
+    error = answer.exception()
+    if error is None:
+        give(Answer(req, _encode(answer.result()), ""))
+    elif isinstance(error, ControlError):
+        give(Answer(req, b"", error.text))
+    else:
+        give(Answer(req, b"", f"InternalError: {error!r}"))
+        raise error

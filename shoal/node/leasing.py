@@ -1,0 +1,346 @@
+"""Leases for the clients of this node: from its own workers alone (`Leasing`), or from those of the whole cluster (`Lending`).
+
+The clients ask in the same words in both. In a cluster the *home* (`core.forwarding`) decides where each request is asked for; what goes into
+the own queue, and what comes out of it, is told to it.
+
+Everything runs in the daemon's event loop. Whoever calls any of these lets the workers advance afterwards.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from shoal.clock import monotonic_ns
+from shoal.core.forwarding import (
+    AskAt,
+    CancelHere,
+    Deliver,
+    Deny,
+    Explain,
+    GiveBackAt,
+    Home,
+    OwnerEndedAt,
+    QueueHere,
+    Recall,
+    WithdrawAt,
+)
+from shoal.core.lease_records import AskBack, Grant, Pending, Refuse
+from shoal.core.policy import Demand
+from shoal.core.view import View
+from shoal.messages.neighbours import (
+    Ask,
+    Busy,
+    Gave,
+    GiveBack,
+    Introduce,
+    OwnerEnded,
+    Refused,
+    WantBack,
+    Withdraw,
+)
+from shoal.messages.node import (
+    Job,
+    LeaseCancel,
+    LeaseGranted,
+    LeasePending,
+    LeaseRefused,
+    LeaseRequest,
+    LeaseReturn,
+    LeaseWanted,
+    Shape,
+)
+from shoal.messages.placement import ViewRow
+from shoal.node.clients import Client, Clients
+from shoal.node.neighbours import Neighbour, Neighbours
+from shoal.node.workers import Process, Workers
+
+
+class LeaseOwners(Protocol):
+    """Whoever answers for those who have asked the queue of this node for leases."""
+
+    def on_granted(self, grant: Grant, process: Process) -> None:
+        """There is a worker."""
+
+    def on_refused(self, refusal: Refuse) -> None:
+        """There will never be one."""
+
+    def on_asked_back(self, ask: AskBack) -> None:
+        """Others wait for it."""
+
+    def on_pending(self, pending: Pending) -> None:
+        """It cannot be had as things stand."""
+
+
+class Leasing:
+    """From the workers of this node."""
+
+    def __init__(self, workers: Workers, clients: Clients) -> None:
+        self._workers = workers
+        self._queue = workers.queue
+        self._clients = clients
+
+    # --- what clients say ----------------------------------------------------------------------------------------
+
+    def on_request(self, client: Client, message: LeaseRequest) -> None:
+        """A client wants a worker."""
+        self._queue.on_request(
+            client.number,
+            message.req,
+            client.job.job_id,
+            message.shape,
+            monotonic_ns(),
+            name=message.name,
+        )
+
+    def on_cancel(self, client: Client, message: LeaseCancel) -> None:
+        """It wants none any more."""
+        self._queue.on_cancel(client.number, message.req)
+
+    def on_return(self, client: Client, message: LeaseReturn) -> None:
+        """It gives one back."""
+        self._queue.on_return(client.number, message.lease_id, message.discard, monotonic_ns())
+
+    def on_client_gone(self, number: int, reason: str) -> None:
+        """A client has ended."""
+        self._queue.on_owner_gone(number, monotonic_ns(), reason)
+
+    # --- what the queue of this node decides about requests of its clients -----------------------------------------
+
+    def on_granted(self, grant: Grant, process: Process) -> None:
+        """There is a worker."""
+        client = self._clients.get(grant.owner)
+        if client is not None:
+            client.send(
+                LeaseGranted(grant.req, grant.lease_id, process.address, process.pid, grant.gpu_ids)
+            )
+
+    def on_refused(self, refusal: Refuse) -> None:
+        """There will never be one."""
+        client = self._clients.get(refusal.owner)
+        if client is not None:
+            client.send(LeaseRefused(refusal.req, refusal.kind, refusal.reason))
+
+    def on_asked_back(self, ask: AskBack) -> None:
+        """Others wait for it."""
+        client = self._clients.get(ask.owner)
+        if client is not None:
+            client.send(LeaseWanted(ask.lease_id))
+
+    def on_pending(self, pending: Pending) -> None:
+        """It cannot be had as things stand."""
+        client = self._clients.get(pending.owner)
+        if client is not None:
+            client.send(LeasePending(pending.req, pending.reason))
+
+
+class _Wish(NamedTuple):
+    """What a request was for."""
+
+    job: Job
+    shape: Shape
+    name: str
+
+
+class Lending(Leasing):
+    """From the workers of the cluster. `row` gives the present state of this node."""
+
+    def __init__(
+        self,
+        node_id: bytes,
+        workers: Workers,
+        clients: Clients,
+        neighbours: Neighbours,
+        row: Callable[[], ViewRow],
+    ) -> None:
+        super().__init__(workers, clients)
+        self.view = View(node_id)
+        self.home = Home(self.view, random.Random())
+        self._neighbours = neighbours
+        self._row = row
+        self._wishes: dict[tuple[int, int], _Wish] = {}
+        self._introduced: set[tuple[bytes, bytes]] = set()
+        # Rows of nodes that have not joined yet, as far as we have heard.
+        self._early: dict[bytes, ViewRow] = {}
+        self.view.on_row(row())
+
+    # --- what clients say ----------------------------------------------------------------------------------------
+
+    def on_request(self, client: Client, message: LeaseRequest) -> None:
+        key = client.number, message.req
+        self._wishes[key] = _Wish(client.job, message.shape, message.name)
+        self._look_at_myself()
+        self.home.on_request(*key, Demand(message.shape.resources, message.shape.strategy))
+        self._obey()
+
+    def on_cancel(self, client: Client, message: LeaseCancel) -> None:
+        self.home.on_cancel(client.number, message.req)
+        self._wishes.pop((client.number, message.req), None)
+        self._obey()
+
+    def on_return(self, client: Client, message: LeaseReturn) -> None:
+        if message.lease_id > 0:
+            super().on_return(client, message)
+            return
+        self.home.on_return(client.number, message.lease_id, discard=message.discard)
+        self._obey()
+
+    def on_client_gone(self, number: int, reason: str) -> None:
+        super().on_client_gone(number, reason)
+        self.home.on_owner_gone(number, reason)
+        for key in [key for key in self._wishes if key[0] == number]:
+            del self._wishes[key]
+        self._obey()
+
+    # --- what the queue of this node decides -----------------------------------------------------------------------
+
+    def on_granted(self, grant: Grant, process: Process) -> None:
+        self._look_at_myself()
+        self._done(grant.owner, grant.req)
+        super().on_granted(grant, process)
+
+    def on_refused(self, refusal: Refuse) -> None:
+        self._done(refusal.owner, refusal.req)
+        super().on_refused(refusal)
+
+    def _done(self, owner: object, req: int) -> None:
+        assert isinstance(owner, int)
+        self.home.on_granted_here(owner, req)
+        self._wishes.pop((owner, req), None)
+
+    # --- what hosts say ------------------------------------------------------------------------------------------
+
+    def on_gave(self, node: Neighbour, message: Gave) -> None:
+        """A node has leased a worker to a client of ours."""
+        self.home.on_gave(
+            node.node_id,
+            message.owner,
+            message.req,
+            message.lease_id,
+            message.address,
+            message.pid,
+            message.gpu_ids,
+            message.version,
+        )
+        self._obey()
+
+    def on_busy(self, node: Neighbour, message: Busy) -> None:
+        """A node would let a client of ours wait longer than was thought."""
+        self._look_at_myself()
+        self.home.on_busy(node.node_id, message.owner, message.req, message.row)
+        self._obey()
+
+    def on_node_refused(self, node: Neighbour, message: Refused) -> None:
+        """A node will never serve a request."""
+        self.home.on_refused(node.node_id, message.owner, message.req, message.kind, message.reason)
+        self._obey()
+
+    def on_want_back(self, node: Neighbour, message: WantBack) -> None:
+        """Others wait there for what a client of ours has."""
+        self.home.on_want_back(node.node_id, message.lease_id)
+        self._obey()
+
+    # --- the cluster ---------------------------------------------------------------------------------------------
+
+    def on_rows(self, rows: list[ViewRow]) -> None:
+        """The latest state of other nodes."""
+        news = False
+        for row in rows:
+            if row.node_id == self.view.local:
+                continue
+            if self._neighbours.get(row.node_id) is None:
+                self._early[row.node_id] = row
+            else:
+                news |= self.view.on_row(row)
+        if news:
+            self._look_again()
+
+    def on_node_joined(self, node_id: bytes) -> None:
+        """A node can be asked now."""
+        row = self._early.pop(node_id, None)
+        if row is not None:
+            self.on_rows([row])
+
+    def on_node_died(self, node_id: bytes) -> None:
+        """A node cannot be asked any more."""
+        self._early.pop(node_id, None)
+        self._introduced = {known for known in self._introduced if known[0] != node_id}
+        self._look_at_myself()
+        self.home.on_node_gone(node_id)
+        self._obey()
+
+    def on_room(self) -> None:
+        """This node may have room for what waits elsewhere."""
+        self._look_again()
+
+    def _look_again(self) -> None:
+        self._look_at_myself()
+        self.home.on_view_changed()
+        self._obey()
+
+    def _look_at_myself(self) -> None:
+        self.view.on_row(self._row())
+
+    # --- what the home decides -----------------------------------------------------------------------------------
+
+    def _obey(self) -> None:
+        outbox = self.home.outbox
+        while outbox:
+            effects = outbox[:]
+            outbox.clear()
+            for effect in effects:
+                self._carry_out(effect)
+
+    def _carry_out(self, effect: object) -> None:
+        match effect:
+            case QueueHere(int(owner), req):
+                wish = self._wishes[owner, req]
+                self._queue.on_request(
+                    owner, req, wish.job.job_id, wish.shape, monotonic_ns(), name=wish.name
+                )
+            case CancelHere(owner, req):
+                self._queue.on_cancel(owner, req)
+            case AskAt(node_id, int(owner), req, expected_us):
+                self._ask(node_id, owner, req, expected_us)
+            case WithdrawAt(node_id, int(owner), req):
+                self._tell(node_id, Withdraw(owner, req))
+            case GiveBackAt(node_id, int(owner), number, discard):
+                self._tell(node_id, GiveBack(owner, number, discard))
+            case OwnerEndedAt(node_id, int(owner), reason):
+                self._tell(node_id, OwnerEnded(owner, reason))
+            case Deliver(int(owner), req, lease_id, address, pid, gpu_ids):
+                self._answer(owner, req, LeaseGranted(req, lease_id, address, pid, gpu_ids))
+            case Deny(int(owner), req, kind, reason):
+                self._answer(owner, req, LeaseRefused(req, kind, reason))
+            case Explain(owner, req, reason):
+                client = self._clients.get(owner)
+                if client is not None:
+                    client.send(LeasePending(req, reason))
+            case Recall(owner, lease_id):
+                client = self._clients.get(owner)
+                if client is not None:
+                    client.send(LeaseWanted(lease_id))
+            case _:
+                raise AssertionError(effect)
+
+    def _ask(self, node_id: bytes, owner: int, req: int, expected_us: int) -> None:
+        wish = self._wishes[owner, req]
+        job_id = wish.job.job_id
+        if (node_id, job_id) not in self._introduced:
+            self._introduced.add((node_id, job_id))
+            self._tell(node_id, Introduce(wish.job))
+        self._tell(node_id, Ask(owner, req, job_id, wish.shape, wish.name, expected_us))
+
+    def _tell(
+        self, node_id: bytes, message: Ask | Introduce | Withdraw | GiveBack | OwnerEnded
+    ) -> None:
+        node = self._neighbours.get(node_id)
+        if node is not None:
+            self._neighbours.send(node, message)
+
+    def _answer(self, owner: int, req: int, message: LeaseGranted | LeaseRefused) -> None:
+        self._wishes.pop((owner, req), None)
+        client = self._clients.get(owner)
+        if client is not None:
+            client.send(message)

@@ -1,0 +1,199 @@
+"""A node's side towards the others of its cluster, put together: its door, its neighbours, and what goes over them.
+
+::
+
+    door ─► Doorkeeper ─► Neighbours ─► Outside ─► Hosting    leases for processes of other nodes
+                                                ─► Lending    leases from other nodes for ours
+                                                ─► Abroad     ends of processes, printed lines
+
+A session without a door has none of this. Everything runs in the daemon's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from shoal.messages.boot import Boot
+from shoal.messages.control import NodeDied, NodeJoined, NodeView, Order, Post, ViewChanged
+from shoal.messages.neighbours import (
+    Ask,
+    Busy,
+    EndProcess,
+    Gave,
+    GiveBack,
+    Introduce,
+    Lines,
+    Neighbourly,
+    OwnerEnded,
+    ProcessEnded,
+    Refused,
+    WantBack,
+    WatchProcess,
+    Withdraw,
+)
+from shoal.messages.node import Job, Log
+from shoal.messages.placement import ViewRow
+from shoal.node.abroad import Abroad
+from shoal.node.clients import Clients
+from shoal.node.doorkeeper import Doorkeeper
+from shoal.node.hosting import Hosting
+from shoal.node.leasing import Lending
+from shoal.node.neighbours import Neighbour, Neighbours, daemon_name
+from shoal.node.workers import Workers
+
+
+class Outside:
+    """See the module's docstring.
+
+    Args:
+        is_alive: Whether a process of this node lives.
+        end_process: Ends a worker of this node, for a reason.
+        show: Passes lines on to a driver of this node.
+        post: Tells the control store.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        boot: Boot,
+        node_id: bytes,
+        clients: Clients,
+        workers: Workers,
+        jobs: dict[bytes, Job],
+        *,
+        is_alive: Callable[[str], bool],
+        end_process: Callable[[str, str], None],
+        show: Callable[[bytes, Log], None],
+        post: Callable[[Post], None],
+    ) -> None:
+        config = boot.config
+        self._loop = loop
+        self._boot = boot
+        self._node_id = node_id
+        self._workers = workers
+        self._post = post
+        self._version = 0
+        self._shown: tuple[Any, ...] = ()
+        self._look_s = config.view_ms / 1_000
+        self._timer: asyncio.TimerHandle | None = None
+        self._keeper: Doorkeeper | None = None
+        self.neighbours = Neighbours(
+            loop,
+            Neighbour(node_id, boot.place, boot.node_name),
+            boot.token,
+            config.max_frame_bytes,
+            self._on_message,
+        )
+        self.lending = Lending(node_id, workers, clients, self.neighbours, self.row)
+        self.abroad = Abroad(loop, self.neighbours, clients, is_alive, config.node_timeout_s)
+        self.hosting = Hosting(workers, jobs, self.neighbours, self._promised_row)
+        self._handlers: dict[type, Callable[[Neighbour, Any], None]] = {
+            Introduce: self.hosting.on_introduce,
+            Ask: self.hosting.on_ask,
+            Withdraw: self.hosting.on_withdraw,
+            GiveBack: self.hosting.on_give_back,
+            OwnerEnded: self.hosting.on_owner_ended,
+            Gave: self.lending.on_gave,
+            Busy: self.lending.on_busy,
+            Refused: self.lending.on_node_refused,
+            WantBack: self.lending.on_want_back,
+            WatchProcess: self.abroad.on_watch,
+            ProcessEnded: self.abroad.on_ended,
+            EndProcess: lambda _, m: end_process(m.address, m.reason),
+            Lines: lambda _, m: show(m.job_id, m.log),
+        }
+
+    def open(self, door: socket.socket) -> None:
+        """Let others in."""
+        self._keeper = Doorkeeper(
+            self._loop,
+            door,
+            self._boot.session_dir,
+            daemon_name(self._node_id),
+            self.neighbours.accept,
+            socket.socket.close,
+        )
+
+    def _on_message(self, node: Neighbour, message: Neighbourly) -> None:
+        self._handlers[type(message)](node, message)
+        self._workers.advance()
+
+    # --- the cluster ---------------------------------------------------------------------------------------------
+
+    def on_order(self, order: Order) -> None:
+        """The control store tells of other nodes."""
+        match order:
+            case NodeJoined(row):
+                self.neighbours.on_node_joined(row.node_id, row.place, row.name)
+                self.abroad.on_node_joined(row.place)
+                self.lending.on_node_joined(row.node_id)
+            case NodeDied(row, cause):
+                self._on_node_died(row.node_id, cause)
+            case ViewChanged(rows):
+                self.lending.on_rows(rows)
+        self._workers.advance()
+
+    def _on_node_died(self, node_id: bytes, cause: str) -> None:
+        node = self.neighbours.on_node_died(node_id, cause)
+        if node is not None:
+            self.hosting.on_node_died(node, cause)
+            self.abroad.on_node_died(node, cause)
+        self.lending.on_node_died(node_id)
+
+    # --- this node, as others see it -------------------------------------------------------------------------------
+
+    def row(self) -> ViewRow:
+        """The state of this node at this moment, in a version of its own."""
+        queue = self._workers.queue
+        waiting, leases, mean_ns = queue.load()
+        self._version += 1
+        return ViewRow(
+            self._node_id,
+            self._version,
+            dict(queue.resources.total),
+            dict(queue.resources.available),
+            self._boot.labels,
+            waiting,
+            leases,
+            mean_ns // 1_000,
+        )
+
+    def _promised_row(self) -> ViewRow:
+        """One of which a neighbour hears the version: it waits for a row that is not older."""
+        self._shown = ()
+        return self.row()
+
+    def look(self) -> None:
+        """The workers or the queue may have changed: tell the cluster, and see whether what waits elsewhere has room here.
+        At most once in `view_ms`."""
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._look_s, self._look_again)
+            self._tell()
+
+    def _look_again(self) -> None:
+        self._timer = None
+        if self._tell():
+            self.lending.on_room()
+            self._workers.advance()
+
+    def _tell(self) -> bool:
+        queue = self._workers.queue
+        waiting, leases, _ = queue.load()
+        shown = (waiting, leases, dict(queue.resources.available))
+        if shown == self._shown:
+            return False
+        self._shown = shown
+        self._post(NodeView(self.row()))
+        return True
+
+    def close(self) -> None:
+        """Leave, without a word: the control store tells the others."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._keeper is not None:
+            self._keeper.close()
+        self.neighbours.close()
+        self.abroad.close()

@@ -1,0 +1,165 @@
+"""What a thread does for another daemon that has connected: it answers what is asked, one thing after the other.
+
+The decisions are made in the loop (`decide`), since the cores are there; the thread only waits for them. Bytes go from the file of the
+block to the socket by `sendfile`, without passing through this process.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import zlib
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from shoal.errors import AuthenticationError, ProtocolError
+from shoal.messages.transfer import Ask, CopiesDead, Elsewhere, Missing, Noted, Sending
+from shoal.node.transfer.blocks import Source, SourceGoneError
+from shoal.node.transfer.links import Link, LinkBrokenError, read_range
+from shoal.node.transfer.pulling import CHECKSUM_BYTES
+
+_log = logging.getLogger("shoal.node")
+
+HANDSHAKE_S: Final = 10.0
+
+
+class Upload(NamedTuple):
+    """The loop's leave to send: `open` gives the source, `places` are named to the receiver, `end` tells that it is over."""
+
+    open: Callable[[], Source]
+    places: list[str]
+    end: Callable[[], None]
+
+
+class Terms(NamedTuple):
+    """How bytes are sent, and how long peers are waited for."""
+
+    chunk_bytes: int
+    checked: bool
+    stall_s: float
+    idle_s: float
+
+
+class Serving:
+    """One connection of another daemon. `run` is called by its thread, `stop` by the loop.
+
+    Args:
+        secure: Makes TLS of the connection, if the cluster has it.
+        decide: What to do about an `Ask`; called in this thread, waits for the loop.
+        copies_dead: Hears of dead objects.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        token: bytes,
+        terms: Terms,
+        secure: Callable[[socket.socket], socket.socket] | None,
+        decide: Callable[[Ask], Upload | Elsewhere | Missing],
+        copies_dead: Callable[[CopiesDead], None],
+    ) -> None:
+        self._sock = sock
+        self._token = token
+        self._terms = terms
+        self._secure = secure
+        self._decide = decide
+        self._copies_dead = copies_dead
+        self._link: Link | None = None
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End soon."""
+        self._stopped = True
+        link = self._link
+        if link is not None:
+            link.abort()
+
+    def run(self) -> None:
+        """Serve until the peer closes, fails, or says nothing for long."""
+        try:
+            self._begin()
+        except (OSError, AuthenticationError, ProtocolError) as error:
+            if not self._stopped:
+                _log.warning("refused a bulk connection: %s", error)
+            self._sock.close()
+            return
+        link = self._link
+        assert link is not None
+        try:
+            while not self._stopped:
+                link.be_patient(self._terms.idle_s)
+                message = link.receive()
+                link.be_patient(self._terms.stall_s)
+                if message is None:
+                    break
+                self._answer(link, message)
+        except (LinkBrokenError, SourceGoneError) as error:
+            # The other side notices, and goes to somebody else.
+            _log.debug("a bulk connection has ended: %s", error)
+        except ProtocolError as error:
+            _log.warning("closed a bulk connection: %s", error)
+        finally:
+            self._link = None
+            link.close()
+
+    def _begin(self) -> None:
+        self._sock.setblocking(True)
+        if self._secure is not None:
+            self._sock.settimeout(HANDSHAKE_S)
+            self._sock = self._secure(self._sock)
+        self._link = Link(self._sock, HANDSHAKE_S)
+        if self._stopped:
+            raise LinkBrokenError("this daemon ends")
+        self._link.demand_proof(self._token)
+
+    def _answer(self, link: Link, message: object) -> None:
+        match message:
+            case Ask():
+                self._serve(link, message)
+            case CopiesDead():
+                self._copies_dead(message)
+                link.send(Noted())
+            case _:
+                raise ProtocolError(f"{type(message).__name__} is not what a bulk connection asks")
+
+    def _serve(self, link: Link, ask: Ask) -> None:
+        verdict = self._decide(ask)
+        if not isinstance(verdict, Upload):
+            link.send(verdict)
+            return
+        try:
+            source = self._open(link, verdict)
+            if source is not None:
+                try:
+                    self._send(link, source, ask, verdict.places)
+                finally:
+                    source.close()
+        finally:
+            verdict.end()
+
+    @staticmethod
+    def _open(link: Link, verdict: Upload) -> Source | None:
+        try:
+            return verdict.open()
+        except SourceGoneError as error:
+            link.send(Missing(str(error)))
+            return None
+
+    def _send(self, link: Link, source: Source, ask: Ask, places: list[str]) -> None:
+        terms = self._terms
+        size = ask.location.size
+        if not 0 <= ask.start <= size:
+            raise ProtocolError(f"byte {ask.start} of {size} was asked for")
+        link.send(Sending(terms.chunk_bytes, terms.checked, places))
+        at = ask.start
+        while at < size:
+            if terms.checked:
+                count = min(terms.chunk_bytes, size - at)
+                source.wait_beyond(at + count - 1)
+                data = read_range(source.fd, source.offset + at, count)
+                link.send_bytes(data)
+                link.send_bytes(zlib.crc32(data).to_bytes(CHECKSUM_BYTES, "little"))
+            else:
+                count = min(source.wait_beyond(at), size) - at
+                link.send_range(source.fd, source.offset + at, count)
+            at += count
