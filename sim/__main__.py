@@ -27,6 +27,7 @@ _ROWS: tuple[tuple[str, Callable[[Result], str]], ...] = (
     ("control store: in, MB/s", lambda r: f"{r.bytes_in_s / 1e6:.2f}"),
     ("control store: out, MB/s", lambda r: f"{r.bytes_out_s / 1e6:.1f}"),
     ("control store: cores that this needs", lambda r: f"{r.control_cores:.2f}"),
+    ("control store: every row to every node takes, s", lambda r: f"{r.round_s:.2f}"),
     ("(the simulation took, s)", lambda r: f"{r.wall_s:.1f}"),
 )
 
@@ -57,7 +58,7 @@ def main() -> int:
     """Run it."""
     parser = argparse.ArgumentParser(prog="python -m sim", description=__doc__)
     parser.add_argument("--nodes", type=int, nargs="+", default=[100, 1_000, 10_000])
-    parser.add_argument("--seconds", type=float, default=8.0, help="simulated time (default: 8)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="simulated time (default: 5)")
     parser.add_argument(
         "--load", type=float, default=0.7, help="share of CPUs in use (default: 0.7)"
     )

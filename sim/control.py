@@ -13,8 +13,12 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from shoal.config import Config
 from shoal.core.membership import Identity, Membership, NodeDown
 from shoal.core.streams import Board
+from shoal.messages.control import NodeDied
+from shoal.messages.membership import Alive, Given, Latest, View, ViewTaken
+from shoal.messages.node import NodeRow
 from shoal.messages.placement import ViewRow
 from sim.clock import MS, SECOND, US, Clock
 
@@ -34,15 +38,6 @@ class Costs(NamedTuple):
     network_bytes_s: float = 1.25e9
 
 
-class Periods(NamedTuple):
-    """How often nodes and control store say something, and how long they wait for each other."""
-
-    heartbeat_s: float = 1.0
-    timeout_s: float = 10.0
-    reconnect_s: float = 2.0
-    view_ms: int = 20
-
-
 class Counts:
     """Messages and bytes at the control store."""
 
@@ -57,18 +52,18 @@ class Control:
     """See the module's docstring. `deaths` are told to the followed nodes."""
 
     def __init__(
-        self, clock: Clock, periods: Periods, costs: Costs, nodes: int, followed: int
+        self, clock: Clock, config: Config, costs: Costs, nodes: int, followed: int
     ) -> None:
         self.counts = Counts()
         self.board: Board[ViewRow] = Board()
-        self.members = Membership(periods.timeout_s, periods.reconnect_s)
+        self.members = Membership(config.node_timeout_s, config.node_reconnect_s)
         self._clock = clock
         self._costs = costs
         self._nodes = nodes
         self._followed = followed
         # Each followed node stands for so many.
         self._share = nodes / followed
-        self._view_ns = periods.view_ms * MS
+        self._view_ns = config.view_ms * MS
         self._encoder = msgspec.msgpack.Encoder()
         self._versions: dict[bytes, int] = {}
         self._on_view: dict[bytes, Callable[[list[ViewRow]], None]] = {}
@@ -96,17 +91,16 @@ class Control:
 
     def on_latest(self, row: ViewRow) -> None:
         """A node's row has changed."""
-        # `Latest(row)`, which is what the daemons send.
-        self._took(1, len(self._encoder.encode([3, row])))
+        self._took(1, len(self._encoder.encode(Latest(row))))
         if self.members.on_heard(row.node_id, 1, self._clock.now) == "":
             self.board.put(row.node_id, row)
 
     def on_alive(self, node_id: bytes) -> None:
         """A node had nothing to say but that it lives."""
-        self._took(1, len(self._encoder.encode([11])))
+        self._took(1, len(self._encoder.encode(Alive())))
         self.members.on_heard(node_id, 1, self._clock.now)
         # The control store says so, too.
-        self._sent(1, len(self._encoder.encode([11])))
+        self._sent(1, len(self._encoder.encode(Alive())))
 
     def on_disconnected(self, node_id: bytes) -> None:
         """A node's connection has broken."""
@@ -118,7 +112,7 @@ class Control:
         for effect in self.members.outbox:
             if isinstance(effect, NodeDown):
                 self.board.discard(effect.node_id)
-                self._sent(self._nodes, len(self._encoder.encode([22, 1, 0, [45, *effect]])))
+                self._sent(self._nodes, len(self._encoder.encode(_death(effect))))
                 self._on_death(effect.node_id)
         self.members.outbox.clear()
         self._clock.after(SECOND // 2, self._tick)
@@ -129,19 +123,27 @@ class Control:
         self._versions[node_id] = self.board.version
         lasts_ns = self._view_ns / self._followed
         if rows:
-            costs = self._costs
-            # `View(rows, current)`.
-            size = len(self._encoder.encode([23, rows, True])) + _ENVELOPE_BYTES
+            size = len(self._encoder.encode(View(rows, True))) + _ENVELOPE_BYTES
             self._sent(self._share, size, len(rows))
-            took_us = costs.message_us + len(rows) * (costs.copy_us if costs.once else costs.row_us)
+            took_us, one_ns = self._takes(len(rows), size)
             self.counts.busy_us += took_us * self._share
-            one_ns = max(took_us * US, size / costs.network_bytes_s * SECOND)
             lasts_ns = max(lasts_ns, one_ns * self._share)
-            # `ViewTaken()`.
-            self._took(self._share, 2)
+            self._took(self._share, len(self._encoder.encode(ViewTaken())))
             # It has been encoded, and then it travels.
             self._clock.after(round(one_ns) + MS // 2, self._on_view[node_id], rows)
         self._clock.after(round(lasts_ns), self._send_view, turn + 1)
+
+    def _takes(self, rows: int, size: int) -> tuple[float, float]:
+        """Work, in µs, and time, in ns, for a batch to one node."""
+        costs = self._costs
+        took_us = costs.message_us + rows * (costs.copy_us if costs.once else costs.row_us)
+        return took_us, max(took_us * US, size / costs.network_bytes_s * SECOND)
+
+    def round_s(self) -> float:
+        """How long it takes to send every row to every node."""
+        rows = self.board.rows()
+        size = len(self._encoder.encode(View(rows, True)))
+        return self._nodes * self._takes(len(rows), size)[1] / SECOND
 
     def _took(self, messages: float, size: int) -> None:
         self.counts.messages_in += messages
@@ -152,3 +154,10 @@ class Control:
         self.counts.messages_out += messages
         self.counts.bytes_out += messages * size
         self.counts.rows_out += messages * rows
+
+
+def _death(effect: NodeDown) -> Given:
+    """What nodes are told of it."""
+    node_id, name, cause = effect
+    row = NodeRow(node_id, False, "10.0.0.1:7000", name, name, {}, {}, {}, "", 0)
+    return Given(1, 0, NodeDied(row, cause))

@@ -51,7 +51,7 @@ def decide(view: View, rng: Random, demands: list[Demand]) -> None:
         view.settle(view.deduct(node_id, demand.amounts), 0)
 
 
-def measure(nodes: int, batches: int = 40) -> DecisionCosts:
+def measure(nodes: int, batches: int = 200) -> DecisionCosts:
     """The best of many short batches: others use this machine, too."""
     rng = Random(1)
     view = make_view(nodes, rng)

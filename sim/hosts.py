@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from shoal.core.candidates import UNKNOWN_RUN_US
 from shoal.core.policy import too_busy
 from shoal.core.resources import CPU, Amounts
 from shoal.messages.node import UNIT
@@ -73,7 +74,9 @@ class Host:
         """How long a newcomer would wait."""
         if not self.queue and self._fits(amounts):
             return 0
-        return (len(self.queue) + 1) * (self.mean_run_us or 10_000) // max(1, len(self.leases))
+        return (
+            (len(self.queue) + 1) * (self.mean_run_us or UNKNOWN_RUN_US) // max(1, len(self.leases))
+        )
 
     def ask(self, request: Request, expected_us: int, now: int) -> bool:
         """Take a forwarded request; False if it would wait for much longer than its home expects."""

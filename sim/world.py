@@ -14,6 +14,7 @@ from random import Random
 from time import perf_counter
 from typing import Final, NamedTuple
 
+from shoal.config import Config
 from shoal.core.forwarding import (
     AskAt,
     CancelHere,
@@ -29,7 +30,7 @@ from shoal.core.view import View
 from shoal.messages.node import UNIT
 from shoal.messages.placement import Spread, ViewRow
 from sim.clock import MS, SECOND, US, Clock
-from sim.control import Control, Costs, Periods
+from sim.control import Control, Costs
 from sim.hosts import Host, Request
 
 CPUS: Final = 8
@@ -48,14 +49,14 @@ class Plan(NamedTuple):
     quarters of `lease_s`; of `deaths` of the nodes, the machines fail a quarter of the way through."""
 
     nodes: int
-    seconds: float = 8.0
+    seconds: float = 5.0
     load: float = 0.7
     lease_s: float = 4.0
     homes: int = 20
     deaths: float = 0.01
     seed: int = 1
     costs: Costs = Costs()
-    periods: Periods = Periods()
+    config: Config = Config()
 
 
 class Result(NamedTuple):
@@ -75,6 +76,7 @@ class Result(NamedTuple):
     bytes_in_s: float
     bytes_out_s: float
     control_cores: float
+    round_s: float
     view_age_s: float
     utilisation: tuple[float, float, float]
     wait_mean_ms: float
@@ -222,7 +224,7 @@ class World:
         self.clock = Clock()
         homes = min(plan.homes, plan.nodes)
         self.plan = plan._replace(homes=homes)
-        self.control = Control(self.clock, plan.periods, plan.costs, plan.nodes, homes)
+        self.control = Control(self.clock, plan.config, plan.costs, plan.nodes, homes)
         # Requests a second that keep `load` of the CPUs busy.
         self.rate = plan.load * CPUS * plan.nodes / (plan.lease_s * _MEAN_CPUS)
         self.accepts = True
@@ -267,6 +269,7 @@ class World:
 
     def _occupy(self, host: Host) -> None:
         """Leases that were there before: a simulation begins with as much work as there will be."""
+        host.mean_run_us = round(self.plan.lease_s * 1e6)
         for number in range(CPUS):
             if self.rng.random() < self.plan.load:
                 # Of the leases that are out at a moment, long ones are more than their share.
@@ -318,7 +321,7 @@ class World:
     def _row_changed(self, host: Host) -> None:
         if not host.alive or host.node_id in self._told_later:
             return
-        due = self._last_told.get(host.node_id, -SECOND) + self.plan.periods.view_ms * MS
+        due = self._last_told.get(host.node_id, -SECOND) + self.plan.config.view_ms * MS
         self._told_later.add(host.node_id)
         self.clock.after(max(0, due - self.clock.now), self._tell, host)
 
@@ -334,7 +337,7 @@ class World:
 
     def _heartbeat(self, host: Host) -> None:
         if host.alive:
-            period = round(self.plan.periods.heartbeat_s * SECOND)
+            period = round(self.plan.config.node_heartbeat_s * SECOND)
             if self.clock.now - self._last_told.get(host.node_id, -period) >= period:
                 self.control.on_alive(host.node_id)
             self.clock.after(period, self._heartbeat, host)
@@ -398,6 +401,7 @@ class World:
             bytes_in_s=counts["bytes_in"],
             bytes_out_s=counts["bytes_out"],
             control_cores=counts["busy_us"] / 1e6,
+            round_s=self.control.round_s(),
             view_age_s=_mean([age for d in self.daemons for age in d.view_ages]) / SECOND,
             utilisation=(used[len(used) // 2], used[len(used) * 99 // 100], used[-1]),
             wait_mean_ms=_mean(waits) / MS,

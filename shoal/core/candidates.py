@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 SAMPLE: Final = 8
 """How many nodes of a set are looked at. More: better choices, and more daemons that make the same one."""
 
-UNKNOWN_RUN_US: Final = 10_000
-"""How long a lease is taken to last at a node that has not measured any."""
+UNKNOWN_RUN_US: Final = 100_000
+"""How long a lease is taken to last at a node that has not measured any. Long enough that a full node does not pass for a short wait."""
 
 # The sets. In each half: idle, less than half full, and half full or more.
 IDLE: Final = 0
