@@ -13,6 +13,7 @@ from shoal.control.store import ControlStore
 from shoal.messages.boot import Boot
 from shoal.messages.node import NodeRow
 from shoal.wire.addresses import split_place
+from shoal.wire.tls import Tls
 
 if TYPE_CHECKING:
     from shoal.control.remote_link import RemoteLink
@@ -56,6 +57,7 @@ class ControlWay:
         from shoal.control.remote_link import RemoteLink
 
         host, port = split_place(boot.control)
+        tls = Tls.of(boot.config)
         self.link = self._remote = RemoteLink(
             loop,
             host,
@@ -67,6 +69,7 @@ class ControlWay:
             lives=lives,
             on_order=on_order,
             on_end=on_end,
+            context=None if tls is None else tls.client,
         )
 
     async def open(self) -> list[NodeRow]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
@@ -32,8 +33,9 @@ from shoal.messages.neighbours import (
     Welcome,
 )
 from shoal.wire.addresses import NODE, make_address, make_name, split_place
-from shoal.wire.aio import PeerConnection, dial
+from shoal.wire.aio import HANDSHAKE_TIMEOUT_S, PeerConnection, dial
 from shoal.wire.handshake import ClientHandshake, ServerHandshake
+from shoal.wire.tls import Tls, await_client_hello, explain
 
 _log = logging.getLogger("shoal.node")
 
@@ -72,7 +74,7 @@ class Neighbour:
 
 
 class Neighbours:
-    """See the module's docstring. `me` is this node."""
+    """See the module's docstring. `me` is this node; `tls` is what the cluster's TCP connections are in, if anything."""
 
     def __init__(
         self,
@@ -81,8 +83,10 @@ class Neighbours:
         token: bytes,
         max_frame_bytes: int,
         on_message: Callable[[Neighbour, Neighbourly], None],
+        tls: Tls | None = None,
     ) -> None:
         self.me = me
+        self._tls = tls
         self._loop = loop
         self._token = token
         self._max_frame_bytes = max_frame_bytes
@@ -171,7 +175,11 @@ class Neighbours:
             )
 
         host, port = split_place(node.place)
-        return await dial(self._loop, host, port, daemon_name(node.node_id), make)
+        context = None if self._tls is None else self._tls.client
+        try:
+            return await dial(self._loop, host, port, daemon_name(node.node_id), make, context)
+        except ssl.SSLError as error:
+            raise ConnectionError(explain(error, server=False)) from None
 
     # --- listening -----------------------------------------------------------------------------------------------
 
@@ -189,9 +197,24 @@ class Neighbours:
             self._listening[connection] = None
             return connection
 
-        task = self._loop.create_task(self._loop.connect_accepted_socket(make, sock))
+        task = self._loop.create_task(self._adopt(sock, make))
         self._adopting.add(task)
         task.add_done_callback(partial(self._adopted, sock))
+
+    async def _adopt(self, sock: socket.socket, make: Callable[[], PeerConnection]) -> None:
+        context = None
+        try:
+            if self._tls is not None:
+                context = self._tls.server
+                async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                    await await_client_hello(self._loop, sock)
+            await self._loop.connect_accepted_socket(make, sock, ssl=context)
+        except ssl.SSLError as error:
+            _log.warning("refused a daemon at the door: %s", explain(error, server=True))
+            raise
+        except ProtocolError as error:
+            _log.warning("refused a daemon at the door: %s", error)
+            raise
 
     def _adopted(self, sock: socket.socket, task: asyncio.Task[Any]) -> None:
         self._adopting.discard(task)
