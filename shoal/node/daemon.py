@@ -101,7 +101,7 @@ from shoal.node.zygote_link import ZygoteLink
 from shoal.wire.addresses import LOCAL, creator_at, place_of
 from shoal.wire.aio import PeerConnection
 from shoal.wire.handshake import ServerHandshake
-from shoal.wire.session import node_path
+from shoal.wire.session import node_path, remove_entrance
 
 if TYPE_CHECKING:
     from shoal.node.outside import Outside
@@ -570,6 +570,7 @@ class Daemon:
 
     def _tell_end(self, address: str, cause: str, *, expected: bool) -> None:
         self._clients.gone(address, cause, expected=expected)
+        remove_entrance(self._boot.session_dir, address)
         if self._outside is not None:
             self._outside.abroad.on_process_gone(address, cause, expected=expected)
 
