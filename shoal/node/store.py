@@ -82,7 +82,11 @@ class Holder(Protocol):
 
 
 class StoreKeeper:
-    """See the module's docstring. Processes are known by the short name that their segments carry."""
+    """See the module's docstring. Processes are known by the short name that their segments carry.
+
+    Attributes:
+        when_swept: Called with the name of each process that has ended and of which nothing is left.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, boot: Boot, all_clients: Clients) -> None:
         self._loop = loop
@@ -94,6 +98,7 @@ class StoreKeeper:
         # Those that have drawn quota, by short name.
         self._clients: dict[str, Holder] = {}
         self._inquiries = Inquiries(loop, all_clients, self._free_unused)
+        self.when_swept: list[Callable[[str], None]] = []
         self._asks = boot.place == LOCAL
         # Blocks of living processes by the owner that has ended, and their maker's short name.
         self._abandoned: dict[str, dict[str, set[Location]]] = {}
@@ -151,10 +156,8 @@ class StoreKeeper:
         self.quotas.on_holder_gone(creator)
         if not self.quotas.held(creator):
             if drew:
-                from shoal.store.session import sweep
-
                 # It gave everything back. Its lock file is left.
-                sweep(self._directory, creator)
+                self._sweep(creator)
             self._drain()
             return False
         from shoal.store.layout import parse_segment
@@ -250,10 +253,8 @@ class StoreKeeper:
 
     def on_job_gone(self, job_id: bytes) -> None:
         """A job has ended: nobody refers to what its dead processes left."""
-        from shoal.store.session import sweep
-
         for creator in [c for c, estate in self._estates.items() if estate.job_id == job_id]:
-            sweep(self._directory, creator)
+            self._sweep(creator)
             self._inquiries.forget(self._estates.pop(creator).address)
             self.quotas.on_swept(creator, 0)
         self._drain()
@@ -331,14 +332,19 @@ class StoreKeeper:
 
     def _account(self, creator: str, estate: _Estate) -> None:
         if not estate.segments:
-            from shoal.store.session import sweep
-
             # Its lock file.
-            sweep(self._directory, creator)
+            self._sweep(creator)
             del self._estates[creator]
             if estate.address not in self._abandoned:
                 self._inquiries.forget(estate.address)
         self.quotas.on_swept(creator, estate.bytes())
+
+    def _sweep(self, creator: str) -> None:
+        from shoal.store.session import sweep
+
+        sweep(self._directory, creator)
+        for listener in self.when_swept:
+            listener(creator)
 
     def close(self) -> None:
         """Stop the timers."""

@@ -127,6 +127,7 @@ class Transfers:
         self._timer: asyncio.TimerHandle | None = None
         self._trimmer: asyncio.TimerHandle | None = None
         self._closed = False
+        keeper.when_swept.append(self._on_swept)
 
     # --- what clients say ----------------------------------------------------------------------------------------
 
@@ -176,9 +177,9 @@ class Transfers:
         self._keeper.free(locations)
         self.on_freed(locations)
 
-    def on_creator_swept(self, address: str) -> None:
+    def _on_swept(self, creator: str) -> None:
         """A process of this node has ended, and nothing that it made is left."""
-        self._uploads.on_creator_gone(creator_at(address))
+        self._uploads.on_creator_gone(creator)
         self._drain()
 
     # --- what other nodes do -------------------------------------------------------------------------------------
