@@ -50,10 +50,12 @@ class NodeLabels(msgspec.Struct, array_like=True, frozen=True, tag=3):
 
 
 class InBundle(msgspec.Struct, array_like=True, frozen=True, tag=4):
-    """Out of what a placement group has reserved: bundle `index`, or any of its bundles (-1)."""
+    """Out of what a placement group has reserved: bundle `index`, or any of its bundles (-1). `captures`: what runs there submits its
+    own tasks and actors into the same group, unless it says otherwise."""
 
     group_id: bytes
     index: int = -1
+    captures: bool = False
 
 
 Strategy = Spread | NodeAffinity | NodeLabels | InBundle
@@ -78,6 +80,8 @@ class ViewRow(msgspec.Struct, array_like=True):
     mean_run_us: int = 0
     draining: bool = False
     """It takes nothing new."""
+    groups: dict[bytes, dict[str, int]] = {}
+    """By placement group, what is free of what the group may use here."""
 
 
 # --- placement groups -----------------------------------------------------------------------------------------------
