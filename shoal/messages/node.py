@@ -138,8 +138,15 @@ class LeaseGranted(msgspec.Struct, array_like=True, tag=15):
     gpu_ids: list[str] = []
 
 
+UNPLACEABLE = "placement"
+"""Why there is no worker, or no actor: no node may serve it."""
+GROUP_REMOVED = "group"
+"""Its placement group was removed."""
+
+
 class LeaseRefused(msgspec.Struct, array_like=True, tag=16):
-    """No worker, and there will be none: the environment or the worker's start failed. `kind` is "env" or "start"."""
+    """No worker, and there will be none: the environment or the worker's start failed (`kind` is "env" or "start"), or as `UNPLACEABLE`
+    and `GROUP_REMOVED` say."""
 
     req: int
     kind: str
@@ -150,6 +157,13 @@ class LeaseWanted(msgspec.Struct, array_like=True, tag=17):
     """Others wait for this lease's resources: the owner pushes no more on it and returns it when it has drained."""
 
     lease_id: int
+
+
+class LeaseRevoked(msgspec.Struct, array_like=True, tag=19):
+    """A lease ends with its placement group, and its worker next. `reason` is a clause."""
+
+    lease_id: int
+    reason: str
 
 
 class LeasePending(msgspec.Struct, array_like=True, tag=18):
@@ -574,6 +588,7 @@ FromNode = (
     | LeaseGranted
     | LeaseRefused
     | LeaseWanted
+    | LeaseRevoked
     | LeasePending
     | PeerGone
     | Exit
