@@ -187,6 +187,7 @@ Neighbourly = (
     | Busy
     | Refused
     | WantBack
+    | Revoked
     | WatchProcess
     | ProcessEnded
     | EndProcess

@@ -121,6 +121,57 @@ class GroupRecord(msgspec.Struct, array_like=True):
     """Why it was removed."""
 
 
+class GroupInfo(msgspec.Struct, array_like=True):
+    """A group, and why it is not there yet: a sentence, "" if it is."""
+
+    record: GroupRecord
+    waits: str
+
+
+# --- between a client and its node ------------------------------------------------------------------------------------
+
+
+class GroupCreate(msgspec.Struct, array_like=True, tag=110):
+    """Make a placement group. Answered by `Reply` once it is accepted, not once it is reserved. The node fills in the job."""
+
+    req: int
+    spec: GroupSpec
+
+
+class GroupRemove(msgspec.Struct, array_like=True, tag=111):
+    """Remove a placement group, and end what runs in it. Answered by `Reply`."""
+
+    req: int
+    group_id: bytes
+
+
+class GroupQuery(msgspec.Struct, array_like=True, tag=112):
+    """Which groups there are: all, the one of an id, or the one that has a name. Answered by `Reply` with a list of `GroupInfo`."""
+
+    req: int
+    group_id: bytes = b""
+    name: str = ""
+    namespace: str = ""
+
+
+class GroupWatch(msgspec.Struct, array_like=True, tag=113):
+    """Send `GroupChange` for this group: now and on every change."""
+
+    group_id: bytes
+
+
+class GroupChange(msgspec.Struct, array_like=True, tag=114):
+    """State and places of a placement group, as in `GroupRecord`. One that nobody knows (any more) is "REMOVED". `cause` is a clause."""
+
+    group_id: bytes
+    state: str
+    places: list[bytes]
+    cause: str = ""
+
+
+# --- between a node and the control store -----------------------------------------------------------------------------
+
+
 class BundleHeld(msgspec.Struct, array_like=True):
     """A reservation that a node has, as it claims it when the control store comes back."""
 
