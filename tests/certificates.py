@@ -41,10 +41,24 @@ def make_certificates(folder: Path, name: str = "a", days: int = 2) -> Certifica
     ca, ca_key, cert, key, request = (
         str(folder / f"{name}-{what}.pem") for what in ("ca", "ca-key", "cert", "key", "request")
     )
-    _openssl("req", "-x509", *_KEY, "-keyout", ca_key, "-out", ca, "-days", "2", "-subj", f"/CN={name}")
+    _openssl(
+        "req", "-x509", *_KEY, "-keyout", ca_key, "-out", ca, "-days", "2", "-subj", f"/CN={name}"
+    )
     _openssl("req", *_KEY, "-keyout", key, "-out", request, "-subj", f"/CN=node of {name}")
     _openssl(
-        "x509", "-req", "-in", request, "-CA", ca, "-CAkey", ca_key, "-CAcreateserial", "-days", str(days), "-out", cert
+        "x509",
+        "-req",
+        "-in",
+        request,
+        "-CA",
+        ca,
+        "-CAkey",
+        ca_key,
+        "-CAcreateserial",
+        "-days",
+        str(days),
+        "-out",
+        cert,
     )
     return Certificates(cert, key, ca)
 

@@ -117,15 +117,20 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def shared_cluster(request: pytest.FixtureRequest, session_root: Path) -> Iterator[Any]:
     """One cluster for all tests of a module that need no fresh one; options by `pytestmark = pytest.mark.cluster(...)`."""
+    with checked_at_the_end(request.config, session_root), running_cluster(request.node) as context:
+        yield context
+
+
+@contextmanager
+def checked_at_the_end(config: pytest.Config, session_root: Path) -> Iterator[None]:
+    """Around what all tests of a module share: what is left behind is looked for once, afterwards."""
     before = take_snapshot(session_root)
-    stash = request.config.stash
-    stash[SHARED_CLUSTER_RUNS] = True
+    config.stash[SHARED_CLUSTER_RUNS] = True
     try:
-        with running_cluster(request.node) as context:
-            yield context
+        yield
     finally:
-        stash[SHARED_CLUSTER_RUNS] = False
-    fail_if_anything_is_left(request.config, before)
+        config.stash[SHARED_CLUSTER_RUNS] = False
+    fail_if_anything_is_left(config, before)
 
 
 @contextmanager

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from random import Random
 from typing import Final
 
 from shoal.control.link import OnOrder
-from shoal.control.placing import choose_node, less, why_nowhere
+from shoal.control.placing import Chosen, choose_node
 from shoal.core.streams import Board
+from shoal.core.view import View
 from shoal.messages.node import ActorSpec, NodeRow
 from shoal.messages.placement import ViewRow
 from shoal.wire.addresses import place_of
@@ -32,8 +34,9 @@ class Nodes:
         self._at: dict[str, bytes] = {}
         # Nodes of this very process. A session of one machine has one, and no other: what does not fit waits there.
         self._local: dict[bytes, None] = {}
-        # Rows after placements that the node has not told of yet.
-        self._guesses: dict[bytes, ViewRow] = {}
+        # For choosing: with placements deducted that the nodes have not told of yet.
+        self._view = View()
+        self._rng = Random()
         self._listeners: list[Callable[[], None]] = []
 
     def on_change(self, listener: Callable[[], None]) -> None:
@@ -60,7 +63,7 @@ class Nodes:
             return None
         self._ways.pop(node_id, None)
         self._local.pop(node_id, None)
-        self._guesses.pop(node_id, None)
+        self._view.on_removed(node_id)
         self.board.discard(node_id)
         if self._at.get(row.place) == node_id:
             del self._at[row.place]
@@ -85,7 +88,7 @@ class Nodes:
         before = self.board.get(view.node_id)
         if row is None or (before is not None and view.version < before.version):
             return False
-        self._guesses.pop(view.node_id, None)
+        self._view.on_row(view)
         self.board.put(view.node_id, view)
         row.total, row.labels = view.total, view.labels
         row.available = {name: max(0, amount) for name, amount in view.available.items()}
@@ -125,22 +128,14 @@ class Nodes:
 
     # --- placing -------------------------------------------------------------------------------------------------
 
-    def choose(self, spec: ActorSpec) -> bytes | None:
-        """Where a life of an actor is to go; None if it fits nowhere."""
+    def choose(self, spec: ActorSpec) -> Chosen:
+        """Where a life of an actor is to go."""
         if self._local and len(self._local) == len(self._rows):
-            return next(iter(self._local))
-        rows = [self._guesses.get(row.node_id, row) for row in self.board.rows()]
-        node_id = choose_node(spec, rows, self.home_of(spec.owner))
-        if node_id is not None:
-            row = self._guesses.get(node_id) or self.board.get(node_id)
-            assert row is not None
-            self._guesses[node_id] = less(row, spec.placement_shape.resources)
-        return node_id
-
-    def could_take(self, spec: ActorSpec) -> bool:
-        """Whether there is a node that `choose` would name."""
-        return choose_node(spec, self.board.rows(), b"") is not None
-
-    def why_nowhere(self, spec: ActorSpec) -> str:
-        """Why an actor waits that fits nowhere."""
-        return why_nowhere(spec, self.board.rows())
+            return Chosen(next(iter(self._local)))
+        chosen = choose_node(spec, self._view, self.home_of(spec.owner), self._rng)
+        row = self.board.get(chosen.node_id)
+        if row is not None:
+            # The next row that the node sends shows it.
+            number = self._view.deduct(row.node_id, spec.placement_shape.resources)
+            self._view.settle(number, row.version + 1)
+        return chosen

@@ -39,6 +39,8 @@ from shoal.messages.control import (
     ActorChanged,
     Call,
     ClientGone,
+    NodeDied,
+    NodeJoined,
     NodeState,
     NodeView,
     Post,
@@ -122,6 +124,8 @@ class RemoteLink:
         self._outgoing: Outgoing[Post | Ask] = Outgoing(config.stream_window, config.orders_backlog)
         self._incoming = Incoming()
         self._asked: dict[int, _Asked] = {}
+        # The nodes of which this one was told.
+        self._nodes: dict[bytes, NodeRow] = {}
         self._req = 0
         self._watches: dict[tuple[bytes, int], WatchActor] = {}
         self._view: ViewRow | None = None
@@ -160,10 +164,10 @@ class RemoteLink:
                 raise ControlUnreachable(
                     f"the control store at {self._where} cannot be spoken with: {explain(error, server=False)}"
                 ) from error
-            except (OSError, TimeoutError) as error:
+            except OSError as error:
                 if monotonic_ns() >= deadline:
                     raise ControlUnreachable(
-                        f"cannot reach the control store at {self._where}, tried for {retry_s:g} s: {_why(error)}. Is `shoal start "
+                        f"cannot reach the control store at {self._where}, tried for {retry_s:g} s: {self._why(error)}. Is `shoal start "
                         "--head` running there, is that its address and port, and does a firewall let it through?"
                     ) from error
             # Nodes that lost the same control store should not come back all at once.
@@ -173,6 +177,14 @@ class RemoteLink:
     @property
     def _where(self) -> str:
         return make_place(self._host, self._port)
+
+    def _why(self, error: OSError) -> str:
+        if isinstance(error, TimeoutError) and not str(error):
+            return "it does not answer"
+        if self._context is not None and isinstance(error, ConnectionResetError):
+            # Also how one that does not speak TLS ends the attempt.
+            return explain(error, server=False).rstrip(".")
+        return str(error) or type(error).__name__
 
     async def _try(self) -> Joined:
         joined: asyncio.Future[Joined] = self._loop.create_future()
@@ -220,18 +232,41 @@ class RemoteLink:
         if before is None or before.control == message.control:
             self._outgoing.on_taken(message.taken)
             self._outgoing.rewind()
+            if before is None:
+                self._nodes = {row.node_id: row for row in message.nodes}
         else:
             _log.warning("the control store at %s was started anew", self._where)
             self._incoming = Incoming()
             self._outgoing.rewind([asked.entry for asked in self._asked.values()])
             for watch in self._watches.values():
                 self._outgoing.push(watch)
+            self._catch_up(message.nodes)
         self._heard_at = monotonic_ns()
         self._beat_at = 0
         self._beat()
         self._view_unsent = self._view is not None
         self._send_view()
         self._schedule()
+
+    def _catch_up(self, nodes: list[NodeRow]) -> None:
+        """Tell of the nodes that have come and gone between two control stores, of which no stream tells."""
+        now = {row.node_id: row for row in nodes}
+        for node_id, row in list(self._nodes.items()):
+            if node_id not in now:
+                row.alive = False
+                self._on_news(
+                    NodeDied(row, "was not there any more when the control store was started anew")
+                )
+        for node_id, row in now.items():
+            if node_id not in self._nodes:
+                self._on_news(NodeJoined(row))
+
+    def _on_news(self, order: NodeJoined | NodeDied) -> None:
+        if isinstance(order, NodeJoined):
+            self._nodes[order.row.node_id] = order.row
+        else:
+            self._nodes.pop(order.row.node_id, None)
+        self._on_order(order)
 
     # --- connections ---------------------------------------------------------------------------------------------
 
@@ -314,7 +349,10 @@ class RemoteLink:
         if isinstance(message, ActorChanged) and message.change.state == "DEAD":
             for client in message.clients:
                 self._watches.pop((message.change.actor_id, client), None)
-        self._on_order(message)
+        if isinstance(message, NodeJoined | NodeDied):
+            self._on_news(message)
+        else:
+            self._on_order(message)
 
     def _on_answer(self, message: Answer) -> None:
         asked = self._asked.pop(message.req, None)
@@ -444,9 +482,3 @@ class RemoteLink:
             if not asked.answer.done():
                 asked.answer.set_exception(ControlError(f"NodeDiedError: {reason}"))
         self._asked.clear()
-
-
-def _why(error: BaseException) -> str:
-    if isinstance(error, TimeoutError) and not str(error):
-        return "it does not answer"
-    return str(error) or type(error).__name__

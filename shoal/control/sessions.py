@@ -32,7 +32,7 @@ from shoal.clock import monotonic_ns
 from shoal.config import Config
 from shoal.control.link import ControlError
 from shoal.control.store import ControlStore, Heard
-from shoal.core.membership import Identity, Membership, NodeDown, NodeUp
+from shoal.core.membership import Identity, Membership, MemberState, NodeDown, NodeUp
 from shoal.core.streams import Incoming, Outgoing
 from shoal.errors import ProtocolError
 from shoal.messages.control import (
@@ -332,11 +332,22 @@ class Sessions:
                 session.durable,
                 self.config.node_heartbeat_s,
                 self.config.node_timeout_s,
-                self._store.nodes.living(),
+                self._store.nodes.living() + self._expected(),
             )
         )
         session.on_connection(connection, message.taken if message.control == self._number else 0)
         self._plan_views()
+
+    def _expected(self) -> list[NodeRow]:
+        """Nodes that have not come back, and are not given up."""
+        restored = self._store.restored
+        if restored is None or not self._members.expecting:
+            return []
+        return [
+            record.row
+            for node_id, record in restored.nodes.items()
+            if self._members.state(node_id) is MemberState.EXPECTED
+        ]
 
     def _why_not(self, message: Join) -> str:
         if message.version != __version__:

@@ -144,7 +144,7 @@ class ControlStore:
         self._jobs = Jobs(self._journal, self._history)
         # Where each life of an actor was sent, and which were not sent anywhere because they fit nowhere.
         self._placed_on: dict[bytes, bytes] = {}
-        self._unplaced: dict[bytes, PlaceActor] = {}
+        self._unplaced: dict[bytes, tuple[PlaceActor, str]] = {}
         # By node, the questions that changed something and whose answers it may not have: these are written down.
         self._answered: dict[bytes, dict[int, bool]] = {}
         actors, keys, history = self._actors, self._keys, self._history
@@ -204,7 +204,7 @@ class ControlStore:
     def connect(self, row: NodeRow, on_order: OnOrder) -> LocalLink:
         """A node of this process joins; its way here."""
         self.nodes.add(row, on_order, local=True)
-        self._place_again()
+        self.place_again()
         self._settle()
         return LocalLink(self, row.node_id)
 
@@ -217,13 +217,13 @@ class ControlStore:
         self.nodes.add(row, on_order)
         self._journal.write(NODES, row.node_id, _encode(NodeRecord(row, session)))
         self._tell_nodes(NodeJoined(row), but=row.node_id)
-        self._place_again()
+        self.place_again()
         self._settle()
 
     def on_node_back(self, row: NodeRow, on_order: OnOrder) -> None:
         """A node has come back that was never given up."""
         self.nodes.add(row, on_order)
-        self._place_again()
+        self.place_again()
         self._settle()
 
     def on_node_down(self, node_id: bytes, name: str, cause: str) -> None:
@@ -302,10 +302,9 @@ class ControlStore:
             raise ControlError(f"ActorAlreadyExistsError: {error}") from None
 
     def _status(self) -> StatusOfCluster:
-        nodes = self.nodes
         waiting = [
-            f"{order.spec.class_name} ({actor_id.hex()[:8]}): {nodes.why_nowhere(order.spec)}"
-            for actor_id, order in self._unplaced.items()
+            f"{order.spec.class_name} ({actor_id.hex()[:8]}): {reason}"
+            for actor_id, (order, reason) in self._unplaced.items()
         ]
         return StatusOfCluster(
             self.name,
@@ -315,7 +314,7 @@ class ControlStore:
             self._address,
             self._storage.state.text,
             self._storage_since_ns,
-            nodes.listed(),
+            self.nodes.listed(),
             sum(1 for _ in self._actors),
             sum(1 for _ in self._jobs),
             waiting,
@@ -329,10 +328,10 @@ class ControlStore:
         match message:
             case NodeState(row):
                 if self.nodes.set_row(row):
-                    self._place_again()
+                    self.place_again()
             case NodeView(view):
                 if self.nodes.set_view(view):
-                    self._place_again()
+                    self.place_again()
             case JobStarted(job):
                 self._jobs.start(job, node_id)
             case JobEnded(job_id, reason, kill):
@@ -374,12 +373,10 @@ class ControlStore:
     def _settle(self, node_id: bytes = b"", heard: Heard | None = None, result: Any = None) -> None:
         """Write down what has changed and, when it is durable, carry out what the directory decided. `heard` is the message from
         which it follows, and `result` its answer."""
-        outbox = self._actors.outbox
-        effects = outbox[:]
-        outbox.clear()
         # Each actor once, as it is after all of the effects: nothing is done before the flush.
         changed: dict[bytes, bool] = {}
-        for effect in effects:
+        # That there is no place for an actor ever is an event of its own: the outbox may grow meanwhile.
+        for effect in self._actors.outbox:
             match effect:
                 case Save(actor_id, new):
                     changed[actor_id] = new or changed.get(actor_id, False)
@@ -395,6 +392,7 @@ class ControlStore:
                     self._order(node_id_of_life, stop)
                 case Tell(watchers, change):
                     self._tell(watchers, change)
+        self._actors.outbox.clear()
         for actor_id, new in changed.items():
             self._save(actor_id, new)
         if self._jobs.has_ended:
@@ -422,28 +420,33 @@ class ControlStore:
             write(SPECS, actor_id, None)
         write(ACTORS, actor_id, None if record is None else _encode(record))
 
-    def _place(self, order: PlaceActor) -> None:
+    def _place(self, order: PlaceActor, *, again: bool = False) -> bool:
+        """Send a life somewhere; whether that was possible. What fits nowhere waits, and its driver hears so once."""
         spec = order.spec
-        node_id = self.nodes.choose(spec)
-        if node_id is None:
-            self._placed_on.pop(spec.actor_id, None)
-            self._unplaced[spec.actor_id] = order
-            reason = self.nodes.why_nowhere(spec)
-            waits = ActorWaits(order.job_id, spec.name, spec.class_name, reason)
+        chosen = self.nodes.choose(spec)
+        if chosen.node_id:
+            self._unplaced.pop(spec.actor_id, None)
+            self._placed_on[spec.actor_id] = chosen.node_id
+            self._order(chosen.node_id, order)
+            return True
+        if chosen.never:
+            self._unplaced.pop(spec.actor_id, None)
+            self._actors.on_refused(spec.actor_id, order.incarnation, chosen.reason)
+            return False
+        self._placed_on.pop(spec.actor_id, None)
+        self._unplaced[spec.actor_id] = order, chosen.reason
+        if not again:
+            waits = ActorWaits(order.job_id, spec.name, spec.class_name, chosen.reason)
             self._order(self.nodes.home_of(spec.owner), waits)
-            return
-        self._unplaced.pop(spec.actor_id, None)
-        self._placed_on[spec.actor_id] = node_id
-        self._order(node_id, order)
+        return False
 
-    def _place_again(self) -> None:
-        """Nodes have more than before: what fitted nowhere may fit now."""
-        for actor_id, order in list(self._unplaced.items()):
+    def place_again(self) -> None:
+        """Nodes have more than before, or something else has changed: what fitted nowhere may fit now. `_settle` follows."""
+        for actor_id, (order, _) in list(self._unplaced.items()):
             actor = self._actors.get(actor_id)
             if actor is None or actor.incarnation != order.incarnation:
                 del self._unplaced[actor_id]
-            elif self.nodes.could_take(order.spec):
-                self._place(order)
+            elif self._place(order, again=True):
                 self._save(actor_id, new=False)
 
     def _order(self, node_id: bytes, order: Order) -> None:

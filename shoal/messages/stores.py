@@ -39,9 +39,10 @@ class QuotaWanted(msgspec.Struct, array_like=True, tag=53):
 
 
 class FreeOrphans(msgspec.Struct, array_like=True, tag=54):
-    """Blocks whose creating process has ended, to be freed by the node."""
+    """Blocks whose creating process has ended, to be freed by the node where it was: that of `creator`, or this one."""
 
     locations: list[Location]
+    creator: str = ""
 
 
 class WhoUses(msgspec.Struct, array_like=True, tag=55):

@@ -6,6 +6,7 @@
             ◄─Pulled─            ◄─Sending, then the bytes─
             ──PullDone──►        ◄─Elsewhere, or Missing─
             ──Freed──►           ──CopiesDead──► daemons that have copies ──Noted──►
+                                 ──OrphansDead──► the daemon where their maker was ──Noted──►
 
 The first is part of `messages.node`, and its messages are in the unions there. The second goes over `bulk` connections: frames of
 one message each, and behind a `Sending` as many bytes as the object has from `start` on, in pieces of `chunk_bytes`, each
@@ -107,8 +108,14 @@ class CopiesDead(msgspec.Struct, array_like=True, tag=4):
     locations: list[Location]
 
 
+class OrphansDead(msgspec.Struct, array_like=True, tag=6):
+    """These blocks of the listener's node, whose makers have ended, are dead. Answered by `Noted`."""
+
+    locations: list[Location]
+
+
 class Noted(msgspec.Struct, array_like=True, tag=5):
     """Understood."""
 
 
-Bulk = Ask | Sending | Elsewhere | Missing | CopiesDead | Noted
+Bulk = Ask | Sending | Elsewhere | Missing | CopiesDead | OrphansDead | Noted

@@ -96,7 +96,7 @@ from shoal.node.zygote_link import ZygoteLink
 from shoal.wire.addresses import LOCAL, creator_at, place_of
 from shoal.wire.aio import PeerConnection
 from shoal.wire.handshake import ServerHandshake
-from shoal.wire.session import node_path
+from shoal.wire.session import node_path, remove_entrance
 
 if TYPE_CHECKING:
     from shoal.node.outside import Outside
@@ -139,6 +139,7 @@ class Daemon:
             on_end=lambda reason: self.stop(reason, 1),
         )
         self._control = self._way.link
+        self._store = StoreKeeper(loop, boot, self._clients)
         self._outside = self._look_outside()
         self._leasing = (
             Leasing(self._workers, self._clients)
@@ -146,7 +147,6 @@ class Daemon:
             else self._outside.lending
         )
         self._actors = ActorSeats(self._workers, self._clients, self._control, self._jobs)
-        self._store = StoreKeeper(loop, boot, self._clients)
         self._queries = Queries(
             loop,
             self._clients,
@@ -184,6 +184,7 @@ class Daemon:
             self._clients,
             self._workers,
             self._jobs,
+            self._store,
             is_alive=self._is_alive,
             end_process=self._end_process,
             show=self._logs.forward,
@@ -268,6 +269,8 @@ class Daemon:
         self._clients.remove(client)
         self._queries.on_client_gone(client)
         self._store.on_client_gone(client)
+        if self._outside is not None:
+            self._outside.transfers.on_client_gone(client)
         process = self._workers.process(client.worker_id) if client.worker_id else None
         if process is not None:
             self._workers.on_disconnected(process)
@@ -368,6 +371,7 @@ class Daemon:
             InUse: store.on_in_use,
             Abandoned: store.on_abandoned,
             LetGo: store.on_let_go,
+            **({} if self._outside is None else self._outside.client_handlers),
         }
 
     def _is_leaving(self, client: Client) -> bool:
@@ -561,6 +565,7 @@ class Daemon:
 
     def _tell_end(self, address: str, cause: str, *, expected: bool) -> None:
         self._clients.gone(address, cause, expected=expected)
+        remove_entrance(self._boot.session_dir, address)
         if self._outside is not None:
             self._outside.abroad.on_process_gone(address, cause, expected=expected)
 

@@ -5,6 +5,7 @@
     door ─► Doorkeeper ─► Neighbours ─► Outside ─► Hosting    leases for processes of other nodes
                                                 ─► Lending    leases from other nodes for ours
                                                 ─► Abroad     ends of processes, printed lines
+                    └──────► Transfers                        objects
 
 A session without a door has none of this. Everything runs in the daemon's event loop.
 """
@@ -14,6 +15,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from shoal.messages.boot import Boot
@@ -36,13 +39,19 @@ from shoal.messages.neighbours import (
 )
 from shoal.messages.node import Job, Log
 from shoal.messages.placement import ViewRow
+from shoal.messages.stores import FreeOrphans
+from shoal.messages.transfer import Freed, Pull, PullDone
 from shoal.node.abroad import Abroad
-from shoal.node.clients import Clients
+from shoal.node.clients import Client, Clients
 from shoal.node.doorkeeper import Doorkeeper
 from shoal.node.hosting import Hosting
 from shoal.node.leasing import Lending
 from shoal.node.neighbours import Neighbour, Neighbours, daemon_name
+from shoal.node.store import StoreKeeper
+from shoal.node.transfer.links import open_bulk
+from shoal.node.transfer.service import Transfers
 from shoal.node.workers import Workers
+from shoal.wire.addresses import make_address
 from shoal.wire.tls import Tls
 
 
@@ -51,6 +60,7 @@ class Outside:
 
     Args:
         is_alive: Whether a process of this node lives.
+        keeper: The store of this node.
         end_process: Ends a worker of this node, for a reason.
         show: Passes lines on to a driver of this node.
         post: Tells the control store.
@@ -64,6 +74,7 @@ class Outside:
         clients: Clients,
         workers: Workers,
         jobs: dict[bytes, Job],
+        keeper: StoreKeeper,
         *,
         is_alive: Callable[[str], bool],
         end_process: Callable[[str, str], None],
@@ -81,17 +92,37 @@ class Outside:
         self._look_s = config.view_ms / 1_000
         self._timer: asyncio.TimerHandle | None = None
         self._keeper: Doorkeeper | None = None
+        tls = Tls.of(config)
         self.neighbours = Neighbours(
             loop,
             Neighbour(node_id, boot.place, boot.node_name),
             boot.token,
             config.max_frame_bytes,
             self._on_message,
-            Tls.of(config),
+            tls,
         )
         self.lending = Lending(node_id, workers, clients, self.neighbours, self.row)
         self.abroad = Abroad(loop, self.neighbours, clients, is_alive, config.node_timeout_s)
         self.hosting = Hosting(workers, jobs, self.neighbours, self._promised_row)
+        self.transfers = Transfers(
+            loop,
+            clients,
+            keeper,
+            boot.token,
+            make_address(boot.place, daemon_name(node_id)),
+            Path(boot.shm_dir),
+            config,
+            lambda place: open_bulk(
+                place, config.pull_stall_s, None if tls is None else tls.client
+            ),
+            None if tls is None else partial(tls.server.wrap_socket, server_side=True),
+        )
+        self.client_handlers: dict[type, Callable[[Client, Any], None]] = {
+            Pull: self.transfers.on_pull,
+            PullDone: self.transfers.on_done,
+            Freed: lambda _, m: self.transfers.on_freed(m.locations),
+            FreeOrphans: lambda _, m: self.transfers.free_orphans(m),
+        }
         self._handlers: dict[type, Callable[[Neighbour, Any], None]] = {
             Introduce: self.hosting.on_introduce,
             Ask: self.hosting.on_ask,
@@ -116,7 +147,7 @@ class Outside:
             self._boot.session_dir,
             daemon_name(self._node_id),
             self.neighbours.accept,
-            socket.socket.close,
+            self.transfers.accept_bulk,
         )
 
     def _on_message(self, node: Neighbour, message: Neighbourly) -> None:
@@ -131,9 +162,11 @@ class Outside:
             case NodeJoined(row):
                 self.neighbours.on_node_joined(row.node_id, row.place, row.name)
                 self.abroad.on_node_joined(row.place)
+                self.transfers.on_neighbour_here(row.place)
                 self.lending.on_node_joined(row.node_id)
             case NodeDied(row, cause):
                 self._on_node_died(row.node_id, cause)
+                self.transfers.on_neighbour_gone(row.place, cause)
             case ViewChanged(rows):
                 self.lending.on_rows(rows)
         self._workers.advance()
@@ -199,3 +232,4 @@ class Outside:
             self._keeper.close()
         self.neighbours.close()
         self.abroad.close()
+        self.transfers.close()

@@ -9,6 +9,9 @@ hear them any more. So when a process has left anything, every client is asked w
 `node.inquiries`); what nobody uses is freed. The same goes for blocks that living processes made for an owner that has ended
 (*abandoned* ones).
 
+In a cluster clients of other nodes may use it, too, and are not asked: there it stays until owners say that it is dead, or the job
+ends.
+
 Limit: which blocks of a dead process live, the node does not know. A process that ends in order gives its idle memory back
 first; what one that crashed had idle stays until its job ends, and so do the pages at the edges of freed blocks.
 """
@@ -38,7 +41,7 @@ from shoal.messages.stores import (
 from shoal.messages.values import Location
 from shoal.node.clients import Client, Clients
 from shoal.node.inquiries import Inquiries, Used
-from shoal.wire.addresses import creator_at
+from shoal.wire.addresses import LOCAL, creator_at
 
 if TYPE_CHECKING:
     from shoal.store.extents import Extents
@@ -79,7 +82,11 @@ class Holder(Protocol):
 
 
 class StoreKeeper:
-    """See the module's docstring. Processes are known by the short name that their segments carry."""
+    """See the module's docstring. Processes are known by the short name that their segments carry.
+
+    Attributes:
+        when_swept: Called with the name of each process that has ended and of which nothing is left.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, boot: Boot, all_clients: Clients) -> None:
         self._loop = loop
@@ -91,6 +98,8 @@ class StoreKeeper:
         # Those that have drawn quota, by short name.
         self._clients: dict[str, Holder] = {}
         self._inquiries = Inquiries(loop, all_clients, self._free_unused)
+        self.when_swept: list[Callable[[str], None]] = []
+        self._asks = boot.place == LOCAL
         # Blocks of living processes by the owner that has ended, and their maker's short name.
         self._abandoned: dict[str, dict[str, set[Location]]] = {}
         self._estates: dict[str, _Estate] = {}
@@ -147,10 +156,8 @@ class StoreKeeper:
         self.quotas.on_holder_gone(creator)
         if not self.quotas.held(creator):
             if drew:
-                from shoal.store.session import sweep
-
                 # It gave everything back. Its lock file is left.
-                sweep(self._directory, creator)
+                self._sweep(creator)
             self._drain()
             return False
         from shoal.store.layout import parse_segment
@@ -167,7 +174,8 @@ class StoreKeeper:
 
     def ask_who_uses(self, address: str) -> None:
         """Ask everybody what they use of what a process has left."""
-        self._inquiries.ask([address])
+        if self._asks:
+            self._inquiries.ask([address])
 
     def on_in_use(self, client: Client, message: InUse) -> None:
         """A client says what it uses of what a process has left."""
@@ -175,13 +183,15 @@ class StoreKeeper:
 
     def on_abandoned(self, client: Client, message: Abandoned) -> None:
         """A client has made blocks for a process that has ended."""
+        if not self._asks:
+            return
         makers = self._abandoned.setdefault(message.owner, {})
         makers.setdefault(creator_at(client.address), set()).update(message.locations)
         self._inquiries.ask([message.owner])
 
     def on_let_go(self, _client: Client, message: LetGo) -> None:
         """A client uses less of what processes left that have ended."""
-        for address in message.addresses:
+        for address in message.addresses if self._asks else ():
             if address in self._abandoned or creator_at(address) in self._estates:
                 self._inquiries.ask_later(address)
 
@@ -243,10 +253,8 @@ class StoreKeeper:
 
     def on_job_gone(self, job_id: bytes) -> None:
         """A job has ended: nobody refers to what its dead processes left."""
-        from shoal.store.session import sweep
-
         for creator in [c for c, estate in self._estates.items() if estate.job_id == job_id]:
-            sweep(self._directory, creator)
+            self._sweep(creator)
             self._inquiries.forget(self._estates.pop(creator).address)
             self.quotas.on_swept(creator, 0)
         self._drain()
@@ -324,14 +332,19 @@ class StoreKeeper:
 
     def _account(self, creator: str, estate: _Estate) -> None:
         if not estate.segments:
-            from shoal.store.session import sweep
-
             # Its lock file.
-            sweep(self._directory, creator)
+            self._sweep(creator)
             del self._estates[creator]
             if estate.address not in self._abandoned:
                 self._inquiries.forget(estate.address)
         self.quotas.on_swept(creator, estate.bytes())
+
+    def _sweep(self, creator: str) -> None:
+        from shoal.store.session import sweep
+
+        sweep(self._directory, creator)
+        for listener in self.when_swept:
+            listener(creator)
 
     def close(self) -> None:
         """Stop the timers."""

@@ -207,7 +207,7 @@ class Borrowing:
             process.node.send_locked(LetGo(list(let_go)))
         for creator, locations in blocks.items():
             if not self._send_to_owner(creator, FreeBlocks(locations)):
-                process.node.send_locked(FreeOrphans(locations))
+                process.node.send_locked(FreeOrphans(locations, creator))
         if process.store.remote is not None:
             process.store.remote.tell_freed()
 

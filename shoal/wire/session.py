@@ -29,6 +29,8 @@ import shutil
 import socket
 from typing import Final
 
+from shoal.wire.addresses import name_of
+
 MAX_SOCKET_PATH: Final = 107
 """Bytes that the kernel has for the path of a Unix socket."""
 
@@ -60,6 +62,14 @@ def socket_path(session_dir: str, name: str) -> str:
 def doorstep_path(session_dir: str, name: str) -> str:
     """Where the process called `name` gets its connections from other nodes."""
     return f"{session_dir}/{name}.door"
+
+
+def remove_entrance(session_dir: str, address: str) -> None:
+    """Remove the sockets of a process that has ended; one that was killed could not do so itself."""
+    name = name_of(address)
+    for path in (socket_path(session_dir, name), doorstep_path(session_dir, name)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def bind_private(sock: socket.socket, path: str) -> None:

@@ -41,7 +41,7 @@ from shoal.messages.control import (
     WatchActor,
 )
 from shoal.messages.node import UNIT, Job, Shape, TaskEvent
-from shoal.messages.placement import ViewRow
+from shoal.messages.placement import NodeAffinity, ViewRow
 from tests.contract.members import QUICK, TOKEN, Node, node_row, serving, until
 from tests.contract.servers import free_port
 from tests.contract.test_control_store import JOB, spec
@@ -118,7 +118,7 @@ def test_every_call_has_its_answer_and_errors_are_told() -> None:
 def test_nothing_is_lost_or_done_twice_when_connections_break() -> None:
     async def scenario() -> None:
         async with serving(MemoryStorage()) as control:
-            first = Node(1, control.port, obey=True, row=node_row(1, cpus=100))
+            first = Node(1, control.port, obey=True, row=node_row(1, cpus=200))
             second = Node(2, control.port)
             await first.link.join()
             await second.link.join()
@@ -350,7 +350,9 @@ def test_what_fits_nowhere_waits_until_a_node_comes_that_has_it() -> None:
             await node.link.call(CreateActor(made, JOB.job_id, False))
             (waits,) = await node.ordered(ActorWaits)
             assert (waits.name, waits.class_name, waits.job_id) == ("big", "Counter", JOB.job_id)
-            assert waits.reason.startswith("it needs CPU 100, and no node of the cluster has that")
+            assert waits.reason.startswith(
+                "it needs CPU 100, and the only node has 4. It waits until"
+            )
             status = await node.link.call(ClusterStatus())
             assert len(status.waiting) == 1
             large = Node(2, control.port, row=node_row(2, cpus=128))
@@ -427,6 +429,65 @@ def test_nodes_come_back_to_a_control_store_that_was_started_anew() -> None:
             assert first.ended == second.ended == []
             first.link.close()
             second.link.close()
+
+    run(scenario)
+
+
+def test_what_happened_between_two_control_stores_is_told() -> None:
+    place = MemoryPlace()
+
+    async def scenario() -> None:
+        async with serving(MemoryStorage(place)) as control:
+            late, leaver = Node(1, control.port), Node(2, control.port)
+            await late.link.join()
+            await leaver.link.join()
+            await late.ordered(NodeJoined)
+            port = control.port
+        await until(lambda: late.link._returning is not None)
+        assert late.link._returning is not None
+        late.link._returning.cancel()
+        async with serving(MemoryStorage(place), port=port) as control:
+            assert isinstance(await leaver.link.call(ListNodes()), list)
+            newcomer = Node(3, port)
+            joined = await newcomer.link.join()
+            # The one that has not come back yet is not given up.
+            assert {row.name for row in joined.nodes} == {"node-1", "node-2", "node-3"}
+            leaver.link.close()
+            await newcomer.ordered(NodeDied)
+            await late.link._return()
+            (died,) = await late.ordered(NodeDied)
+            assert died.row.name == "node-2"
+            (joined_now,) = await late.ordered(NodeJoined)
+            assert joined_now.row.name == "node-3"
+            assert late.ended == []
+            late.link.close()
+            newcomer.link.close()
+
+    run(scenario)
+
+
+def test_actors_go_where_their_strategy_says() -> None:
+    async def scenario() -> None:
+        async with serving(MemoryStorage()) as control:
+            first, second = Node(1, control.port), Node(2, control.port)
+            await first.link.join()
+            await second.link.join()
+            at_second = Shape(strategy=NodeAffinity(second.node_id))
+            made = spec(1, owner="10.0.0.1:7000/d-00000001", placement_shape=at_second)
+            await first.link.call(CreateActor(made, JOB.job_id, False))
+            (order,) = await second.ordered(PlaceActor)
+            assert order.spec.actor_id == made.actor_id
+            first.link.post(WatchActor(made.actor_id, 1))
+            second.link.close()
+            # It had no process yet, and cannot have one elsewhere.
+            await first.hear(
+                lambda: [o.change.state for o in first.heard(ActorChanged)][-1:] == ["DEAD"]
+            )
+            cause = first.heard(ActorChanged)[-1].change.cause
+            assert cause.startswith("It could not be started: it may run on node 020202")
+            assert "has left the cluster or died" in cause
+            assert first.heard(PlaceActor) == []
+            first.link.close()
 
     run(scenario)
 

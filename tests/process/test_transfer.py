@@ -8,11 +8,13 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shoal.wire.door import encode_preface
+from tests.certificates import make_certificates
 from tests.process.transfer_node import MB, PATIENCE_S, TransferNode, content, digest
 
 Start = Callable[..., TransferNode]
@@ -55,6 +57,32 @@ def test_an_object_comes_as_it_is(start: Start, size: int, checked: bool) -> Non
     reader = start()
     location = source("put", size, 7)
     assert reader("pull", 1, 1, source.creator, location) == [digest(content(size, 7)), "", ""]
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_it_comes_in_tls_where_the_cluster_has_it(
+    start: Start, tmp_path: Path, checked: bool
+) -> None:
+    settings = make_certificates(tmp_path).settings()
+    source = start(transfer_checksums=checked, **settings)
+    reader, plain = start(**settings), start()
+    location = source("put", 20 * MB + 1, 7)
+    expected = [digest(content(20 * MB + 1, 7)), "", ""]
+    assert reader("pull", 1, 1, source.creator, location) == expected
+    # Again from the middle of a link that is there already.
+    again = source("put", 100_000, 8)
+    assert reader("pull", 1, 2, source.creator, again)[0] == digest(content(100_000, 8))
+    _, error, _ = plain("pull", 1, 1, source.creator, location)
+    assert error.startswith("ObjectLostError")
+
+
+def test_what_a_maker_leaves_is_dead_everywhere_once_it_is_swept(start: Start) -> None:
+    source, reader = start(), start()
+    location = source("put", 100_000, 8)
+    reader("pull", 1, 1, source.creator, location)
+    reader("drop", 1)
+    source("sweep")
+    until(lambda: reader("facts")["copies"] == 0)
 
 
 def test_many_objects_come_over_few_connections_and_the_copies_go_when_the_objects_do(

@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ from shoal.node.transfer.links import open_bulk
 from shoal.node.transfer.service import Transfers
 from shoal.store import Arena, QuotaExhausted, Reader, copy_into, shm_directory
 from shoal.wire.addresses import make_address, make_place
+from shoal.wire.tls import Tls
 
 MB: Final = 1 << 20
 TOKEN: Final = b"t" * 32
@@ -71,6 +73,7 @@ class _Program:
         )
         self.clients = Clients()
         self.keeper = StoreKeeper(loop, boot, self.clients)
+        tls = Tls.of(config)
         self.transfers = Transfers(
             loop,
             self.clients,
@@ -79,7 +82,8 @@ class _Program:
             make_address(self.place, "n-" + setup["digits"]),
             self.directory,
             config,
-            lambda place: open_bulk(place, 5.0),
+            lambda place: open_bulk(place, 5.0, None if tls is None else tls.client),
+            None if tls is None else partial(tls.server.wrap_socket, server_side=True),
         )
         self.doorkeeper = Doorkeeper(
             loop, door, "/", "n-" + setup["digits"], socket.socket.close, self.transfers.accept_bulk
@@ -191,6 +195,10 @@ class _Program:
             "uploads": len(self.transfers._uploads._active),
             "threads": threading.active_count(),
         }
+
+    def sweep(self) -> None:
+        """The maker has ended, and its job with it."""
+        self.keeper._sweep(self.maker_name[2:])
 
     def served(self) -> int:
         """How many connections of others there are for objects."""

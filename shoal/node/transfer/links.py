@@ -57,7 +57,7 @@ def open_bulk(place: str, timeout_s: float, context: ssl.SSLContext | None = Non
         tune(sock)
         sock.sendall(encode_preface(BULK))
         if context is not None:
-            sock = context.wrap_socket(sock, server_hostname="")
+            sock = context.wrap_socket(sock)
     except BaseException:
         sock.close()
         raise

@@ -29,8 +29,17 @@ from shoal.core.pull_records import Answer, Discard, Fetch, Key, Stage, Stop
 from shoal.core.pulls import Pulls
 from shoal.core.uploads import Serve, Uploads
 from shoal.errors import ProtocolError
-from shoal.messages.stores import QuotaGranted, QuotaRequest, QuotaWanted
-from shoal.messages.transfer import Ask, CopiesDead, Elsewhere, Missing, Pull, PullDone, Pulled
+from shoal.messages.stores import FreeOrphans, QuotaGranted, QuotaRequest, QuotaWanted
+from shoal.messages.transfer import (
+    Ask,
+    CopiesDead,
+    Elsewhere,
+    Missing,
+    OrphansDead,
+    Pull,
+    PullDone,
+    Pulled,
+)
 from shoal.messages.values import Location
 from shoal.node.clients import Client, Clients
 from shoal.node.store import StoreKeeper
@@ -118,6 +127,7 @@ class Transfers:
         self._timer: asyncio.TimerHandle | None = None
         self._trimmer: asyncio.TimerHandle | None = None
         self._closed = False
+        keeper.when_swept.append(self._on_swept)
 
     # --- what clients say ----------------------------------------------------------------------------------------
 
@@ -155,9 +165,21 @@ class Transfers:
         self._uploads.on_freed(locations)
         self._drain()
 
-    def on_creator_swept(self, address: str) -> None:
+    def free_orphans(self, message: FreeOrphans) -> None:
+        """Blocks of a process that has ended, here or at another node, are dead."""
+        place = place_of(message.creator)
+        if place in {"", self._place}:
+            self._free_here(message.locations)
+        else:
+            self._have_done(self._tell, place, OrphansDead(message.locations))
+
+    def _free_here(self, locations: list[Location]) -> None:
+        self._keeper.free(locations)
+        self.on_freed(locations)
+
+    def _on_swept(self, creator: str) -> None:
         """A process of this node has ended, and nothing that it made is left."""
-        self._uploads.on_creator_gone(creator_at(address))
+        self._uploads.on_creator_gone(creator)
         self._drain()
 
     # --- what other nodes do -------------------------------------------------------------------------------------
@@ -178,9 +200,7 @@ class Transfers:
         if self._closed:
             sock.close()
             return
-        serving = Serving(
-            sock, self._token, self._terms, self._secure, self._decide, self._on_copies_dead
-        )
+        serving = Serving(sock, self._token, self._terms, self._secure, self._decide, self._on_dead)
 
         def serve() -> None:
             try:
@@ -417,10 +437,13 @@ class Transfers:
         stall_s = self._config.pull_stall_s
         return Upload(lambda: CopySource(self._directory, incoming, view, stall_s), [], end)
 
-    def _on_copies_dead(self, message: CopiesDead) -> None:
+    def _on_dead(self, message: CopiesDead | OrphansDead) -> None:
         def note() -> None:
-            self._pulls.on_dead(message.place, message.locations)
-            self._drain()
+            if isinstance(message, CopiesDead):
+                self._pulls.on_dead(message.place, message.locations)
+                self._drain()
+            else:
+                self._free_here(message.locations)
 
         self._tell_loop(note)
 
@@ -440,8 +463,9 @@ class Transfers:
 
         self._chores.submit(run)
 
-    def _tell(self, place: str, message: CopiesDead) -> None:
-        """Tell another daemon which of its copies are dead. If it cannot be reached they stay until their room is wanted."""
+    def _tell(self, place: str, message: CopiesDead | OrphansDead) -> None:
+        """Tell another daemon what is dead. If it cannot be reached copies stay until their room is wanted, orphans until their job
+        ends."""
         for _ in range(_TELL_TRIES):
             if self._closed:
                 return
@@ -453,7 +477,7 @@ class Transfers:
                     self._pool.give(place, link)
                     return
             except (OSError, ValueError) as error:
-                _log.debug("cannot tell %s of dead copies: %s", place, error)
+                _log.debug("cannot tell %s of dead objects: %s", place, error)
             if link is not None:
                 link.close()
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from shoal.errors import AuthenticationError, ProtocolError
-from shoal.messages.transfer import Ask, CopiesDead, Elsewhere, Missing, Noted, Sending
+from shoal.messages.transfer import Ask, CopiesDead, Elsewhere, Missing, Noted, OrphansDead, Sending
 from shoal.node.transfer.blocks import Source, SourceGoneError
 from shoal.node.transfer.links import Link, LinkBrokenError, read_range
 from shoal.node.transfer.pulling import CHECKSUM_BYTES
@@ -46,7 +46,7 @@ class Serving:
     Args:
         secure: Makes TLS of the connection, if the cluster has it.
         decide: What to do about an `Ask`; called in this thread, waits for the loop.
-        copies_dead: Hears of dead objects.
+        note: Hears of dead objects.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class Serving:
         terms: Terms,
         secure: Callable[[socket.socket], socket.socket] | None,
         decide: Callable[[Ask], Upload | Elsewhere | Missing],
-        copies_dead: Callable[[CopiesDead], None],
+        note: Callable[[CopiesDead | OrphansDead], None],
     ) -> None:
         self._sock = sock
         self._token = token
         self._terms = terms
         self._secure = secure
         self._decide = decide
-        self._copies_dead = copies_dead
+        self._note = note
         self._link: Link | None = None
         self._stopped = False
 
@@ -116,8 +116,8 @@ class Serving:
         match message:
             case Ask():
                 self._serve(link, message)
-            case CopiesDead():
-                self._copies_dead(message)
+            case CopiesDead() | OrphansDead():
+                self._note(message)
                 link.send(Noted())
             case _:
                 raise ProtocolError(f"{type(message).__name__} is not what a bulk connection asks")
