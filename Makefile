@@ -18,7 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Tests of the pure layers: no processes, hence quick enough for every change.
-CORE_TESTS := tests/layers tests/core tests/wire tests/serial tests/store tests/runtime bench/tests
+CORE_TESTS := tests/layers tests/core tests/sim tests/wire tests/serial tests/store tests/runtime bench/tests
 PYTEST := $(BIN)/python -m pytest
 
 say = @printf '\033[1m==>\033[0m %s\n' $(1)
@@ -64,6 +64,10 @@ format: $(READY) ## format the tree, and mend what the linter can mend safely
 .PHONY: bench
 bench: $(READY) ## compare with Ray and multiprocessing.Pool in one run; writes JSON and Markdown
 	@$(BIN)/python -m bench $(ARGS)
+
+.PHONY: sim
+sim: $(READY) ## simulate clusters of 100, 1,000 and 10,000 nodes; what it prints is explained in docs/scale.md
+	@$(BIN)/python -m sim $(ARGS)
 
 .PHONY: install
 install: $(READY) ## make .venv with shoal (editable) and everything that the other commands need

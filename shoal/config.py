@@ -137,7 +137,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """A node of which nothing was heard for so long is dead, and its work is given to others. Lower: failures are noticed sooner,
     and a node that was only busy or stopped is given up as well."""
 
-    node_reconnect_s: float = 2.0
+    node_reconnect_s: float = 0.25
     """How long a node may take to come back after its connection to the control store has closed, before it is dead."""
 
     control_retry_s: float = 60.0

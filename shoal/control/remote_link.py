@@ -164,10 +164,10 @@ class RemoteLink:
                 raise ControlUnreachable(
                     f"the control store at {self._where} cannot be spoken with: {explain(error, server=False)}"
                 ) from error
-            except (OSError, TimeoutError) as error:
+            except OSError as error:
                 if monotonic_ns() >= deadline:
                     raise ControlUnreachable(
-                        f"cannot reach the control store at {self._where}, tried for {retry_s:g} s: {_why(error)}. Is `shoal start "
+                        f"cannot reach the control store at {self._where}, tried for {retry_s:g} s: {self._why(error)}. Is `shoal start "
                         "--head` running there, is that its address and port, and does a firewall let it through?"
                     ) from error
             # Nodes that lost the same control store should not come back all at once.
@@ -177,6 +177,14 @@ class RemoteLink:
     @property
     def _where(self) -> str:
         return make_place(self._host, self._port)
+
+    def _why(self, error: OSError) -> str:
+        if isinstance(error, TimeoutError) and not str(error):
+            return "it does not answer"
+        if self._context is not None and isinstance(error, ConnectionResetError):
+            # Also how one that does not speak TLS ends the attempt.
+            return explain(error, server=False).rstrip(".")
+        return str(error) or type(error).__name__
 
     async def _try(self) -> Joined:
         joined: asyncio.Future[Joined] = self._loop.create_future()
@@ -474,9 +482,3 @@ class RemoteLink:
             if not asked.answer.done():
                 asked.answer.set_exception(ControlError(f"NodeDiedError: {reason}"))
         self._asked.clear()
-
-
-def _why(error: BaseException) -> str:
-    if isinstance(error, TimeoutError) and not str(error):
-        return "it does not answer"
-    return str(error) or type(error).__name__

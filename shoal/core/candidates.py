@@ -15,7 +15,7 @@ Leaves to `core.view` when to update, and to `core.policy` what order of the set
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Final
 
 from shoal.core.labels import matches
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 SAMPLE: Final = 8
 """How many nodes of a set are looked at. More: better choices, and more daemons that make the same one."""
 
-UNKNOWN_RUN_US: Final = 10_000
-"""How long a lease is taken to last at a node that has not measured any."""
+UNKNOWN_RUN_US: Final = 100_000
+"""How long a lease is taken to last at a node that has not measured any. Long enough that a full node does not pass for a short wait."""
 
 # The sets. In each half: idle, less than half full, and half full or more.
 IDLE: Final = 0
@@ -91,47 +91,59 @@ class Node:
 
 
 class _NodeSet:
-    """A set that one can draw from at random."""
+    """A set of nodes, each with a key, of which a sample's best can be drawn. The keys lie beside each other, so that a draw from ten
+    thousand nodes looks at few places in memory."""
 
-    __slots__ = ("_places", "nodes")
+    __slots__ = ("_keys", "_places", "nodes")
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
+        self._keys: list[float] = []
         self._places: dict[bytes, int] = {}
 
     def __len__(self) -> int:
         return len(self.nodes)
 
-    def add(self, node: Node) -> None:
+    def add(self, node: Node, key: float) -> None:
         self._places[node.node_id] = len(self.nodes)
         self.nodes.append(node)
+        self._keys.append(key)
+
+    def set_key(self, node_id: bytes, key: float) -> None:
+        self._keys[self._places[node_id]] = key
+
+    def key(self, node_id: bytes) -> float:
+        return self._keys[self._places[node_id]]
 
     def remove(self, node_id: bytes) -> None:
         place = self._places.pop(node_id)
-        last = self.nodes.pop()
+        last, key = self.nodes.pop(), self._keys.pop()
         if last.node_id != node_id:
             self.nodes[place] = last
+            self._keys[place] = key
             self._places[last.node_id] = place
 
-    def sample(self, rng: Random, without: Collection[bytes]) -> list[Node]:
-        """Up to `SAMPLE` nodes, in random order."""
-        nodes = self.nodes
-        if len(nodes) <= SAMPLE:
-            found = [node for node in nodes if node.node_id not in without]
-            rng.shuffle(found)
-            return found
-        # From a random place on in long strides: one number to draw instead of eight, and no node twice.
+    def best(self, rng: Random, without: Collection[bytes], sign: int) -> Node | None:
+        """Of a sample, the node with the smallest key (`sign` 1) or the largest (-1); None if all that were seen are in `without`."""
+        nodes, keys = self.nodes, self._keys
         count = len(nodes)
+        if not count:
+            return None
+        # From a random place on in long strides: one number to draw instead of eight, and no node twice.
         place = int(rng.random() * count)
         stride = _STRIDE if count % _STRIDE else 1
-        found = []
+        found: Node | None = None
+        least = 0.0
+        seen = 0
         for _ in range(min(count, SAMPLE + len(without))):
-            node = nodes[place]
-            place = (place + stride) % count
-            if node.node_id not in without:
-                found.append(node)
-                if len(found) == SAMPLE:
+            key = sign * keys[place]
+            if not without or nodes[place].node_id not in without:
+                if found is None or key < least:
+                    found, least = nodes[place], key
+                seen += 1
+                if seen == SAMPLE:
                     break
+            place = (place + stride) % count
         return found
 
 
@@ -168,15 +180,19 @@ class Candidates:
         node_id = node.node_id
         before = self._set_of.get(node_id)
         after = self._classify(node)
-        if before == after:
+        if after is None:
+            if before is not None:
+                self._sets[before].remove(node_id)
+                del self._set_of[node_id]
+            return
+        level, key = after
+        if before == level:
+            self._sets[level].set_key(node_id, key)
             return
         if before is not None:
             self._sets[before].remove(node_id)
-        if after is None:
-            del self._set_of[node_id]
-        else:
-            self._set_of[node_id] = after
-            self._sets[after].add(node)
+        self._set_of[node_id] = level
+        self._sets[level].add(node, key)
 
     def discard(self, node_id: bytes) -> None:
         """A node is gone."""
@@ -184,19 +200,20 @@ class Candidates:
         if before is not None:
             self._sets[before].remove(node_id)
 
-    def _classify(self, node: Node) -> int | None:
+    def _classify(self, node: Node) -> tuple[int, float] | None:
+        """The set that a node belongs to, and its key there: how full it is, or how long one would wait."""
         row, amounts = node.row, self.amounts
         if row.draining or not node.could_serve(amounts):
             return None
         if self.selector and not matches(row.labels, self.selector):
             return None
         if not node.has_room(amounts):
-            return BUSY
+            return BUSY, node.wait_us(amounts)
         fullness = node.fullness(amounts)
         level = IDLE if fullness <= 0 else USED if fullness < 0.5 else FULL
         if not self._wants_gpus and row.total.get(GPU, 0) >= UNIT:
             level += SPARE
-        return level
+        return level, fullness
 
     # --- choices -------------------------------------------------------------------------------------------------
 
@@ -205,20 +222,16 @@ class Candidates:
     ) -> Node | None:
         """A node with room, by an order of the sets: of a sample the fullest, in the set where nodes are packed, else the
         emptiest."""
-        amounts = self.amounts
         for level in order:
-            if self._sets[level]:
-                found = self._sets[level].sample(rng, without)
-                if found:
-                    packs = order[0] == USED and level in {USED, USED + SPARE}
-                    best: Callable[..., Node] = max if packs else min
-                    return best(found, key=lambda node: node.fullness(amounts))
+            packs = order[0] == USED and level in {USED, USED + SPARE}
+            found = self._sets[level].best(rng, without, -1 if packs else 1)
+            if found is not None:
+                return found
         return None
 
     def least_busy(self, rng: Random, without: Collection[bytes] = ()) -> Node | None:
         """Of a sample of those without room, the one where one would wait least."""
-        found = self._sets[BUSY].sample(rng, without)
-        return min(found, key=lambda node: node.wait_us(self.amounts), default=None)
+        return self._sets[BUSY].best(rng, without, 1)
 
     def roomy(self, order: tuple[int, ...], most: int) -> Iterator[Node]:
         """Up to so many nodes with room, in the order of the sets."""
@@ -237,9 +250,11 @@ class Candidates:
         """Assert that the index is what it would be if it were built now."""
         expected = {}
         for node in nodes:
-            level = self._classify(node)
-            if level is not None:
+            found = self._classify(node)
+            if found is not None:
+                level, key = found
                 expected[node.node_id] = level
+                assert self._sets[level].key(node.node_id) == key
         assert self._set_of == expected
         for level, members in enumerate(self._sets):
             ids = {node.node_id for node in members.nodes}

@@ -6,7 +6,7 @@
                  ▲                                             │
                  └── rewind: the connection is new ────────────┘
 
-**`Outgoing` and `Incoming`** are the two ends of a *numbered* stream. What was taken to be sent is kept until the other end says that it
+**`Outgoing` and `Incoming`** are the two ends of a numbered stream. What was taken to be sent is kept until the other end says that it
 has it, and is sent again, with the same number, over the next connection. The other end knows by the number what it has had.
 Guarantees: each message takes effect once, in the order of `push`.
 

@@ -18,6 +18,7 @@ import errno
 import os
 import re
 import socket
+import time
 from typing import Final
 
 from shoal.config import Config
@@ -43,6 +44,7 @@ CONTROL_PROGRAM: Final = PROGRAM.format(module="shoal.control.main")
 _CLUSTER_NAME: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,62}")
 _BACKLOG: Final = 4096
 _STOP_TIMEOUT_S: Final = 8.0
+_LOOKERS_S: Final = 0.1
 
 
 class PortError(ShoalError):
@@ -112,7 +114,10 @@ class ControlFolder:
         self.directory = f"{root}/{CONTROL_PREFIX}{cluster_name}"
         with contextlib.suppress(FileExistsError):
             os.mkdir(self.directory, 0o700)
-        fd = take_lock(self.directory)
+        deadline = time.monotonic() + _LOOKERS_S
+        # Whoever only looks whether somebody lives there has the lock for a moment.
+        while (fd := take_lock(self.directory)) is None and time.monotonic() < deadline:
+            time.sleep(_LOOKERS_S / 10)
         if fd is None:
             raise RunsAlready(cluster_name, read_control_file(self.directory))
         self.lock_fd = fd
