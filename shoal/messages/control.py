@@ -153,6 +153,8 @@ class StatusOfCluster(msgspec.Struct, array_like=True):
     jobs: int
     waiting: list[str]
     """Why actors wait that no node could take."""
+    views: list[ViewRow] = []
+    """The latest state of the nodes that live: how many requests wait at each, among others."""
 
 
 # --- posts: node to control store -----------------------------------------------------------------------------------
