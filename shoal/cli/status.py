@@ -75,15 +75,18 @@ def _show(place: str, found: StatusOfCluster, verbose: bool) -> None:
     for line in _resources(alive):
         click.echo(f"    {line}")
     if verbose:
+        waiting = {view.node_id: view.waiting for view in found.views}
         for row in alive:
-            _show_node(row)
+            _show_node(row, waiting.get(row.node_id, 0))
         for row in dead:
             click.echo(f"\nNode {row.node_id.hex()[:8]} {row.name} is dead")
     click.echo("")
+    queued = sum(view.waiting for view in found.views)
+    click.echo(f"Requests for workers that wait for resources in use: {queued}")
     if not found.waiting:
-        click.echo("Nothing waits for resources that no node has.")
+        click.echo("No actor waits for resources that no node has.")
         return
-    click.echo("Waiting for what no node has:")
+    click.echo("Actors that wait for what no node has:")
     for line in found.waiting:
         click.echo(f"    {line}")
 
@@ -93,12 +96,14 @@ def _state(found: StatusOfCluster) -> str:
     return f"{found.storage_state} (since {since:%Y-%m-%d %H:%M:%S})"
 
 
-def _show_node(row: NodeRow) -> None:
+def _show_node(row: NodeRow, waiting: int) -> None:
     click.echo(
         f"\nNode {row.node_id.hex()[:8]} {row.name} at {row.place} ({row.hostname}, pid {row.pid})"
     )
     for line in _resources([row]):
         click.echo(f"    {line}")
+    if waiting:
+        click.echo(f"    {waiting} requests for workers wait")
     if row.labels:
         labels = ", ".join(f"{name}={value}" for name, value in sorted(row.labels.items()))
         click.echo(f"    labels: {labels}")

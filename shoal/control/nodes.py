@@ -114,6 +114,11 @@ class Nodes:
         """Those, and the rows of nodes that have died lately."""
         return [*self._rows.values(), *self._gone.values()]
 
+    def views(self) -> list[ViewRow]:
+        """The latest states of the nodes that are there."""
+        rows = (self.board.get(node_id) for node_id in self._rows)
+        return [row for row in rows if row is not None]
+
     def way(self, node_id: bytes) -> OnOrder | None:
         """The way for orders to a node that is there."""
         return self._ways.get(node_id)

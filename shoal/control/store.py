@@ -318,6 +318,7 @@ class ControlStore:
             sum(1 for _ in self._actors),
             sum(1 for _ in self._jobs),
             waiting,
+            self.nodes.views(),
         )
 
     # --- posts ---------------------------------------------------------------------------------------------------

@@ -34,7 +34,11 @@ class _Request(Waiter):
 
 
 class NodeLink:
-    """See the module's docstring. `connection` is set once, before anything is sent."""
+    """See the module's docstring. `connection` is set once, before anything is sent.
+
+    Attributes:
+        when_lost: Called, with the lock held, when the connection is gone: with the reason.
+    """
 
     def __init__(self, reactor: Reactor) -> None:
         self.reactor = reactor
@@ -42,6 +46,7 @@ class NodeLink:
         self._next_req = 1 << 32
         self._pending: dict[int, _Request] = {}
         self.lost: str = ""
+        self.when_lost: list[Callable[[str], None]] = []
 
     def send(self, message: Any) -> None:
         """Send a message soon. Takes the lock."""
@@ -115,6 +120,8 @@ class NodeLink:
         for request in list(self._pending.values()):
             request.answer = ShoalError(why)
             request.finish()
+        for listener in self.when_lost:
+            listener(why)
 
 
 def error_from_text(text: str) -> Exception:

@@ -72,6 +72,7 @@ class RemoteObjects:
         self._brought: dict[_Key, bool] = {}
         self._freed: list[Location] = []
         self.node_handlers: dict[type, Callable[[Any], None]] = {Pulled: self._on_pulled}
+        node.when_lost.append(self._on_lost)
 
     def is_remote(self, value: Any) -> bool:
         """Whether a value is an object of another node."""
@@ -96,7 +97,14 @@ class RemoteObjects:
             else:
                 self._wishes[req] = wish
                 self._node.send_locked(Pull(req, stored.location, stored.creator, why))
+                if self._node.lost:
+                    self._on_lost(self._node.lost)
         return wish
+
+    def _on_lost(self, why: str) -> None:
+        """The daemon is gone: nothing will come any more (with the lock held)."""
+        for req in list(self._wishes):
+            self._on_pulled(Pulled(req, None, f"NodeDiedError: {why}"))
 
     def _on_pulled(self, message: Pulled) -> None:
         """With the lock held."""

@@ -2,7 +2,7 @@
 
 Guarantees
 - No byte of an object passes through the loop, and nothing here blocks it.
-- Threads begin with the first transfer, so after the zygote was forked; `close` ends them all.
+- Threads begin with the first transfer, so after the zygote was forked; `close` has them all end.
 - Copies are blocks of the daemon's own arena, which draws quota from the node's store as every process does. They are secondary: when
   room is wanted, those that nobody has pinned are dropped.
 
@@ -29,7 +29,7 @@ from shoal.core.pull_records import Answer, Discard, Fetch, Key, Stage, Stop
 from shoal.core.pulls import Pulls
 from shoal.core.uploads import Serve, Uploads
 from shoal.errors import ProtocolError
-from shoal.messages.node import FreeOrphans, QuotaGranted, QuotaRequest, QuotaWanted
+from shoal.messages.stores import FreeOrphans, QuotaGranted, QuotaRequest, QuotaWanted
 from shoal.messages.transfer import (
     Ask,
     CopiesDead,
@@ -279,7 +279,8 @@ class Transfers:
             try:
                 outcome = attempt.run()
             except Exception as error:  # noqa: BLE001 - a defect of ours, but whoever waits must hear of an end
-                _log.exception("an attempt to get %s failed", attempt.fetch.key)
+                if not self._closed:
+                    _log.exception("an attempt to get %s failed", attempt.fetch.key)
                 outcome = Broken(f"could not be used: {error}", False)
             self._tell_loop(self._on_outcome, attempt, outcome)
 
@@ -491,7 +492,7 @@ class Transfers:
     # --- the end -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Break everything off, and wait a little for the threads."""
+        """Break everything off, and wait a little for the threads that serve."""
         self._closed = True
         for timer in (self._timer, self._trimmer):
             if timer is not None:
@@ -508,7 +509,8 @@ class Transfers:
             thread.join(_JOIN_S)
         for executor in (self._pullers, self._chores):
             if executor is not None:
-                executor.shutdown(wait=True, cancel_futures=True)
+                # Their links are broken. One that is just connecting may take longer than anybody wants to wait.
+                executor.shutdown(wait=False, cancel_futures=True)
         self._incoming.clear()
         self._attempts.clear()
         if self._arena is not None:
