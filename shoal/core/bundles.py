@@ -18,7 +18,7 @@ Leaves to `core.groups` which bundles go where, and to the lease queue whose tur
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -40,7 +40,7 @@ class BundleState(Enum):
 class Reservation:
     """One bundle on this node. `books` are the resources that it has, and what of them is free."""
 
-    __slots__ = ("allocation", "attempt", "books", "group_id", "index", "state")
+    __slots__ = ("allocation", "attempt", "books", "group_id", "index", "out", "state")
 
     def __init__(
         self,
@@ -56,11 +56,13 @@ class Reservation:
         self.allocation = allocation
         self.books = books
         self.state = BundleState.PREPARED
+        # Leases out of it. Not seen in the amounts: a lease may hold nothing, and CPUs are lent.
+        self.out = 0
 
     @property
     def whole(self) -> bool:
         """Whether nothing is out."""
-        return self.books.available == self.books.total
+        return not self.out
 
 
 class Draw(NamedTuple):
@@ -142,32 +144,37 @@ class BundleLedger:
 
     def knows(self, bundle: InBundle) -> bool:
         """Whether such a bundle is on this node, usable or about to be."""
-        return any(True for _ in self._matching(bundle))
+        return any(True for _ in self.matching(bundle))
 
     def feasible(self, bundle: InBundle, amounts: Amounts) -> bool:
         """Whether such a bundle could give this if nothing were out."""
-        return any(found.books.feasible(amounts) for found in self._matching(bundle))
+        return any(found.books.feasible(amounts) for found in self.matching(bundle))
 
-    def fits(self, bundle: InBundle, amounts: Amounts) -> bool:
-        """Whether `draw` would find it."""
-        return self._fitting(bundle, amounts) is not None
+    def fits(
+        self, bundle: InBundle, amounts: Amounts, reserved: Mapping[str, int] | None = None
+    ) -> bool:
+        """Whether `draw` would find it, with `reserved` amounts left untouched."""
+        return self._fitting(bundle, amounts, reserved) is not None
 
     def draw(self, bundle: InBundle, amounts: Amounts) -> Draw:
         """Take what `fits`: from that bundle; for index -1 from the first of the group that has it."""
         reservation = self._fitting(bundle, amounts)
         assert reservation is not None, "draw() what fits"
+        reservation.out += 1
         return Draw(reservation, reservation.books.take(amounts))
 
     def give_back(self, draw: Draw) -> bool:
         """A lease is settled. True if that frees resources of the node."""
         reservation = draw.reservation
         reservation.books.give_back(draw.allocation)
+        reservation.out -= 1
         if reservation.state is BundleState.LEAVING and reservation.whole:
             self._remove(reservation)
             return True
         return False
 
-    def _matching(self, bundle: InBundle) -> Iterator[Reservation]:
+    def matching(self, bundle: InBundle) -> Iterator[Reservation]:
+        """The reservations that are, or are about to be, that bundle; for index -1 all of the group."""
         if bundle.index >= 0:
             found = self._held.get((bundle.group_id, bundle.index))
             if found is not None:
@@ -177,13 +184,27 @@ class BundleLedger:
             if reservation.group_id == bundle.group_id:
                 yield reservation
 
-    def _fitting(self, bundle: InBundle, amounts: Amounts) -> Reservation | None:
-        for reservation in self._matching(bundle):
-            if reservation.state is BundleState.COMMITTED and reservation.books.fits(amounts):
+    def _fitting(
+        self, bundle: InBundle, amounts: Amounts, reserved: Mapping[str, int] | None = None
+    ) -> Reservation | None:
+        for reservation in self.matching(bundle):
+            if reservation.state is BundleState.COMMITTED and reservation.books.fits(
+                amounts, reserved
+            ):
                 return reservation
         return None
 
     # --- questions -----------------------------------------------------------------------------------------------
+
+    def free(self) -> dict[bytes, dict[str, int]]:
+        """By group, what is free of what may be used of it on this node."""
+        groups: dict[bytes, dict[str, int]] = {}
+        for reservation in self._held.values():
+            if reservation.state is BundleState.COMMITTED:
+                free = groups.setdefault(reservation.group_id, {})
+                for name, amount in reservation.books.available.items():
+                    free[name] = free.get(name, 0) + amount
+        return groups
 
     def held(self) -> list[BundleHeld]:
         """What this node claims when the control store comes back."""
@@ -201,7 +222,7 @@ class BundleLedger:
         """Why a demand for a bundle is not served here, as a sentence."""
         name = f"placement group {bundle.group_id.hex()[:12]}"
         which = f"bundle {bundle.index} of {name}" if bundle.index >= 0 else name
-        matching = list(self._matching(bundle))
+        matching = list(self.matching(bundle))
         if not matching:
             return f"{which} is not on this node."
         if not any(found.books.feasible(amounts) for found in matching):

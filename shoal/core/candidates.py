@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from shoal.core.labels import matches
 from shoal.core.resources import CPU, GPU, Amounts
 from shoal.messages.node import UNIT
-from shoal.messages.placement import Selector, ViewRow
+from shoal.messages.placement import InBundle, Selector, Strategy, ViewRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,6 +47,26 @@ PACK: Final = (USED, IDLE, FULL, USED + SPARE, IDLE + SPARE, FULL + SPARE)
 SPREAD: Final = (IDLE, USED, FULL, IDLE + SPARE, USED + SPARE, FULL + SPARE)
 
 
+def charge(amounts: Amounts, strategy: Strategy | None) -> Amounts:
+    """What a demand takes of a node, as `Node.free` counts it: of a placement group under names of the group's own."""
+    if not isinstance(strategy, InBundle):
+        return amounts
+    return tuple((_of_group(name, strategy.group_id), amount) for name, amount in amounts)
+
+
+def free_of(row: ViewRow) -> dict[str, int]:
+    """What a row says is free, on the node and in the groups' bundles there."""
+    free = dict(row.available)
+    for group_id, amounts in row.groups.items():
+        for name, amount in amounts.items():
+            free[_of_group(name, group_id)] = amount
+    return free
+
+
+def _of_group(name: str, group_id: bytes) -> str:
+    return f"{name}@{group_id.hex()}"
+
+
 class Node:
     """A node as a view has it: its latest row, and what is free after the deductions."""
 
@@ -55,7 +75,7 @@ class Node:
     def __init__(self, row: ViewRow) -> None:
         self.node_id = row.node_id
         self.row = row
-        self.free = dict(row.available)
+        self.free = free_of(row)
         # By number: amounts, and the version of the row that shows them, 0 while that is not known.
         self.deducted: dict[int, tuple[Amounts, int]] = {}
 
@@ -88,6 +108,13 @@ class Node:
             return 0
         ahead = row.waiting + len(self.deducted) + 1
         return ahead * (row.mean_run_us or UNKNOWN_RUN_US) // max(1, row.servers)
+
+    def bundle_wait_us(self, charged: Amounts) -> int:
+        """How long a newcomer would wait there for what a placement group has on the node: the node's own queue does not matter."""
+        if self.has_room(charged):
+            return 0
+        row = self.row
+        return (len(self.deducted) + 1) * (row.mean_run_us or UNKNOWN_RUN_US) // max(1, row.servers)
 
 
 class _NodeSet:

@@ -21,13 +21,15 @@ The shell carries out the effects in `outbox`, in order. Used from the daemon's 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from shoal.core.candidates import charge
 from shoal.core.policy import Demand, Fail, Forward, Infeasible, Local, Wait, choose
 from shoal.core.view import View
-from shoal.messages.placement import ViewRow
+from shoal.messages.node import GROUP_REMOVED, UNPLACEABLE
+from shoal.messages.placement import InBundle, ViewRow
 
 if TYPE_CHECKING:
     from random import Random
@@ -117,6 +119,14 @@ class Explain(NamedTuple):
     reason: str
 
 
+class Revoke(NamedTuple):
+    """A lease of another node ends with the placement group that it is of."""
+
+    owner: Owner
+    lease_id: int
+    reason: str
+
+
 class Recall(NamedTuple):
     """Others wait for this lease."""
 
@@ -134,6 +144,7 @@ Effect = (
     | Deliver
     | Deny
     | Explain
+    | Revoke
     | Recall
 )
 
@@ -145,14 +156,15 @@ NOWHERE: Final = b""
 
 
 class _Request:
-    """`at` is a node's id, HERE or NOWHERE. `deduction` is its number in the view."""
+    """`at` is a node's id, HERE or NOWHERE. `charged` is what it takes where it is, and `deduction` the number of that in the view."""
 
-    __slots__ = ("at", "deduction", "demand", "owner", "reason", "req", "without")
+    __slots__ = ("at", "charged", "deduction", "demand", "owner", "reason", "req", "without")
 
     def __init__(self, owner: Owner, req: int, demand: Demand) -> None:
         self.owner = owner
         self.req = req
         self.demand = demand
+        self.charged = charge(demand.amounts, demand.strategy)
         self.at = NOWHERE
         self.deduction = 0
         self.reason = ""
@@ -280,6 +292,14 @@ class Home:
         if lease_id is not None:
             self.outbox.append(Recall(self._leases[lease_id].owner, lease_id))
 
+    def on_revoked(self, node_id: bytes, number: int, reason: str) -> None:
+        """A node ends a lease."""
+        lease_id = self._numbers.get((node_id, number))
+        if lease_id is not None:
+            owner = self._leases[lease_id].owner
+            self._forget(lease_id)
+            self.outbox.append(Revoke(owner, lease_id, reason))
+
     def on_node_gone(self, node_id: bytes) -> None:
         """A node has left or died."""
         self.view.on_removed(node_id)
@@ -302,6 +322,37 @@ class Home:
             else:
                 self._move(request)
 
+    # --- placement groups ----------------------------------------------------------------------------------------
+
+    def on_group(self, group_id: bytes, places: Sequence[bytes]) -> None:
+        """The bundles of a group are there now; b"" for one that has no place."""
+        self.view.on_group(group_id, places)
+        for request in self._of_group(group_id):
+            strategy = request.demand.strategy
+            assert isinstance(strategy, InBundle)
+            there = places if strategy.index < 0 else places[strategy.index : strategy.index + 1]
+            node_id = self.view.local if request.at == HERE else request.at
+            if request.at == NOWHERE or node_id not in there:
+                self._take_back(request)
+                request.at = NOWHERE
+                self._place(request)
+
+    def on_group_removed(self, group_id: bytes, reason: str) -> None:
+        """A group is no more, and nothing that asks for it will be served. `reason` is a sentence."""
+        self.view.on_group_removed(group_id)
+        for request in self._of_group(group_id):
+            del self._requests[request.owner, request.req]
+            self._take_back(request)
+            self.outbox.append(Deny(request.owner, request.req, GROUP_REMOVED, reason))
+
+    def _of_group(self, group_id: bytes) -> list[_Request]:
+        return [
+            request
+            for request in self._requests.values()
+            if isinstance(request.demand.strategy, InBundle)
+            and request.demand.strategy.group_id == group_id
+        ]
+
     # --- deciding ------------------------------------------------------------------------------------------------
 
     def _place(self, request: _Request) -> None:
@@ -317,16 +368,19 @@ class Home:
                     self.outbox.append(Explain(request.owner, request.req, reason))
             case Fail(reason):
                 del self._requests[request.owner, request.req]
-                self.outbox.append(Deny(request.owner, request.req, "placement", reason))
+                self.outbox.append(Deny(request.owner, request.req, UNPLACEABLE, reason))
 
     def _put(self, request: _Request, at: bytes) -> None:
-        amounts = request.demand.amounts
         view = self.view
         node_id = view.local if at == HERE else at
         node = view.get(node_id)
-        expected_us = 0 if node is None else node.wait_us(amounts)
+        expected_us = 0
+        if node is not None:
+            in_bundle = isinstance(request.demand.strategy, InBundle)
+            wait_us = node.bundle_wait_us if in_bundle else node.wait_us
+            expected_us = wait_us(request.charged)
         request.at = at
-        request.deduction = view.deduct(node_id, amounts)
+        request.deduction = view.deduct(node_id, request.charged)
         request.reason = ""
         if at == HERE:
             self.outbox.append(QueueHere(request.owner, request.req))
@@ -341,7 +395,7 @@ class Home:
         view.settle(request.deduction, 0)
         request.deduction = 0
         node = view.get(present)
-        if node is None or not node.has_room(demand.amounts):
+        if node is None or not node.has_room(request.charged):
             answer = choose(view, demand, self._rng)
             match answer:
                 case Local():
@@ -351,11 +405,11 @@ class Home:
                 case _:
                     target = present
             better = view.get(target)
-            if target != present and better is not None and better.has_room(demand.amounts):
+            if target != present and better is not None and better.has_room(request.charged):
                 self._take_back(request)
                 self._put(request, HERE if target == view.local else target)
                 return
-        request.deduction = view.deduct(present, demand.amounts)
+        request.deduction = view.deduct(present, request.charged)
 
     def _take_back(self, request: _Request) -> None:
         self._settle(request, 0)

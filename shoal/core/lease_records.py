@@ -6,8 +6,10 @@ from collections import deque
 from collections.abc import Hashable
 from typing import NamedTuple
 
+from shoal.core.bundles import Reservation
 from shoal.core.pool import Worker, WorkerKey
-from shoal.core.resources import Allocation, Amounts
+from shoal.core.resources import CPU, Allocation, Amounts
+from shoal.messages.placement import InBundle
 
 Owner = Hashable
 """Whoever asks for leases. Opaque, and never reused for another."""
@@ -80,6 +82,14 @@ class AskBack(NamedTuple):
     lease_id: int
 
 
+class Revoke(NamedTuple):
+    """A lease ends with the placement group, or the bundle, that it was of; its worker is ended next. `reason` is a clause."""
+
+    owner: Owner
+    lease_id: int
+    reason: str
+
+
 class Pending(NamedTuple):
     """A request cannot be served as the node stands; its owner is told once."""
 
@@ -88,7 +98,7 @@ class Pending(NamedTuple):
     reason: str
 
 
-Effect = ForkWorker | EndWorker | RetireWorker | Grant | Refuse | AskBack | Pending
+Effect = ForkWorker | EndWorker | RetireWorker | Grant | Refuse | AskBack | Revoke | Pending
 
 
 # --- records --------------------------------------------------------------------------------------------------------
@@ -126,15 +136,18 @@ class Request:
 
 
 class Claim:
-    """What one claimant asks for: its waiting requests, how many leases it holds and works with, and since when (as a
-    sequence number) it waits for its turn."""
+    """What one claimant asks for, and of which source (see `core.supply`): its waiting requests, how many leases it holds and works
+    with, and since when (as a sequence number) it waits for its turn."""
 
-    __slots__ = ("amounts", "held", "key", "owner", "refs", "since", "waiting")
+    __slots__ = ("amounts", "held", "key", "owner", "refs", "since", "source", "waiting")
 
-    def __init__(self, owner: Owner, key: WorkerKey, amounts: Amounts) -> None:
+    def __init__(
+        self, owner: Owner, key: WorkerKey, amounts: Amounts, source: InBundle | None
+    ) -> None:
         self.owner = owner
         self.key = key
         self.amounts = amounts
+        self.source = source
         self.waiting: deque[Request] = deque()
         self.since = 0
         # Leases that count by rule 1, and all requests and leases that refer to this record.
@@ -143,7 +156,7 @@ class Claim:
 
 
 class Lease:
-    """A worker in somebody's hands."""
+    """A worker in somebody's hands, and what it has there: of a bundle (`reservation`), or of the node."""
 
     __slots__ = (
         "allocation",
@@ -153,16 +166,24 @@ class Lease:
         "lease_id",
         "orphaned",
         "request",
+        "reservation",
         "settled",
         "worker",
     )
 
     def __init__(
-        self, lease_id: int, request: Request, worker: Worker, allocation: Allocation, now: int
+        self,
+        lease_id: int,
+        request: Request,
+        worker: Worker,
+        reservation: Reservation | None,
+        allocation: Allocation,
+        now: int,
     ) -> None:
         self.lease_id = lease_id
         self.request = request
         self.worker = worker
+        self.reservation = reservation
         self.allocation = allocation
         self.granted_at = now
         self.asked_back = False
@@ -175,3 +196,11 @@ class Lease:
         """Whether it counts among what its claimant holds: an actor's does only while it is being placed, and one
         whose worker waits has lent what others want."""
         return not (self.blocked or self.settled or self.orphaned)
+
+    def out(self) -> dict[str, int]:
+        """The amounts that nobody else can have: CPUs that it has lent others can."""
+        return {
+            name: amount
+            for name, amount in self.allocation.amounts
+            if name != CPU or not self.blocked
+        }

@@ -13,6 +13,9 @@ Rule 4. A request too big to be served from what small ones leave over reserves 
         quarter of the time in the long run. Never reserving would starve it; reserving always would let one request idle
         the node behind a holder that never ends, or deadlock with it.
 Rule 5. What no idle node could give is not refused: it waits, and its owner is told why and what would help.
+Rule 6. A request of a placement group takes from the group's bundles here, and from nothing else; no other request takes from those.
+        Rules 1 to 4 hold among the requests of a bundle as they do among those of the node. One whose bundle is not here
+        (yet) waits. When a bundle is given up, the leases out of it end.
 
 Every lease is settled by its return, by the end of its owner, or by the end of its worker, whichever comes first; the
 others then find nothing to do. A worker that is not needed any more *retires*: it stays while others count on objects that it
@@ -23,11 +26,11 @@ The shell turns the effects in `outbox` into messages, forks and signals, in ord
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final
 
 from shoal.core import fairness
-from shoal.core.explanations import why_infeasible, why_waiting
+from shoal.core.bundles import Reservation
 from shoal.core.lease_records import (
     AskBack,
     Claim,
@@ -42,10 +45,14 @@ from shoal.core.lease_records import (
     Refuse,
     Request,
     RetireWorker,
+    Revoke,
 )
+from shoal.core.lease_requests import LeaseRequests
 from shoal.core.pool import Worker, WorkerKey, WorkerPool, WorkerState
-from shoal.core.resources import CPU, NOTHING, Allocation, Amounts, NodeResources
+from shoal.core.resources import NOTHING, Allocation, Amounts, NodeResources
+from shoal.core.supply import Supply, source_of
 from shoal.messages.node import Shape
+from shoal.messages.placement import InBundle
 
 _MAX_START_FAILURES: Final = 3
 _MEMORY: Final = 8
@@ -62,17 +69,14 @@ class LeaseQueue:
         new_worker_id: Callable[[], bytes],
     ) -> None:
         self.outbox: list[Effect] = []
-        self.resources = resources
+        self.supply = Supply(resources)
         self.pool = WorkerPool(limits.idle_limit, limits.idle_ns, limits.start_timeout_ns)
         self._limits = limits
         self._new_worker_id = new_worker_id
-        self._claims: dict[tuple[Owner, WorkerKey, Amounts], Claim] = {}
-        self._requests: dict[tuple[Owner, int], Request] = {}
-        self._infeasible: dict[tuple[Owner, int], Request] = {}
+        self._requests = LeaseRequests()
         self._leases: dict[int, Lease] = {}
         self._start_failures: dict[WorkerKey, int] = {}
         self._last_lease_id = 0
-        self._last_seq = 0
         self._mean_lease_ns = 0
         self._deadline: int | None = None
         self._changed = False
@@ -93,30 +97,31 @@ class LeaseQueue:
     ) -> None:
         """`owner` asks for a worker. For an actor, `keeps` is what it holds once it runs, and `outlives_job` says
         that the end of its job does not end it."""
-        if (owner, req) in self._requests:
+        if self._requests.get(owner, req) is not None:
             # The same request once more: a resent message.
             return
-        key = WorkerKey(job_id, shape.env)
-        claim_key = (owner, key, shape.resources)
-        claim = self._claims.get(claim_key)
-        if claim is None:
-            claim = self._claims[claim_key] = Claim(owner, key, shape.resources)
-        claim.refs += 1
-        self._last_seq += 1
-        request = Request(owner, req, claim, self._last_seq, now, name, keeps, outlives_job)
-        self._requests[owner, req] = request
-        if self.resources.feasible(shape.resources):
-            if not claim.waiting:
-                claim.since = request.seq
-            claim.waiting.append(request)
+        source = source_of(shape)
+        claim = self._requests.claim(owner, WorkerKey(job_id, shape.env), shape.resources, source)
+        feasible = self.supply.feasible(source, shape.resources)
+        self._requests.add(
+            req,
+            claim,
+            now,
+            name=name,
+            keeps=keeps,
+            outlives_job=outlives_job,
+            feasible=feasible,
+        )
+        if feasible:
             self._changed = True
         else:
-            self._infeasible[owner, req] = request
-            self.outbox.append(Pending(owner, req, why_infeasible(self.resources, shape.resources)))
+            self.outbox.append(
+                Pending(owner, req, self.supply.why_infeasible(source, shape.resources))
+            )
 
     def on_cancel(self, owner: Owner, req: int) -> None:
         """The request is not needed any more. If it was served meanwhile, its owner returns the lease."""
-        request = self._requests.pop((owner, req), None)
+        request = self._requests.get(owner, req)
         if request is not None:
             self._withdraw(request)
 
@@ -143,8 +148,7 @@ class LeaseQueue:
     def on_owner_gone(self, owner: Owner, now: int, reason: str) -> None:
         """An owner has ended: what it asked for is dropped, and the workers it held end with it, but for those that run
         nothing and own what others use."""
-        for request in [r for r in self._requests.values() if r.owner == owner]:
-            del self._requests[owner, request.req]
+        for request in self._requests.those(lambda r: r.owner == owner):
             self._withdraw(request)
         for lease in [held for held in self._leases.values() if held.request.owner == owner]:
             if lease.worker.state is WorkerState.LEASED:
@@ -154,10 +158,10 @@ class LeaseQueue:
 
     def on_job_gone(self, job_id: bytes, now: int, reason: str, *, kill: bool) -> None:
         """A job has ended, and all workers of it with it, but for actors that outlive it."""
-        for request in list(self._requests.values()):
-            if request.claim.key.job_id == job_id and not request.outlives_job:
-                del self._requests[request.owner, request.req]
-                self._withdraw(request)
+        for request in self._requests.those(
+            lambda r: r.claim.key.job_id == job_id and not r.outlives_job
+        ):
+            self._withdraw(request)
         for worker in list(self.pool):
             if worker.key.job_id != job_id:
                 continue
@@ -166,6 +170,30 @@ class LeaseQueue:
                 continue
             self._end(worker, reason, kill=kill, now=now)
             if lease is not None:
+                self._orphan(lease)
+        self._changed = True
+
+    # --- events of placement groups --------------------------------------------------------------------------------
+
+    def on_prepare(
+        self, group_id: bytes, attempt: int, bundles: Iterable[tuple[int, Amounts]]
+    ) -> bool:
+        """Reserve bundles, all or none; whether they are."""
+        self._changed = True
+        return self.supply.ledger.prepare(group_id, attempt, bundles)
+
+    def on_commit(self, group_id: bytes, attempt: int) -> None:
+        """What was reserved may be used."""
+        self.supply.ledger.commit(group_id, attempt)
+        self._changed = True
+
+    def on_release(self, group_id: bytes, attempt: int, now: int, reason: str) -> None:
+        """Bundles are given up; the leases out of them end, and their workers at once."""
+        used = self.supply.ledger.release(group_id, attempt)
+        for lease in list(self._leases.values()):
+            if lease.reservation in used:
+                self.outbox.append(Revoke(lease.request.owner, lease.lease_id, reason))
+                self._end(lease.worker, reason, kill=True, now=now)
                 self._orphan(lease)
         self._changed = True
 
@@ -224,14 +252,14 @@ class LeaseQueue:
         if lease is not None and not lease.blocked:
             self._uncount(lease)
             lease.blocked = True
-            self.resources.lend_cpus(lease.allocation)
+            self._books_of(lease).lend_cpus(lease.allocation)
             self._changed = True
 
     def on_unblocked(self, worker_id: bytes) -> None:
         """It goes on, and its CPUs are counted again."""
         lease = self._lease_of(worker_id)
         if lease is not None and lease.blocked:
-            self.resources.reclaim_cpus(lease.allocation)
+            self._books_of(lease).reclaim_cpus(lease.allocation)
             lease.blocked = False
             self._count(lease)
             self._changed = True
@@ -243,12 +271,13 @@ class LeaseQueue:
             return
         self._uncount(lease)
         lease.settled = True
+        books = self._books_of(lease)
         if lease.blocked:
             # Lent CPUs that are given back for good need not be reclaimed first, but the books are simpler this way.
-            self.resources.reclaim_cpus(lease.allocation)
-        lease.allocation = self.resources.shrink(lease.allocation, lease.request.keeps)
+            books.reclaim_cpus(lease.allocation)
+        lease.allocation = books.shrink(lease.allocation, lease.request.keeps)
         if lease.blocked:
-            self.resources.lend_cpus(lease.allocation)
+            books.lend_cpus(lease.allocation)
         self._changed = True
 
     def end_worker(self, worker_id: bytes, reason: str, now: int, *, kill: bool) -> None:
@@ -292,19 +321,19 @@ class LeaseQueue:
 
     def _grant(self, now: int) -> list[Claim]:
         """Serve what can be served, by rules 1, 2 and 4; the claims that still wait, in the order of their turns."""
-        resources, pool = self.resources, self.pool
+        supply, pool = self.supply, self.pool
         reserved = self._reserve(now)
-        kept_for_forks: list[Allocation] = []
+        kept_for_forks: list[tuple[Reservation | None, Allocation]] = []
         needed: dict[WorkerKey, int] = {}
         for_actors: set[WorkerKey] = set()
         # How many of a claim's requests have their turn in this pass but wait for a fork.
         ahead: dict[int, int] = {}
-        stuck: set[Amounts] = set()
-        waiting = [claim for claim in self._claims.values() if claim.waiting]
+        stuck: set[tuple[InBundle | None, Amounts]] = set()
+        waiting = self._requests.waiting_claims()
         while waiting:
             best = None
             for claim in waiting:
-                if claim.amounts in stuck:
+                if stuck and (claim.source, claim.amounts) in stuck:
                     continue
                 skip = ahead.get(id(claim), 0)
                 turn = (claim.held + skip, claim.since)
@@ -314,97 +343,113 @@ class LeaseQueue:
                 break
             _, claim, skip = best
             request = claim.waiting[skip]
-            own_reserve = reserved is not None and reserved.claim is claim
-            if not resources.fits(
+            kept = reserved.get(claim.source)
+            own_reserve = kept is not None and kept.claim is claim
+            if not supply.fits(
+                claim.source,
                 claim.amounts,
-                None if reserved is None or own_reserve else dict(reserved.claim.amounts),
+                None if kept is None or own_reserve else dict(kept.claim.amounts),
             ):
-                stuck.add(claim.amounts)
+                stuck.add((claim.source, claim.amounts))
                 continue
             if pool.has_idle(claim.key, for_actor=request.for_actor):
                 self._serve(request, now)
                 if not claim.waiting:
                     waiting.remove(claim)
                 continue
-            kept_for_forks.append(resources.take(claim.amounts))
+            kept_for_forks.append(supply.take(claim.source, claim.amounts))
             needed[claim.key] = needed.get(claim.key, 0) + 1
             if request.for_actor:
                 for_actors.add(claim.key)
             ahead[id(claim)] = skip + 1
             if skip + 1 == len(claim.waiting) or skip + 1 >= self._limits.max_starting:
                 waiting.remove(claim)
-        for allocation in kept_for_forks:
-            resources.give_back(allocation)
+        for reservation, allocation in kept_for_forks:
+            supply.give_back(reservation, allocation)
         for key, count in needed.items():
             for _ in range(count - pool.starting_of(key)):
                 if not self._may_fork(key, now, fresh=key in for_actors):
                     break
                 self._fork(key, now)
         left = [
-            claim for claim in self._claims.values() if len(claim.waiting) > ahead.get(id(claim), 0)
+            claim
+            for claim in self._requests.claims()
+            if len(claim.waiting) > ahead.get(id(claim), 0)
         ]
         left.sort(key=fairness.turn)
         return left
 
     def _serve(self, request: Request, now: int) -> None:
         claim = request.claim
-        claim.waiting.popleft()
-        del self._requests[request.owner, request.req]
+        self._requests.served(claim)
         self._last_lease_id += 1
         worker = self.pool.lease(claim.key, self._last_lease_id, now, for_actor=request.for_actor)
         assert worker is not None
-        allocation = self.resources.take(claim.amounts)
-        lease = Lease(self._last_lease_id, request, worker, allocation, now)
+        reservation, allocation = self.supply.take(claim.source, claim.amounts)
+        lease = Lease(self._last_lease_id, request, worker, reservation, allocation, now)
         self._leases[lease.lease_id] = lease
         self._count(lease)
+        gpu_ids = self._books_of(lease).ids_of(allocation)
         self.outbox.append(
-            Grant(
-                request.owner,
-                request.req,
-                lease.lease_id,
-                worker.worker_id,
-                self.resources.ids_of(allocation),
-            )
+            Grant(request.owner, request.req, lease.lease_id, worker.worker_id, gpu_ids)
         )
 
-    def _reserve(self, now: int) -> Request | None:
-        """The request that reserves what it needs at this moment, by rule 4: the oldest that does not fit, if what it
+    def _reserve(self, now: int) -> dict[InBundle | None, Request]:
+        """By source, the request that reserves what it needs at this moment, by rule 4: the oldest that does not fit, if what it
         misses is in the hands of tasks, which end, not of actors, which may not."""
-        oldest: Request | None = None
-        for claim in self._claims.values():
-            if claim.waiting:
-                request = claim.waiting[0]
-                if (oldest is None or request.seq < oldest.seq) and not self.resources.fits(
-                    claim.amounts
-                ):
-                    oldest = request
-        if oldest is None:
-            return None
-        age = now - oldest.since - self._limits.fair_share_ns
+        oldest: dict[InBundle | None, Request] = {}
+        for claim in self._requests.waiting_claims():
+            request = claim.waiting[0]
+            before = oldest.get(claim.source)
+            if (before is None or request.seq < before.seq) and not self.supply.fits(
+                claim.source, claim.amounts
+            ):
+                oldest[claim.source] = request
+        return {
+            source: request
+            for source, request in oldest.items()
+            if self._reserves(source, request, now)
+        }
+
+    def _reserves(self, source: InBundle | None, request: Request, now: int) -> bool:
+        books = list(self.supply.books(source))
+        if not books:
+            # Its bundle is not here.
+            return False
+        age = now - request.since - self._limits.fair_share_ns
         if age < 0:
             self._due(now - age)
-            return None
+            return False
         reserves, for_ns = fairness.burst(age)
         self._due(now + for_ns)
-        if reserves and fairness.returns_may_serve(
-            oldest.claim.amounts, self.resources.available, self._leases.values()
-        ):
-            return oldest
-        return None
+        return reserves and any(
+            fairness.returns_may_serve(
+                request.claim.amounts, resources.available, self._leases_of([holder])
+            )
+            for holder, resources in books
+        )
+
+    def _leases_of(self, holders: Collection[Reservation | None]) -> list[Lease]:
+        """The leases out of some bundles, or (None) of the node's own."""
+        return [lease for lease in self._leases.values() if lease.reservation in holders]
 
     def _ask_back(self, waiting: list[Claim], now: int) -> None:
         """Ask for leases by rule 3."""
-        asked, ripe_at = fairness.leases_to_ask_back(
-            waiting,
-            self._leases.values(),
-            self.resources.available,
-            ripe_before=now - self._limits.fair_share_ns,
-        )
-        for lease in asked:
-            lease.asked_back = True
-            self.outbox.append(AskBack(lease.request.owner, lease.lease_id))
-        if ripe_at is not None:
-            self._due(ripe_at + self._limits.fair_share_ns)
+        by_source: dict[InBundle | None, list[Claim]] = {}
+        for claim in waiting:
+            by_source.setdefault(claim.source, []).append(claim)
+        for source, claims in by_source.items():
+            asked, ripe_at = fairness.leases_to_ask_back(
+                claims,
+                self._leases_of([holder for holder, _ in self.supply.books(source)]),
+                self.supply.available(source),
+                ripe_before=now - self._limits.fair_share_ns,
+            )
+            for lease in asked:
+                lease.asked_back = True
+                self.outbox.append(AskBack(lease.request.owner, lease.lease_id))
+            if ripe_at is not None:
+                self._due(ripe_at + self._limits.fair_share_ns)
 
     # --- workers -------------------------------------------------------------------------------------------------
 
@@ -448,34 +493,32 @@ class LeaseQueue:
             )
 
     def _refuse_all(self, key: WorkerKey, kind: str, reason: str) -> None:
-        for request in [r for r in self._requests.values() if r.claim.key == key]:
-            del self._requests[request.owner, request.req]
+        for request in self._requests.those(lambda r: r.claim.key == key):
             self._withdraw(request)
             self.outbox.append(Refuse(request.owner, request.req, kind, reason))
 
     # --- books ---------------------------------------------------------------------------------------------------
 
     def _withdraw(self, request: Request) -> None:
-        """Take a request, already out of `_requests`, out of its queue."""
-        if self._infeasible.pop((request.owner, request.req), None) is None:
-            request.claim.waiting.remove(request)
-            self._changed = True
-        self._drop_ref(request.claim)
+        self._requests.remove(request)
+        self._changed = True
+
+    def _books_of(self, lease: Lease) -> NodeResources:
+        return self.supply.books_of(lease.reservation)
 
     def _settle(self, lease: Lease) -> None:
         """End a lease and free what it holds."""
         del self._leases[lease.lease_id]
         if lease.blocked:
-            self.resources.reclaim_cpus(lease.allocation)
+            self._books_of(lease).reclaim_cpus(lease.allocation)
             lease.blocked = False
         else:
             self._uncount(lease)
-        self.resources.give_back(lease.allocation)
-        lease.allocation = NOTHING
+        self.supply.give_back(lease.reservation, lease.allocation)
+        lease.reservation, lease.allocation = None, NOTHING
         # Its claimant has had its turn, and goes to the end of the line.
-        self._last_seq += 1
-        lease.request.claim.since = self._last_seq
-        self._drop_ref(lease.request.claim)
+        lease.request.claim.since = self._requests.next_seq()
+        self._requests.drop_ref(lease.request.claim)
 
     def _orphan(self, lease: Lease) -> None:
         """The owner has no part in it any more; its resources are free when the worker's process is gone."""
@@ -490,11 +533,6 @@ class LeaseQueue:
         if lease.counts:
             lease.request.claim.held -= 1
 
-    def _drop_ref(self, claim: Claim) -> None:
-        claim.refs -= 1
-        if not claim.refs:
-            del self._claims[claim.owner, claim.key, claim.amounts]
-
     def _lease_of(self, worker_id: bytes) -> Lease | None:
         worker = self.pool.get(worker_id)
         if worker is None or worker.state is not WorkerState.LEASED:
@@ -503,50 +541,42 @@ class LeaseQueue:
 
     # --- questions -----------------------------------------------------------------------------------------------
 
+    @property
+    def resources(self) -> NodeResources:
+        """What the node has."""
+        return self.supply.resources
+
     def lease(self, lease_id: int) -> Lease | None:
         """A lease that is not settled."""
         return self._leases.get(lease_id)
 
-    def leases(self) -> Iterator[Lease]:
-        """All leases that are not settled."""
-        return iter(self._leases.values())
-
     def load(self) -> tuple[int, int, int]:
         """What says how long a newcomer waits: requests that could be served, leases that may end, and how long one lasts (ns)."""
         leases = sum(not (lease.settled or lease.orphaned) for lease in self._leases.values())
-        return len(self._requests) - len(self._infeasible), leases, self._mean_lease_ns
+        return self._requests.in_line(), leases, self._mean_lease_ns
 
     def knows(self, owner: Owner, req: int) -> bool:
         """Whether a request waits here."""
-        return (owner, req) in self._requests
+        return self._requests.get(owner, req) is not None
 
     def owners(self) -> set[Owner]:
         """Whoever waits for a lease or has one."""
-        waiting = {request.owner for request in self._requests.values()}
+        waiting = {request.owner for request in self._requests}
         return waiting | {lease.request.owner for lease in self._leases.values()}
 
     def waiting_requests(self) -> Iterator[Request]:
         """All requests that wait."""
-        return iter(self._requests.values())
+        return iter(self._requests)
 
     def explain(self, owner: Owner, req: int) -> str:
         """Why a request still waits, in a sentence; "" if it does not."""
-        request = self._requests.get((owner, req))
+        request = self._requests.get(owner, req)
         if request is None:
             return ""
-        amounts = request.claim.amounts
-        if (owner, req) in self._infeasible:
-            return why_infeasible(self.resources, amounts)
-        before = sum(
-            other.seq < request.seq and other is not request
-            for other in self._requests.values()
-            if (other.owner, other.req) not in self._infeasible
-        )
         full = len(self.pool) >= self._limits.max_workers
-        return why_waiting(
-            self.resources,
-            amounts,
-            requests_before=before,
+        return self._requests.explain(
+            request,
+            self.supply,
             leases=len(self._leases),
             starting=self.pool.starting_of(request.claim.key),
             most_workers=self._limits.max_workers if full else 0,
@@ -554,31 +584,16 @@ class LeaseQueue:
 
     def check(self) -> None:
         """Assert the invariants."""
-        self.resources.check()
         self.pool.check()
-        free = dict(self.resources.total)
         held: dict[int, int] = {}
         for lease in self._leases.values():
             assert lease.worker.lease_id == lease.lease_id
             assert lease.worker.state not in {WorkerState.STARTING, WorkerState.IDLE}
             assert self.pool.get(lease.worker.worker_id) is lease.worker
-            for name, amount in lease.allocation.amounts:
-                if name != CPU or not lease.blocked:
-                    free[name] -= amount
             if lease.counts:
                 held[id(lease.request.claim)] = held.get(id(lease.request.claim), 0) + 1
-        assert free == self.resources.available, (
-            "what is free and what is leased is not all there is"
-        )
+        self.supply.check((lease.reservation, lease.out()) for lease in self._leases.values())
         leased = [w for w in self.pool if w.lease_id]
         assert len(leased) == len(self._leases)
-        queued = refs = 0
-        for claim in self._claims.values():
-            refs += claim.refs
-            assert claim.held == held.get(id(claim), 0)
-            seqs = [request.seq for request in claim.waiting]
-            assert seqs == sorted(seqs)
-            queued += len(seqs)
-        assert queued + len(self._infeasible) == len(self._requests)
-        assert refs == len(self._requests) + len(self._leases)
+        self._requests.check(len(self._leases), held)
         assert self.pool.starting_count <= max(self._limits.max_starting, self._limits.idle_limit)

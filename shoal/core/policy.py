@@ -9,7 +9,9 @@ Rule 3. Nobody has room: where one would wait least. The local node, unless one 
 Rule 4. Large arguments: of the node that rules 1 to 3 name, the local one, and those that have the most of the bytes, the one
         where waiting and moving the rest take least time together. Below `SLACK_US` a difference does not count, so small arguments
         do not matter.
-Rule 5. What no node could serve, if it were idle, is `Infeasible`, with what is missing and what would help. What only somebody's
+Rule 5. A placement group: where its bundle is. If any of its bundles will do, rules 1 and 3 hold among their nodes, for what is
+        free of the group there.
+Rule 6. What no node could serve, if it were idle, is `Infeasible`, with what is missing and what would help. What only somebody's
         decision can bring (a group's reservation) is `Wait`. What nothing can bring is `Fail`.
 
 Costs: a lookup, a sample of bounded size, and the nodes in `holders`. Ties are broken by the order of a sample, which is
@@ -24,7 +26,7 @@ from collections.abc import Collection, Mapping
 from heapq import nlargest
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from shoal.core.candidates import FULL, PACK, SPARE, SPREAD, Candidates, Node
+from shoal.core.candidates import FULL, PACK, SPARE, SPREAD, Candidates, Node, charge
 from shoal.core.explanations import why_no_node, why_not_node
 from shoal.core.labels import selector_text
 from shoal.core.resources import Amounts
@@ -104,7 +106,7 @@ def choose(view: View, demand: Demand, rng: Random, without: Collection[bytes] =
         case NodeAffinity() as affinity:
             return _at_node(view, demand, affinity, rng, without)
         case InBundle() as bundle:
-            return _in_bundle(view, bundle, rng, without)
+            return _in_bundle(view, demand, bundle, rng, without)
 
 
 def _to(view: View, node_id: bytes) -> Answer:
@@ -224,7 +226,9 @@ def _at_node(
     return _to(view, affinity.node_id)
 
 
-def _in_bundle(view: View, bundle: InBundle, rng: Random, without: Collection[bytes]) -> Answer:
+def _in_bundle(
+    view: View, demand: Demand, bundle: InBundle, rng: Random, without: Collection[bytes]
+) -> Answer:
     places = view.places(bundle.group_id)
     name = f"placement group {bundle.group_id.hex()[:12]}"
     if places is None:
@@ -235,16 +239,20 @@ def _in_bundle(view: View, bundle: InBundle, rng: Random, without: Collection[by
         )
     if bundle.index >= 0:
         node_id = places[bundle.index]
-        if not node_id:
+        if view.get(node_id) is None:
             return Wait(f"it is to run in bundle {bundle.index} of {name}, which has no node now")
         return _to(view, node_id)
-    nodes = dict.fromkeys(node_id for node_id in places if node_id)
+    nodes = [node for node in map(view.get, dict.fromkeys(places)) if node is not None]
     if not nodes:
         return Wait(f"it is to run in {name}, which has no nodes now")
-    open_nodes = [node_id for node_id in nodes if node_id not in without] or list(nodes)
-    if view.local in open_nodes:
-        return _LOCAL
-    return Forward(open_nodes[int(rng.random() * len(open_nodes))])
+    charged = charge(demand.amounts, bundle)
+    open_nodes = [node for node in nodes if node.node_id not in without] or nodes
+    # As others choose by the same rows, not all the same one; but here, if that is as good as elsewhere.
+    rng.shuffle(open_nodes)
+    best = min(
+        open_nodes, key=lambda node: (node.bundle_wait_us(charged), node.node_id != view.local)
+    )
+    return _to(view, best.node_id)
 
 
 # --- the node's side ------------------------------------------------------------------------------------------------

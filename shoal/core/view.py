@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from shoal.core.candidates import Candidates, Node
+from shoal.core.candidates import Candidates, Node, free_of
 from shoal.core.resources import Amounts
 from shoal.messages.placement import Selector, ViewRow
 
@@ -101,7 +101,7 @@ class View:
         self._new_generation()
 
     def _recount(self, node: Node) -> None:
-        free = node.free = dict(node.row.available)
+        free = node.free = free_of(node.row)
         for amounts, _ in node.deducted.values():
             for name, amount in amounts:
                 free[name] = free.get(name, 0) - amount
@@ -195,7 +195,7 @@ class View:
         numbers: set[int] = set()
         for node in self._nodes.values():
             numbers |= node.deducted.keys()
-            free = dict(node.row.available)
+            free = free_of(node.row)
             for amounts, shown_by in node.deducted.values():
                 assert not shown_by or shown_by > node.row.version
                 for name, amount in amounts:

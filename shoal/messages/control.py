@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from shoal.messages.node import ActorChange, ActorInfo, ActorSpec, Job, NodeRow, TaskEvent
-from shoal.messages.placement import ViewRow
+from shoal.messages.placement import GroupChange, GroupInfo, GroupSpec, ViewRow
 
 # --- calls ----------------------------------------------------------------------------------------------------------
 
@@ -91,6 +91,27 @@ class ListTaskEvents(msgspec.Struct, array_like=True, tag=11):
 
 class ClusterStatus(msgspec.Struct, array_like=True, tag=12):
     """Answered by `StatusOfCluster`."""
+
+
+class CreateGroup(msgspec.Struct, array_like=True, tag=13):
+    """Answered by none; fails with "ValueError: …"."""
+
+    spec: GroupSpec
+
+
+class RemoveGroup(msgspec.Struct, array_like=True, tag=14):
+    """Answered by none, also if there is no such group. `cause` is a clause."""
+
+    group_id: bytes
+    cause: str
+
+
+class ListGroups(msgspec.Struct, array_like=True, tag=15):
+    """Answered by a list of `GroupInfo`: that of an id, that of a name, or all."""
+
+    group_id: bytes = b""
+    name: str = ""
+    namespace: str = ""
 
 
 # --- what calls are answered by -------------------------------------------------------------------------------------
@@ -197,6 +218,8 @@ class ActorPlaced(msgspec.Struct, array_like=True, tag=27):
     incarnation: int
     address: str
     pid: int
+    version: int = 0
+    """The node's rows from this one on show it; 0: it tells none."""
 
 
 class ActorRuns(msgspec.Struct, array_like=True, tag=28):
@@ -226,11 +249,12 @@ class ActorGone(msgspec.Struct, array_like=True, tag=30):
 
 
 class ActorRefused(msgspec.Struct, array_like=True, tag=31):
-    """No process can be had for this life."""
+    """No process can be had for this life. `kind` is as in `ActorChange`."""
 
     actor_id: bytes
     incarnation: int
     reason: str
+    kind: str = ""
 
 
 class NodeView(msgspec.Struct, array_like=True, tag=32):
@@ -243,6 +267,27 @@ class TaskEvents(msgspec.Struct, array_like=True, tag=33):
     """Tasks that have finished on the node."""
 
     events: list[TaskEvent]
+
+
+class WatchGroup(msgspec.Struct, array_like=True, tag=34):
+    """Send `GroupChanged` for this placement group to the node, now and on every change."""
+
+    group_id: bytes
+
+
+class BundlesPrepared(msgspec.Struct, array_like=True, tag=35):
+    """The answer to `PrepareBundles`: whether they are reserved. `row` is the node after that."""
+
+    group_id: bytes
+    attempt: int
+    reserved: bool
+    row: ViewRow
+
+
+class BundlesReleased(msgspec.Struct, array_like=True, tag=36):
+    """`ReleaseBundles` was carried out; `row` is the node after that. What is still in use is free later."""
+
+    row: ViewRow
 
 
 # --- orders: control store to node ----------------------------------------------------------------------------------
@@ -312,6 +357,43 @@ class ActorWaits(msgspec.Struct, array_like=True, tag=47):
     reason: str
 
 
+class PrepareBundles(msgspec.Struct, array_like=True, tag=48):
+    """Reserve bundles of a placement group (number and amounts of each), all or none. Answered by `BundlesPrepared`."""
+
+    group_id: bytes
+    attempt: int
+    bundles: list[tuple[int, tuple[tuple[str, int], ...]]]
+
+
+class CommitBundles(msgspec.Struct, array_like=True, tag=49):
+    """What was reserved in a round may be used."""
+
+    group_id: bytes
+    attempt: int
+
+
+class ReleaseBundles(msgspec.Struct, array_like=True, tag=50):
+    """Give up what was reserved in a round (0: in all), and end the leases out of it, for `reason`, a clause."""
+
+    group_id: bytes
+    attempt: int
+    reason: str
+
+
+class GroupChanged(msgspec.Struct, array_like=True, tag=51):
+    """A placement group that the node watches."""
+
+    change: GroupChange
+
+
+class GroupWaits(msgspec.Struct, array_like=True, tag=52):
+    """A placement group of a job fits no cluster like this one: its driver should know."""
+
+    job_id: bytes
+    name: str
+    reason: str
+
+
 Call = (
     CreateActor
     | FindActor
@@ -325,6 +407,9 @@ Call = (
     | ListEndedProcesses
     | ListTaskEvents
     | ClusterStatus
+    | CreateGroup
+    | RemoveGroup
+    | ListGroups
 )
 Post = (
     NodeState
@@ -341,6 +426,9 @@ Post = (
     | ActorRefused
     | NodeView
     | TaskEvents
+    | WatchGroup
+    | BundlesPrepared
+    | BundlesReleased
 )
 Order = (
     PlaceActor
@@ -351,6 +439,11 @@ Order = (
     | NodeDied
     | ViewChanged
     | ActorWaits
+    | PrepareBundles
+    | CommitBundles
+    | ReleaseBundles
+    | GroupChanged
+    | GroupWaits
 )
 
 ANSWERS: Final[dict[type, Any]] = {
@@ -366,5 +459,8 @@ ANSWERS: Final[dict[type, Any]] = {
     ListEndedProcesses: list[EndedProcess],
     ListTaskEvents: list[TaskEvent],
     ClusterStatus: StatusOfCluster,
+    CreateGroup: None,
+    RemoveGroup: None,
+    ListGroups: list[GroupInfo],
 }
 """By call, the type of its answer."""

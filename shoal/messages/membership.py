@@ -28,7 +28,7 @@ import msgspec
 
 from shoal.messages.control import Call, Order, Post
 from shoal.messages.node import NodeRow
-from shoal.messages.placement import ViewRow
+from shoal.messages.placement import BundleHeld, ViewRow
 
 # --- node to control store ------------------------------------------------------------------------------------------
 
@@ -50,6 +50,8 @@ class Join(msgspec.Struct, array_like=True, tag=1):
     """The first question of which it has no answer; whatever came before needs none."""
     lives: list[tuple[bytes, int]]
     """(actor, incarnation) of each life that it has."""
+    bundles: list[BundleHeld] = []
+    """What it has reserved for placement groups."""
 
 
 class Ask(msgspec.Struct, array_like=True, tag=100):

@@ -131,6 +131,14 @@ class Refused(msgspec.Struct, array_like=True, tag=22):
     reason: str
 
 
+class Revoked(msgspec.Struct, array_like=True, tag=24):
+    """A lease ends with its placement group; see `LeaseRevoked`."""
+
+    owner: int
+    lease_id: int
+    reason: str
+
+
 class WantBack(msgspec.Struct, array_like=True, tag=23):
     """Others wait for this lease; see `LeaseWanted`."""
 
@@ -179,6 +187,7 @@ Neighbourly = (
     | Busy
     | Refused
     | WantBack
+    | Revoked
     | WatchProcess
     | ProcessEnded
     | EndProcess

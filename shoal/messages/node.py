@@ -20,9 +20,28 @@ from __future__ import annotations
 import msgspec
 
 from shoal.config import Config
-from shoal.messages.placement import Strategy
+from shoal.messages.placement import (
+    GroupChange,
+    GroupCreate,
+    GroupQuery,
+    GroupRemove,
+    GroupWatch,
+    Strategy,
+)
+from shoal.messages.stores import (
+    Abandoned,
+    FreeAbandoned,
+    FreeOrphans,
+    InUse,
+    LetGo,
+    QuotaGranted,
+    QuotaRequest,
+    QuotaReturn,
+    QuotaWanted,
+    WhoUses,
+)
 from shoal.messages.transfer import Freed, Pull, PullDone, Pulled
-from shoal.messages.values import Dep, Inline, Location, Ref, Stored
+from shoal.messages.values import Dep, Inline, Ref, Stored
 
 UNIT = 10_000
 """One CPU (or one of any resource), in the units that messages carry."""
@@ -138,8 +157,15 @@ class LeaseGranted(msgspec.Struct, array_like=True, tag=15):
     gpu_ids: list[str] = []
 
 
+UNPLACEABLE = "placement"
+"""Why there is no worker, or no actor: no node may serve it."""
+GROUP_REMOVED = "group"
+"""Its placement group was removed."""
+
+
 class LeaseRefused(msgspec.Struct, array_like=True, tag=16):
-    """No worker, and there will be none: the environment or the worker's start failed. `kind` is "env" or "start"."""
+    """No worker, and there will be none: the environment or the worker's start failed (`kind` is "env" or "start"), or as `UNPLACEABLE`
+    and `GROUP_REMOVED` say."""
 
     req: int
     kind: str
@@ -150,6 +176,13 @@ class LeaseWanted(msgspec.Struct, array_like=True, tag=17):
     """Others wait for this lease's resources: the owner pushes no more on it and returns it when it has drained."""
 
     lease_id: int
+
+
+class LeaseRevoked(msgspec.Struct, array_like=True, tag=19):
+    """A lease ends with its placement group, and its worker next. `reason` is a clause."""
+
+    lease_id: int
+    reason: str
 
 
 class LeasePending(msgspec.Struct, array_like=True, tag=18):
@@ -293,6 +326,8 @@ class ActorChange(msgspec.Struct, array_like=True, tag=32):
     pid: int = 0
     cause: str = ""
     error: bytes = b""
+    kind: str = ""
+    """`UNPLACEABLE` or `GROUP_REMOVED`, if that is why it is dead."""
 
 
 class ActorLookup(msgspec.Struct, array_like=True, tag=33):
@@ -359,80 +394,6 @@ class ActorExiting(msgspec.Struct, array_like=True, tag=39):
 
     actor_id: bytes
     cause: str
-
-
-# --- object store ---------------------------------------------------------------------------------------------------
-
-
-class QuotaRequest(msgspec.Struct, array_like=True, tag=50):
-    """Ask for at least `needed` more bytes of object store."""
-
-    req: int
-    needed: int
-
-
-class QuotaGranted(msgspec.Struct, array_like=True, tag=51):
-    """The answer: `granted` bytes (0: the store stayed full; `explanation` names the biggest holders)."""
-
-    req: int
-    granted: int
-    explanation: str = ""
-
-
-class QuotaReturn(msgspec.Struct, array_like=True, tag=52):
-    """Bytes given back to the node."""
-
-    returned: int
-
-
-class QuotaWanted(msgspec.Struct, array_like=True, tag=53):
-    """Node to client: somebody waits for room; give back what is idle, up to `wanted` bytes. `itself`: the client is among those
-    who wait, and keeps the quota that it does not use: it counts on that."""
-
-    wanted: int
-    itself: bool = False
-
-
-class FreeOrphans(msgspec.Struct, array_like=True, tag=54):
-    """Blocks whose creating process has ended, to be freed by the node where it was: that of `creator`, or this one."""
-
-    locations: list[Location]
-    creator: str = ""
-
-
-class WhoUses(msgspec.Struct, array_like=True, tag=55):
-    """Node to every client: these processes (address, cause) have ended, and objects are left that they made or owned. Answered
-    by an `InUse` for each."""
-
-    ended: list[tuple[str, str]]
-
-
-class InUse(msgspec.Struct, array_like=True, tag=56):
-    """Which objects of a process that has ended this client still counts on; what no client names is freed."""
-
-    address: str
-    locations: list[Location]
-
-
-class Abandoned(msgspec.Struct, array_like=True, tag=57):
-    """Client to node: blocks that this client made for the process at `owner`, which has ended and will not free them."""
-
-    owner: str
-    locations: list[Location]
-
-
-class FreeAbandoned(msgspec.Struct, array_like=True, tag=58):
-    """Node to client: nobody uses these abandoned blocks any more."""
-
-    owner: str
-    locations: list[Location]
-
-
-class LetGo(msgspec.Struct, array_like=True, tag=59):
-    """Client to node: it has let go of objects that these processes, which have ended, made or owned; nobody else will say when
-    they are dead, so it is time to ask again."""
-
-    addresses: list[str]
 
 
 # --- queries --------------------------------------------------------------------------------------------------------
@@ -568,6 +529,10 @@ ToNode = (
     | Pull
     | PullDone
     | Freed
+    | GroupCreate
+    | GroupRemove
+    | GroupQuery
+    | GroupWatch
 )
 
 FromNode = (
@@ -575,6 +540,7 @@ FromNode = (
     | LeaseGranted
     | LeaseRefused
     | LeaseWanted
+    | LeaseRevoked
     | LeasePending
     | PeerGone
     | Exit
@@ -588,5 +554,6 @@ FromNode = (
     | FreeAbandoned
     | Pulled
     | EventsQuery
+    | GroupChange
     | Reply
 )

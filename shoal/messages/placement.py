@@ -50,10 +50,12 @@ class NodeLabels(msgspec.Struct, array_like=True, frozen=True, tag=3):
 
 
 class InBundle(msgspec.Struct, array_like=True, frozen=True, tag=4):
-    """Out of what a placement group has reserved: bundle `index`, or any of its bundles (-1)."""
+    """Out of what a placement group has reserved: bundle `index`, or any of its bundles (-1). `captures`: what runs there submits its
+    own tasks and actors into the same group, unless it says otherwise."""
 
     group_id: bytes
     index: int = -1
+    captures: bool = False
 
 
 Strategy = Spread | NodeAffinity | NodeLabels | InBundle
@@ -78,6 +80,8 @@ class ViewRow(msgspec.Struct, array_like=True):
     mean_run_us: int = 0
     draining: bool = False
     """It takes nothing new."""
+    groups: dict[bytes, dict[str, int]] = {}
+    """By placement group, what is free of what the group may use here."""
 
 
 # --- placement groups -----------------------------------------------------------------------------------------------
@@ -115,6 +119,57 @@ class GroupRecord(msgspec.Struct, array_like=True):
     attempt: int = 0
     cause: str = ""
     """Why it was removed."""
+
+
+class GroupInfo(msgspec.Struct, array_like=True):
+    """A group, and why it is not there yet: a sentence, "" if it is."""
+
+    record: GroupRecord
+    waits: str
+
+
+# --- between a client and its node ------------------------------------------------------------------------------------
+
+
+class GroupCreate(msgspec.Struct, array_like=True, tag=110):
+    """Make a placement group. Answered by `Reply` once it is accepted, not once it is reserved. The node fills in the job."""
+
+    req: int
+    spec: GroupSpec
+
+
+class GroupRemove(msgspec.Struct, array_like=True, tag=111):
+    """Remove a placement group, and end what runs in it. Answered by `Reply`."""
+
+    req: int
+    group_id: bytes
+
+
+class GroupQuery(msgspec.Struct, array_like=True, tag=112):
+    """Which groups there are: all, the one of an id, or the one that has a name. Answered by `Reply` with a list of `GroupInfo`."""
+
+    req: int
+    group_id: bytes = b""
+    name: str = ""
+    namespace: str = ""
+
+
+class GroupWatch(msgspec.Struct, array_like=True, tag=113):
+    """Send `GroupChange` for this group: now and on every change."""
+
+    group_id: bytes
+
+
+class GroupChange(msgspec.Struct, array_like=True, tag=114):
+    """State and places of a placement group, as in `GroupRecord`. One that nobody knows (any more) is "REMOVED". `cause` is a clause."""
+
+    group_id: bytes
+    state: str
+    places: list[bytes]
+    cause: str = ""
+
+
+# --- between a node and the control store -----------------------------------------------------------------------------
 
 
 class BundleHeld(msgspec.Struct, array_like=True):

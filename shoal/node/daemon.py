@@ -47,7 +47,6 @@ from shoal.messages.control import (
     WatchActor,
 )
 from shoal.messages.node import (
-    Abandoned,
     ActorCreate,
     ActorExiting,
     ActorKill,
@@ -60,9 +59,7 @@ from shoal.messages.node import (
     Events,
     EventsQuery,
     Exit,
-    FreeOrphans,
     Goodbye,
-    InUse,
     Job,
     KillProcess,
     KvDelete,
@@ -73,12 +70,9 @@ from shoal.messages.node import (
     LeaseRequest,
     LeaseReturn,
     Leaving,
-    LetGo,
     Log,
     NodeRow,
     NodesQuery,
-    QuotaRequest,
-    QuotaReturn,
     RegisterDriver,
     Registered,
     RegisterWorker,
@@ -89,6 +83,7 @@ from shoal.messages.node import (
     Unblocked,
     Watch,
 )
+from shoal.messages.stores import Abandoned, FreeOrphans, InUse, LetGo, QuotaRequest, QuotaReturn
 from shoal.node.actors import DIRECTORY, ActorSeats
 from shoal.node.clients import Client, Clients
 from shoal.node.control_way import ControlWay

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from shoal.messages.node import InUse, WhoUses
+from shoal.messages.stores import InUse, WhoUses
 from shoal.node.clients import Client, Clients
 
 _AGAIN_S: Final = 0.2

@@ -37,8 +37,9 @@ from shoal.messages.neighbours import (
     WatchProcess,
     Withdraw,
 )
-from shoal.messages.node import FreeOrphans, Job, Log
+from shoal.messages.node import Job, Log
 from shoal.messages.placement import ViewRow
+from shoal.messages.stores import FreeOrphans
 from shoal.messages.transfer import Freed, Pull, PullDone
 from shoal.node.abroad import Abroad
 from shoal.node.clients import Client, Clients

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from shoal.clock import monotonic_ns
 from shoal.core.quotas import Granted, StoreQuotas, Wanted
 from shoal.messages.boot import Boot
-from shoal.messages.node import (
+from shoal.messages.stores import (
     Abandoned,
     FreeAbandoned,
     InUse,

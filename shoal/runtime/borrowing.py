@@ -20,7 +20,7 @@ from shoal.core.references import (
 )
 from shoal.core.tasks import Task
 from shoal.errors import ObjectLostError, OwnerDiedError
-from shoal.messages.node import ActorUnreferenced, FreeOrphans, LetGo
+from shoal.messages.node import ActorUnreferenced
 from shoal.messages.peer import (
     Borrow,
     Borrowed,
@@ -30,6 +30,7 @@ from shoal.messages.peer import (
     FreeBlocks,
     Release,
 )
+from shoal.messages.stores import FreeOrphans, LetGo
 from shoal.messages.values import Failed, Location, Stored
 from shoal.runtime.values import wire_value
 from shoal.serial.exceptions import dump_exception

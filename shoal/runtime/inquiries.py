@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from shoal.messages.node import Abandoned, FreeAbandoned, InUse, PeerGone, WhoUses
+from shoal.messages.node import PeerGone
+from shoal.messages.stores import Abandoned, FreeAbandoned, InUse, WhoUses
 from shoal.messages.values import Location, Stored
 
 if TYPE_CHECKING:

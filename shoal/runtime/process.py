@@ -34,14 +34,13 @@ from shoal.messages.node import (
     FromNode,
     KillProcess,
     PeerGone,
-    QuotaGranted,
-    QuotaWanted,
     RegisterDriver,
     Registered,
     RegisterWorker,
     Reply,
     Shape,
 )
+from shoal.messages.stores import QuotaGranted, QuotaWanted
 from shoal.messages.values import Failed
 from shoal.runtime.actors import Actors
 from shoal.runtime.borrowing import Borrowing

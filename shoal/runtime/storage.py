@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from shoal.errors import ObjectStoreFullError
 from shoal.lock import make_lock
-from shoal.messages.node import QuotaGranted, QuotaRequest, QuotaReturn
+from shoal.messages.stores import QuotaGranted, QuotaRequest, QuotaReturn
 from shoal.runtime.reentry import reentry_error
 from shoal.runtime.remote import RemoteObjects
 from shoal.serial.layout import write_layout

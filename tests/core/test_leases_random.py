@@ -8,6 +8,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.core.bundles import ALL
 from shoal.core.lease_records import (
     EndWorker,
     ForkWorker,
@@ -15,10 +16,12 @@ from shoal.core.lease_records import (
     Limits,
     Refuse,
     RetireWorker,
+    Revoke,
 )
 from shoal.core.leases import LeaseQueue
 from shoal.core.resources import NodeResources
 from shoal.messages.node import UNIT, Shape
+from shoal.messages.placement import InBundle
 
 MS = 1_000_000
 JOBS = [b"job-a", b"job-b"]
@@ -31,7 +34,13 @@ SHAPES = [
     Shape((("GPU", UNIT),)),
     Shape((("CPU", UNIT), ("slot", UNIT))),
     Shape((("CPU", 9 * UNIT),)),
+    Shape((("CPU", UNIT),), strategy=InBundle(b"group-a", 0)),
+    Shape((("CPU", UNIT // 2),), strategy=InBundle(b"group-a", -1)),
+    Shape((("GPU", UNIT // 2),), strategy=InBundle(b"group-b", 1, captures=True)),
+    Shape((), strategy=InBundle(b"group-b")),
 ]
+GROUPS = [b"group-a", b"group-b"]
+BUNDLES = [(("CPU", UNIT),), (("CPU", UNIT), ("GPU", UNIT)), (("GPU", UNIT // 2),)]
 
 
 def worker_ids() -> Callable[[], bytes]:
@@ -67,6 +76,8 @@ class World:
         # Whether each request is an actor's.
         self.waiting: dict[tuple[object, int], bool] = {}
         self.reqs = itertools.count(1)
+        self.attempts = itertools.count(1)
+        self.prepared: list[tuple[bytes, int]] = []
 
     def settle(self) -> None:
         self.queue.advance(self.now)
@@ -91,6 +102,9 @@ class World:
                         )
                     self.leased.add(worker_id)
                     self.leases[lease_id] = effect
+                case Revoke(owner, lease_id):
+                    grant = self.leases.pop(lease_id, None)
+                    assert grant is None or grant.owner == owner
                 case Refuse(owner, req):
                     del self.waiting[owner, req]
         self.queue.outbox.clear()
@@ -114,7 +128,20 @@ def test_random_histories_keep_the_books_balanced(data: st.DataObject, cpus: int
     queue = world.queue
     for _ in range(data.draw(st.integers(1, 60))):
         world.now += data.draw(st.sampled_from([0, MS, 60 * MS, 1500 * MS]))
-        match data.draw(st.integers(0, 13)):
+        match data.draw(st.integers(0, 17)):
+            case 14 | 15:
+                group, attempt = data.draw(st.sampled_from(GROUPS)), next(world.attempts)
+                bundles = data.draw(st.lists(st.sampled_from(BUNDLES), min_size=1, max_size=2))
+                if queue.on_prepare(group, attempt, enumerate(bundles)):
+                    world.prepared.append((group, attempt))
+            case 16:
+                if world.prepared:
+                    queue.on_commit(*data.draw(st.sampled_from(world.prepared)))
+            case 17:
+                group, attempt = data.draw(
+                    st.sampled_from([*((group, ALL) for group in GROUPS), *world.prepared])
+                )
+                queue.on_release(group, attempt, world.now, "its placement group was removed")
             case 0 | 1 | 2:
                 owner, req = data.draw(st.integers(1, 3)), next(world.reqs)
                 shape = data.draw(st.sampled_from(SHAPES))
@@ -172,9 +199,22 @@ def test_random_histories_keep_the_books_balanced(data: st.DataObject, cpus: int
     drain(world)
 
 
+def _in_group(queue: LeaseQueue, owner: object, req: int) -> bool:
+    return any(
+        (request.owner, request.req) == (owner, req) and request.claim.source is not None
+        for request in queue.waiting_requests()
+    )
+
+
 def drain(world: World) -> None:
-    """Let every worker live, everything that ends be gone, and every lease come back: all that is feasible is served."""
+    """Let every worker live, everything that ends be gone, every group be removed, and every lease come back: all that is feasible
+    is served."""
     queue = world.queue
+    for group in GROUPS:
+        queue.on_release(group, ALL, world.now, "its placement group was removed")
+    for owner, req in [key for key in world.waiting if _in_group(queue, *key)]:
+        queue.on_cancel(owner, req)
+        del world.waiting[owner, req]
     for worker in queue.pool:
         queue.on_unblocked(worker.worker_id)
     for _ in range(1000):

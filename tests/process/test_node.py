@@ -30,15 +30,13 @@ from shoal.messages.node import (
     NodeRow,
     NodesQuery,
     PeerGone,
-    QuotaGranted,
-    QuotaRequest,
-    QuotaReturn,
     RegisterDriver,
     Reply,
     Shape,
     Unblocked,
     Watch,
 )
+from shoal.messages.stores import QuotaGranted, QuotaRequest, QuotaReturn
 from shoal.runtime.session_folder import Session, session_root, sweep_dead_sessions
 from shoal.wire.framing import encode_frame
 from tests.process.fake_worker import tell

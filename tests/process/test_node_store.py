@@ -11,17 +11,14 @@ import msgspec
 from shoal.messages.node import (
     Events,
     EventsQuery,
-    FreeOrphans,
     Goodbye,
     LeaseGranted,
     PeerGone,
-    QuotaGranted,
-    QuotaRequest,
-    QuotaReturn,
     Reply,
     TaskEvent,
     Watch,
 )
+from shoal.messages.stores import FreeOrphans, QuotaGranted, QuotaRequest, QuotaReturn
 from shoal.messages.values import Location
 from shoal.store import Reader
 from tests.process.fake_worker import tell

@@ -10,7 +10,7 @@ import pytest
 
 from shoal.core.quotas import Granted, StoreQuotas, Wanted
 from shoal.errors import ObjectStoreFullError
-from shoal.messages.node import QuotaGranted, QuotaReturn
+from shoal.messages.stores import QuotaGranted, QuotaReturn
 from shoal.messages.values import Stored
 from shoal.runtime.storage import ObjectStore
 from shoal.serial import serialize

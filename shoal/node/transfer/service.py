@@ -29,7 +29,7 @@ from shoal.core.pull_records import Answer, Discard, Fetch, Key, Stage, Stop
 from shoal.core.pulls import Pulls
 from shoal.core.uploads import Serve, Uploads
 from shoal.errors import ProtocolError
-from shoal.messages.node import FreeOrphans, QuotaGranted, QuotaRequest, QuotaWanted
+from shoal.messages.stores import FreeOrphans, QuotaGranted, QuotaRequest, QuotaWanted
 from shoal.messages.transfer import (
     Ask,
     CopiesDead,

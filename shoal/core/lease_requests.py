@@ -1,0 +1,169 @@
+"""The requests that wait in a lease queue, by claimant, until each is served, withdrawn or refused.
+
+A *claim* is there for as long as a request or a lease refers to it. What an idle node could not give waits apart from the
+others, and is in nobody's way.
+
+Leaves to `core.leases` who is served when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from shoal.core.explanations import why_waiting
+from shoal.core.lease_records import Claim, Owner, Request
+from shoal.core.pool import WorkerKey
+from shoal.core.resources import Amounts
+from shoal.core.supply import Supply
+from shoal.messages.placement import InBundle
+
+
+class LeaseRequests:
+    """See the module's docstring."""
+
+    def __init__(self) -> None:
+        self._claims: dict[tuple[Owner, WorkerKey, Amounts, InBundle | None], Claim] = {}
+        self._requests: dict[tuple[Owner, int], Request] = {}
+        self._infeasible: dict[tuple[Owner, int], Request] = {}
+        self._last_seq = 0
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._requests.values())
+
+    def get(self, owner: Owner, req: int) -> Request | None:
+        """A request that waits."""
+        return self._requests.get((owner, req))
+
+    def is_infeasible(self, request: Request) -> bool:
+        """Whether a request waits for more than the node has."""
+        return (request.owner, request.req) in self._infeasible
+
+    def claims(self) -> Iterator[Claim]:
+        """All claims."""
+        return iter(self._claims.values())
+
+    def waiting_claims(self) -> list[Claim]:
+        """The claims with requests that can be served."""
+        return [claim for claim in self._claims.values() if claim.waiting]
+
+    # --- coming and going ----------------------------------------------------------------------------------------
+
+    def claim(
+        self, owner: Owner, key: WorkerKey, amounts: Amounts, source: InBundle | None
+    ) -> Claim:
+        """The claim of a claimant; made if there is none."""
+        claim_key = (owner, key, amounts, source)
+        claim = self._claims.get(claim_key)
+        if claim is None:
+            claim = self._claims[claim_key] = Claim(owner, key, amounts, source)
+        return claim
+
+    def add(
+        self,
+        req: int,
+        claim: Claim,
+        now: int,
+        *,
+        name: str,
+        keeps: Amounts | None,
+        outlives_job: bool,
+        feasible: bool,
+    ) -> None:
+        """One more request of a claim."""
+        claim.refs += 1
+        request = Request(claim.owner, req, claim, self.next_seq(), now, name, keeps, outlives_job)
+        self._requests[claim.owner, req] = request
+        if feasible:
+            if not claim.waiting:
+                claim.since = request.seq
+            claim.waiting.append(request)
+        else:
+            self._infeasible[claim.owner, req] = request
+
+    def next_seq(self) -> int:
+        """A number higher than all before: a place at the end of the line."""
+        self._last_seq += 1
+        return self._last_seq
+
+    def served(self, claim: Claim) -> Request:
+        """The first request of a claim is served; its lease refers to the claim from now on."""
+        request = claim.waiting.popleft()
+        del self._requests[request.owner, request.req]
+        return request
+
+    def remove(self, request: Request) -> None:
+        """A request is not needed any more, or refused."""
+        key = request.owner, request.req
+        del self._requests[key]
+        if self._infeasible.pop(key, None) is None:
+            request.claim.waiting.remove(request)
+        self.drop_ref(request.claim)
+
+    def drop_ref(self, claim: Claim) -> None:
+        """A request or lease of a claim is no more."""
+        claim.refs -= 1
+        if not claim.refs:
+            del self._claims[claim.owner, claim.key, claim.amounts, claim.source]
+
+    # --- questions -----------------------------------------------------------------------------------------------
+
+    def those(self, which: Callable[[Request], bool]) -> list[Request]:
+        """The requests of which that is so."""
+        return [request for request in self._requests.values() if which(request)]
+
+    def in_line(self) -> int:
+        """How many requests wait for what the node itself has."""
+        return sum(
+            request.claim.source is None and key not in self._infeasible
+            for key, request in self._requests.items()
+        )
+
+    def before(self, request: Request) -> int:
+        """How many older requests wait for resources of the same source."""
+        source = request.claim.source
+        return sum(
+            other.seq < request.seq and other.claim.source == source and key not in self._infeasible
+            for key, other in self._requests.items()
+        )
+
+    def explain(
+        self,
+        request: Request,
+        supply: Supply,
+        *,
+        leases: int,
+        starting: int,
+        most_workers: int,
+    ) -> str:
+        """Why a request waits, as a sentence. `most_workers` is 0 while more may start."""
+        source, amounts = request.claim.source, request.claim.amounts
+        if self.is_infeasible(request):
+            return supply.why_infeasible(source, amounts)
+        books = supply.resources
+        if source is not None:
+            if not supply.fits(source, amounts):
+                return supply.ledger.why_waiting(source, amounts)
+            books = next(found for _, found in supply.books(source) if found.fits(amounts))
+        return why_waiting(
+            books,
+            amounts,
+            requests_before=self.before(request),
+            leases=leases,
+            starting=starting,
+            most_workers=most_workers,
+        )
+
+    def check(self, leases: int, held: dict[int, int]) -> None:
+        """Assert the invariants; `leases` there are in all, and `held` of them count, by claim."""
+        queued = refs = 0
+        for claim in self._claims.values():
+            refs += claim.refs
+            assert claim.held == held.get(id(claim), 0)
+            seqs = [request.seq for request in claim.waiting]
+            assert seqs == sorted(seqs)
+            queued += len(seqs)
+        assert queued + len(self._infeasible) == len(self._requests)
+        assert refs == len(self._requests) + leases
