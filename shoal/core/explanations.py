@@ -113,10 +113,12 @@ def why_no_node(nodes: Iterable[Node], amounts: Amounts, choices: Sequence[Selec
     if not rows:
         return f"there is no node that takes work. {advice}."
     if not allowed:
-        have = "the only node does not have" if len(rows) == 1 else f"none of the {len(rows)} nodes has"
-        return (
-            f"{have} the labels {wanted}. {advice} in the options of the task or actor, or for other labels."
+        have = (
+            "the only node does not have"
+            if len(rows) == 1
+            else f"none of the {len(rows)} nodes has"
         )
+        return f"{have} the labels {wanted}. {advice} in the options of the task or actor, or for other labels."
     alone = len(allowed) == 1
     nodes_text = f"the only node{on}" if alone else f"of the {len(allowed)} nodes{on} none"
     lacks = []
@@ -130,4 +132,3 @@ def why_no_node(nodes: Iterable[Node], amounts: Amounts, choices: Sequence[Selec
     if not lacks:
         lacks.append(f"{amounts_text(amounts)} together, and {nodes_text} has all of it")
     return f"it needs {'; '.join(lacks)}. {advice} in the options of the task or actor."
-

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 
-import shoal
 from shoal.testing.cluster import Cluster
 from tests.api.gates import wait_until
 
@@ -64,7 +63,9 @@ def test_a_driver_is_warned_once_of_what_fits_nowhere_and_it_runs_when_a_node_jo
     said = [line for line in errors.splitlines() if line.startswith("shoal: ")]
     assert len(said) == 2, errors
     task, actor = sorted(said, reverse=True)
-    assert task.startswith("shoal: the task work() waits: it needs late 1, and the only node has none.")
+    assert task.startswith(
+        "shoal: the task work() waits: it needs late 1, and the only node has none."
+    )
     assert "`shoal start --address=HOST:PORT --num-cpus=1 --resources='{\"late\": 1}'`" in task
     assert actor.startswith(
         "shoal: the actor 'big' of class Large waits: it needs CPU 100, and the only node has 1."

@@ -326,7 +326,9 @@ def test_what_no_node_has_is_said_with_what_would_help(
     answer = cluster.ask(as_amounts(need))
     assert isinstance(answer, Infeasible)
     assert answer.reason.startswith(text)
-    assert f"start one (`shoal start --address=HOST:PORT {flags}`), or ask for less" in answer.reason
+    assert (
+        f"start one (`shoal start --address=HOST:PORT {flags}`), or ask for less" in answer.reason
+    )
     # Where such a node joins, it is served.
     cluster.node(b"big", cpus=16, more={"slot": 1, GPU: 1})
     assert cluster.ask(as_amounts(need)) == Forward(b"big")
