@@ -151,7 +151,9 @@ def test_a_node_that_leaves_in_good_order_is_not_missed(driven: Cluster) -> None
 
 
 DRIVER = """
-import sys, time, shoal
+import signal, sys, time, shoal
+# A shell that runs the tests in the background has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 shoal.init(address=sys.argv[1])
 
 @shoal.remote
@@ -183,7 +185,10 @@ def test_what_a_driver_leaves_ends_on_all_nodes_but_what_is_detached(
         assert driver.stdout is not None
         plain, left = (int(word) for word in driver.stdout.readline().split())
         driver.send_signal(signal.SIGKILL if how == "killed" else signal.SIGINT)
-        driver.wait(PATIENCE_S)
+        try:
+            driver.wait(PATIENCE_S)
+        finally:
+            driver.kill()
 
     def workers() -> set[int]:
         found = set()
