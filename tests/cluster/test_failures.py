@@ -151,9 +151,7 @@ def test_a_node_that_leaves_in_good_order_is_not_missed(driven: Cluster) -> None
 
 
 DRIVER = """
-import signal, sys, time, shoal
-# A shell that runs the tests in the background has it ignored.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+import sys, time, shoal
 shoal.init(address=sys.argv[1])
 
 @shoal.remote
