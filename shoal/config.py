@@ -206,6 +206,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Finished tasks that each worker remembers for `timeline()`; 0 turns recording off."""
 
 
+TLS_SETTINGS: Final = ("tls_cert", "tls_key", "tls_ca")
+
+
 def _parse(name: str, text: str, kind: Any) -> Any:
     try:
         return msgspec.convert(text, kind, strict=False)

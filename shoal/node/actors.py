@@ -138,14 +138,16 @@ class ActorSeats:
     def on_pending(self, pending: Pending) -> None:
         """A seat is infeasible as things stand: the driver should know."""
         seat = self._waiting[pending.req]
-        driver = self._clients.driver_of(seat.job_id)
+        spec = seat.spec
+        self.tell_driver(seat.job_id, spec.name, spec.class_name, pending.reason)
+
+    def tell_driver(self, job_id: bytes, name: str, class_name: str, reason: str) -> None:
+        """An actor of a job has no place as things stand: its driver, if it is of this node, should know."""
+        driver = self._clients.driver_of(job_id)
         if driver is not None:
-            name = f" {seat.spec.name!r}" if seat.spec.name else ""
-            driver.send(
-                LeasePending(
-                    0, f"the actor{name} of class {seat.spec.class_name} waits: {pending.reason}"
-                )
-            )
+            named = f" {name!r}" if name else ""
+            text = f"the actor{named} of class {class_name} waits: {reason}"
+            driver.send(LeasePending(0, text))
 
     def on_asked_back(self, _ask: AskBack) -> None:
         """Nobody asks for the workers of actors."""

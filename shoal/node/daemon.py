@@ -30,6 +30,7 @@ from shoal.errors import ProtocolError
 from shoal.messages.boot import Boot
 from shoal.messages.control import (
     ActorChanged,
+    ActorWaits,
     ClientGone,
     CreateActor,
     DropActor,
@@ -492,6 +493,8 @@ class Daemon:
             case NodeJoined() | NodeDied() | ViewChanged():
                 if self._outside is not None:
                     self._outside.on_order(order)
+            case ActorWaits(job_id, name, class_name, reason):
+                self._actors.tell_driver(job_id, name, class_name, reason)
             case ActorChanged(clients, change):
                 for number in clients:
                     client = self._clients.get(number)

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import msgspec
 
+from shoal.config import TLS_SETTINGS
 from shoal.messages.boot import Boot, BootAnswer, BootFailed, NodeFile, Ready
 from shoal.node.zygote import (
     SOCKET_BUFFER_BYTES,
@@ -217,6 +218,7 @@ def _leave_word(boot: Boot, node_id: bytes) -> None:
         is_head=boot.is_head,
         version=__version__,
         python="{}.{}.{}".format(*sys.version_info),
+        tls={name: path for name in TLS_SETTINGS if (path := getattr(boot.config, name))},
     )
     write_private(f"{boot.session_dir}/{NODE_FILE}", msgspec.json.encode(word))
 

@@ -23,6 +23,7 @@ from shoal.messages.boot import Boot
 from shoal.messages.control import NodeDied, NodeJoined, NodeView, Order, Post, ViewChanged
 from shoal.messages.neighbours import (
     Ask,
+    AskAgain,
     Busy,
     EndProcess,
     Gave,
@@ -33,6 +34,8 @@ from shoal.messages.neighbours import (
     OwnerEnded,
     ProcessEnded,
     Refused,
+    UsesAsked,
+    UsesTold,
     WantBack,
     WatchProcess,
     Withdraw,
@@ -50,6 +53,7 @@ from shoal.node.neighbours import Neighbour, Neighbours, daemon_name
 from shoal.node.store import StoreKeeper
 from shoal.node.transfer.links import open_bulk
 from shoal.node.transfer.service import Transfers
+from shoal.node.uses import UsesElsewhere
 from shoal.node.workers import Workers
 from shoal.wire.addresses import make_address
 from shoal.wire.tls import Tls
@@ -86,6 +90,7 @@ class Outside:
         self._boot = boot
         self._node_id = node_id
         self._workers = workers
+        self._store = keeper
         self._post = post
         self._version = 0
         self._shown: tuple[Any, ...] = ()
@@ -117,6 +122,7 @@ class Outside:
             ),
             None if tls is None else partial(tls.server.wrap_socket, server_side=True),
         )
+        self._uses = UsesElsewhere(self.neighbours, keeper.inquiries)
         self.client_handlers: dict[type, Callable[[Client, Any], None]] = {
             Pull: self.transfers.on_pull,
             PullDone: self.transfers.on_done,
@@ -137,6 +143,9 @@ class Outside:
             ProcessEnded: self.abroad.on_ended,
             EndProcess: lambda _, m: end_process(m.address, m.reason),
             Lines: lambda _, m: show(m.job_id, m.log),
+            UsesAsked: self._uses.on_asked,
+            UsesTold: self._uses.on_told,
+            AskAgain: self._uses.on_ask_again,
         }
 
     def open(self, door: socket.socket) -> None:
@@ -176,6 +185,7 @@ class Outside:
         if node is not None:
             self.hosting.on_node_died(node, cause)
             self.abroad.on_node_died(node, cause)
+        self._store.inquiries.on_node_gone(node_id)
         self.lending.on_node_died(node_id)
 
     # --- this node, as others see it -------------------------------------------------------------------------------

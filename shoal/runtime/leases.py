@@ -55,6 +55,8 @@ class Leases:
         self._requests: dict[int, SchedulingClass] = {}
         # Classes that will ask again, after a refusal.
         self._refused: dict[SchedulingClass, None] = {}
+        # Classes that nothing can serve as things stand, and of which the user knows.
+        self._explained: dict[SchedulingClass, None] = {}
         self._lanes: dict[str, dict[Lane, None]] = {}
         self._lanes_by_lease: dict[int, Lane] = {}
         self.node_handlers: dict[type, Callable[[Any], None]] = {
@@ -102,6 +104,7 @@ class Leases:
         self._lanes.setdefault(message.address, {})[lane] = None
         self._lanes_by_lease[lane.lease_id] = lane
         connection.send(Bind(lane.lease_id, queue.shape, lane.gpu_ids))
+        self._explained.pop(queue, None)
         self._tasks.granted(message.req, queue, lane, monotonic())
         if not lane.inflight:
             self.look_later()
@@ -187,8 +190,15 @@ class Leases:
             self._tasks.wanted(lane)
 
     def _on_pending(self, message: LeasePending) -> None:
-        if message.req in self._requests:
+        if not message.req:
+            # About an actor or a placement group, which the reason names.
             self._process.warn(message.reason)
+            return
+        queue = self._requests.get(message.req)
+        # Once for all requests of the class, however the cluster changes while it waits.
+        if queue is not None and queue not in self._explained:
+            self._explained[queue] = None
+            self._process.warn(f"{_tasks_of(queue)} waits: {message.reason}")
 
     def is_in_use(self) -> bool:
         """Whether any worker is leased or asked for: until a while after the last task."""
@@ -200,3 +210,9 @@ class Leases:
         for lane in lanes:
             self._forget(lane)
         return lanes
+
+
+def _tasks_of(queue: SchedulingClass) -> str:
+    """What waits in a queue, for the user."""
+    name = next((task.function.name for task in queue.queue if task.function is not None), "")
+    return f"the task {name}()" if name else "a task"
