@@ -200,3 +200,22 @@ def test_hosts_that_cannot_reach_the_head_say_what_to_look_at(
     )
     assert done.returncode != 0
     assert "shoal start --head" in done.stderr + done.stdout
+
+
+def test_a_node_takes_the_address_by_which_it_reaches_the_head(
+    hosts: list[Host], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    head, *others = hosts
+    place = f"{head.address}:{PORT}"
+    try:
+        said = head.shoal(
+            "start", "--head", f"--node-ip-address={head.address}", f"--port={PORT}", home=home
+        )
+        assert "with the token of this one" in said
+        for host in others:
+            assert f" at {host.address}:" in host.shoal("start", f"--address={place}", home=home)
+    finally:
+        for host in hosts:
+            host.shoal("stop", home=home)
