@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from shoal.wire.session import is_alive
-from tests.cli.commands import Commands
+from tests.cli.commands import SMALL, Commands
 from tests.leaks import SHARED_MEMORY
 
 PATIENCE_S = 30
@@ -282,3 +282,21 @@ def test_the_folder_of_sessions_may_be_named(shoal_command: Commands, tmp_path: 
     finally:
         assert "Stopped 1 node" in shoal_command.run("stop", "--temp-dir", str(folder)).said
         folder.rmdir()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_start_that_is_ended_half_way_leaves_nothing(
+    shoal_command: Commands, number: signal.Signals
+) -> None:
+    with shoal_command.popen("start", "--head", "--port", "0", *SMALL) as process:
+        # The folder of the control store is there before its process is.
+        wait_for(lambda: shoal_command.left() or process.poll() is not None)
+        process.send_signal(number)
+        code = process.wait(PATIENCE_S)
+    if code == 0:
+        # It was quicker.
+        assert len(shoal_command.nodes()) == 1
+        return
+    assert code == 128 + number
+    assert shoal_command.nodes() == []
+    wait_for(lambda: shoal_command.left() == [])
