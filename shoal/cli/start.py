@@ -287,40 +287,36 @@ class _Start:
         token = find_token(make=True)
         storage = self._storage(storage, cluster_name)
         self._cluster_name = cluster_name
-        listening = self._listen(ip, port)
-        with listening:
-            try:
-                folder = ControlFolder(cluster_name, self._root)
-            except RunsAlready as error:
-                raise Taken(
-                    f"{error}. Add nodes to it with `shoal start --address=…`, end it with `shoal stop`, or give this one another name with "
-                    "--cluster-name"
-                ) from None
-            self._taken_over = folder.taken_up and not storage
-            self._control = begin_control(
-                folder,
-                listening,
-                self._config,
-                cluster_name=cluster_name,
-                token=token,
-                storage=storage,
-            )
         try:
+            with self._listen(ip, port) as listening:
+                folder = self._folder(cluster_name)
+                self._taken_over = folder.taken_up and not storage
+                self._control = begin_control(
+                    folder,
+                    listening,
+                    self._config,
+                    cluster_name=cluster_name,
+                    token=token,
+                    storage=storage,
+                )
             self._begin_node(token, self._control.place, ip, is_head=True)
-        except BaseException:
-            self._control.stop()
-            raise
-        try:
             self._control.await_ready()
-        except BaseException:
-            assert self._node is not None
-            self._node.stop()
-            raise
-        try:
             self._await_node()
         except BaseException:
-            self._control.stop()
+            if self._node is not None:
+                self._node.stop()
+            if self._control is not None:
+                self._control.give_up()
             raise
+
+    def _folder(self, cluster_name: str) -> ControlFolder:
+        try:
+            return ControlFolder(cluster_name, self._root)
+        except RunsAlready as error:
+            raise Taken(
+                f"{error}. Add nodes to it with `shoal start --address=…`, end it with `shoal stop`, or give this one another name with "
+                "--cluster-name"
+            ) from None
 
     def node(self, control: str, ip: str | None) -> None:
         """Start a node of a cluster."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import stat
 import time
 from collections.abc import Callable
@@ -282,6 +283,27 @@ def test_the_folder_of_sessions_may_be_named(shoal_command: Commands, tmp_path: 
     finally:
         assert "Stopped 1 node" in shoal_command.run("stop", "--temp-dir", str(folder)).said
         folder.rmdir()
+
+
+def test_a_head_that_fails_to_start_again_keeps_what_was_written_down(
+    shoal_command: Commands,
+) -> None:
+    address = shoal_command.start_head().address()
+    (node,) = shoal_command.nodes()
+    (control,) = shoal_command.controls()
+    assert control.file is not None
+    for pid in (control.file.pid, *reversed(family(node.file.pid))):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not is_alive(control.directory))
+    port = address.rpartition(":")[2]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        door = ("--node-manager-port", str(other.getsockname()[1]))
+        failed = shoal_command.run("start", "--head", "--port", port, *SMALL, *door)
+    assert failed.code == 1
+    assert "the node's door cannot be opened" in failed.complained
+    again = shoal_command.run("start", "--head", "--port", port, *SMALL)
+    assert again.code == 0, again
+    assert "what it had written down is taken up" in again.said
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
