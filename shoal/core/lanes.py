@@ -72,12 +72,14 @@ class Lane:
 
 
 class SchedulingClass:
-    """A scheduling class: the queue of the tasks of one shape, and the lanes that serve it. `even`: they are to be spread evenly."""
+    """A scheduling class: the queue of the tasks of one shape, and the lanes that serve it. `place` is where their arguments are, if
+    that matters. `even`: they are to be spread evenly."""
 
-    __slots__ = ("even", "lanes", "queue", "refused", "requests", "room", "shape")
+    __slots__ = ("even", "lanes", "place", "queue", "refused", "requests", "room", "shape")
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, place: str = "") -> None:
         self.shape = shape
+        self.place = place
         self.even = isinstance(shape.strategy, Spread)
         self.queue: deque[Task] = deque()
         self.lanes: list[Lane] = []

@@ -41,6 +41,7 @@ from shoal.node.zygote import (
 )
 from shoal.version import __version__
 from shoal.wire.addresses import make_place
+from shoal.wire.daemon_log import log_to
 from shoal.wire.descriptors import raise_descriptor_limit
 from shoal.wire.framing import HEADER_BYTES, encode_frame
 from shoal.wire.session import (
@@ -48,6 +49,7 @@ from shoal.wire.session import (
     NODE_FILE,
     TOKEN_FILE,
     bind_private,
+    head_log,
     node_path,
     private,
     remove_session,
@@ -236,11 +238,7 @@ def _serve(
 
     from shoal.node.daemon import Daemon
 
-    logging.basicConfig(
-        stream=sys.stderr,
-        format="%(asctime)s %(name)s %(levelname)s %(message)s",
-        level=logging.INFO,
-    )
+    log_to(head_log(boot.session_dir), boot.config.log_rotate_bytes)
     # Each worker costs the daemon three.
     max_descriptors = raise_descriptor_limit()
     loop = asyncio.new_event_loop()

@@ -25,6 +25,7 @@ from shoal.messages.node import (
 )
 from shoal.messages.peer import Bind
 from shoal.messages.values import Failed
+from shoal.runtime.locality import bytes_by_place
 from shoal.serial.exceptions import dump_exception
 from shoal.wire.session import log_dir
 
@@ -74,9 +75,10 @@ class Leases:
         for effect in outbox:
             if type(effect) is RequestLease:
                 self._requests[effect.req] = effect.queue
-                node.send_locked(
-                    LeaseRequest(effect.req, effect.queue.shape, effect.backlog, effect.name)
-                )
+                request = LeaseRequest(effect.req, effect.queue.shape, effect.backlog, effect.name)
+                if effect.queue.place and effect.queue.queue:
+                    request.holders = list(bytes_by_place(effect.queue.queue[0]).items())
+                node.send_locked(request)
             elif type(effect) is CancelLease:
                 self._requests.pop(effect.req, None)
                 node.send_locked(LeaseCancel(effect.req))
