@@ -79,6 +79,7 @@ from shoal.messages.control import (
     KillActor,
     ListActors,
     ListEndedProcesses,
+    ListGroups,
     ListJobs,
     ListKeys,
     ListNames,
@@ -169,6 +170,7 @@ class ControlStore:
             ClusterStatus: lambda _: self._status(),
             ListActors: lambda _: self._rows.listed(self._why_unplaced),
             SurveyNodes: self._surveys.ask,
+            ListGroups: lambda _: [],
         }
 
     async def load(self) -> None:
