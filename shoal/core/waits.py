@@ -98,7 +98,9 @@ def _why_unready(subject: str, task: Task) -> Reason:
     count = "an argument" if len(missing) == 1 else f"{len(missing)} arguments"
     makers = {task_of(entry.object_id) for entry in missing[:_MOST_FOLLOWED]}
     follow = [Follow(AskWhy(task_id.hex())) for task_id in sorted(makers)]
-    return Reason(subject, "dependency", f"it waits for {count}: {text}.", follow=follow)
+    since_ns = getattr(task, "waits_since_ns", 0)
+    text = f"it waits for {count}: {text}."
+    return Reason(subject, "dependency", text, since_ns=since_ns, follow=follow)
 
 
 def _maker(entry: Entry) -> str:
@@ -152,7 +154,7 @@ def _why_queued(
         ahead += other.state is State.QUEUED
     others = f"{ahead} tasks of its kind are before it in the queue of its owner" if ahead else ""
     busy = len(queue.lanes)
-    leased = f"{busy} workers have been leased for them" if busy else ""
+    leased = f"tasks of its kind have {busy} workers" if busy else ""
     rest = "".join(f"; {text}" for text in (others, leased) if text)
     follow = [Follow(AskRequest(address, req), node_id) for req in list(queue.requests)[:1]]
     return Reason(

@@ -135,5 +135,7 @@ def visit(address: str | None) -> Iterator[ControlClient]:
         # Says what there is, and how to start one.
         choose_node(address)
         raise ConnectionError(f"there is no token for the cluster at {address}: set $SHOAL_TOKEN")
-    with ControlClient(place, token, Tls.of(load_config({}))) as client:
+    # A node of the cluster on this machine knows how it is spoken with.
+    config = load_config(here[0].file.tls if here else {})
+    with ControlClient(place, token, Tls.of(config)) as client:
         yield client

@@ -1,4 +1,4 @@
-"""The records that `shoal.util.state` gives, with the columns that programs of Ray read, and how they come from what was found.
+"""The records that `shoal.util.state` gives, with the columns that programs of Ray read.
 
 Ids are hexadecimal digits, resources are in the units of users, times are milliseconds since the epoch; None is what nobody knows, and what
 is a detail that was not asked for.
@@ -6,16 +6,12 @@ is a detail that was not asked for.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
-from shoal.messages.control import EndedProcess
-from shoal.messages.node import UNIT, NodeRow
-from shoal.messages.state import Findings, ObjectRow, TaskRow
-from shoal.runtime.asking import Questions
-from shoal.wire.addresses import place_of
+MOST: Final = 10_000
+"""The highest `limit` of a list, and what every process is asked for at the most."""
 
 
 class Record:
@@ -211,219 +207,13 @@ class PlacementGroupState(Record):
     pending_reason: str | None = None
 
 
-# --- from what was found --------------------------------------------------------------------------------------------
+R = TypeVar("R", bound=Record)
 
 
-class Where:
-    """Which node is at a place."""
+@dataclass
+class Found(Generic[R]):
+    """What was found: `left_out` more were not looked at, and `silent` did not answer in time."""
 
-    def __init__(self, questions: Questions) -> None:
-        # The dead first: a place may have been taken again.
-        rows = sorted(questions.nodes(), key=lambda row: row.alive)
-        self._nodes = {row.place: row.node_id.hex() for row in rows}
-
-    def of(self, address: str) -> str | None:
-        """The node of the process at an address."""
-        return self._nodes.get(place_of(address)) if address else None
-
-    def at(self, place: str) -> str | None:
-        """The node whose door is there."""
-        return self._nodes.get(place)
-
-
-def actor_states(questions: Questions) -> list[ActorState]:
-    """Those that live first."""
-    rows = sorted(questions.actors(), key=lambda row: row.state == "DEAD")
-    return [
-        ActorState(
-            row.actor_id.hex(),
-            row.class_name,
-            row.state,
-            row.job_id.hex(),
-            row.name,
-            row.node_id.hex() or None,
-            row.pid or None,
-            row.namespace,
-            row.detached,
-            _amounts(row.resources),
-            row.incarnation,
-            row.cause or None,
-            row.waits or None,
-            row.since_ns // 1_000_000,
-        )
-        for row in rows
-    ]
-
-
-def task_states(found: Findings, where: Where) -> list[TaskState]:
-    """One for each task: what its owner says, and what the process says that runs or ran it."""
-    owned: dict[bytes, TaskRow] = {}
-    ran: dict[bytes, TaskRow] = {}
-    for row in found.tasks:
-        if row.owner:
-            owned[row.task_id] = row
-        else:
-            before = ran.get(row.task_id)
-            # That it runs now is newer than how an earlier attempt ended.
-            if before is None or (before.end_ns and (not row.end_ns or row.end_ns > before.end_ns)):
-                ran[row.task_id] = row
-    states = [_task_state(row, ran.get(task_id), where) for task_id, row in owned.items()]
-    states += [_task_state(row, row, where) for task_id, row in ran.items() if task_id not in owned]
-    # Python's sort is stable: what is not finished stays in its order, the latest that ended come next.
-    states.sort(key=lambda state: -state.end_time_ms if state.end_time_ms else -float("inf"))
-    return states
-
-
-def _task_state(row: TaskRow, run: TaskRow | None, where: Where) -> TaskState:
-    if run is not None and run.end_ns and run is not row:
-        # Its owner has not finished with it: an earlier attempt, or an answer that is on its way.
-        run = None
-    shown = run or row
-    return TaskState(
-        row.task_id.hex(),
-        row.name,
-        shown.state,
-        row.kind,
-        row.job_id.hex(),
-        where.of(shown.worker),
-        shown.pid or None,
-        row.attempt,
-        row.name,
-        row.actor_id.hex() or None,
-        _amounts(row.resources),
-        shown.start_ns // 1_000_000 or None,
-        shown.end_ns // 1_000_000 or None,
-        row.owner or None,
-        shown.worker or None,
-    )
-
-
-def object_states(found: Findings, where: Where) -> list[ObjectState]:
-    """The largest first."""
-    rows = sorted(found.objects, key=lambda row: -row.size)
-    return [_object_state(row, where) for row in rows]
-
-
-def _object_state(row: ObjectRow, where: Where) -> ObjectState:
-    return ObjectState(
-        row.object_id.hex(),
-        row.size,
-        row.state,
-        row.owner == row.process,
-        where.at(row.place),
-        row.pid,
-        row.local_references,
-        row.task_name,
-        row.owner,
-        row.other_references,
-        row.borrowers,
-        row.process,
-    )
-
-
-def node_states(questions: Questions) -> list[NodeState]:
-    """As they were told."""
-    return [_node_state(row) for row in questions.nodes()]
-
-
-def _node_state(row: NodeRow) -> NodeState:
-    return NodeState(
-        row.node_id.hex(),
-        row.address,
-        row.name,
-        "ALIVE" if row.alive else "DEAD",
-        row.hostname,
-        _amounts(row.total.items()),
-        _amounts(row.available.items()),
-        dict(row.labels),
-        row.place,
-        row.pid,
-    )
-
-
-def worker_states(found: Findings, ended: list[EndedProcess]) -> list[WorkerState]:
-    """Those that live, then those that have ended, the latest first."""
-    states = [
-        WorkerState(
-            row.worker_id.hex() or None,
-            True,
-            row.kind,
-            row.state,
-            row.node_id.hex(),
-            row.pid,
-            row.job_id.hex(),
-            row.runs,
-            _amounts(row.resources),
-            None,
-            row.since_ns // 1_000_000 or None,
-            None,
-            row.address,
-        )
-        for row in found.workers
-    ]
-    for process in reversed(ended):
-        pid = re.search(r"pid (\d+)", process.who)
-        states.append(
-            WorkerState(
-                None,
-                False,
-                "DRIVER" if "driver" in process.who else "WORKER",
-                "DEAD",
-                process.node_id.hex(),
-                int(pid[1]) if pid else None,
-                exit_detail=process.how,
-                end_time_ms=process.at_ns // 1_000_000,
-                address=process.address,
-            )
-        )
-    return states
-
-
-def job_states(questions: Questions) -> list[JobState]:
-    """Those that run first."""
-    rows = sorted(questions.jobs(), key=lambda row: bool(row.ended))
-    return [
-        JobState(
-            row.job.job_id.hex(),
-            "FINISHED" if row.ended else "RUNNING",
-            row.job.entrypoint,
-            "DRIVER",
-            row.ended,
-            row.node_id.hex() or None,
-            row.job.namespace,
-            row.job.owner,
-        )
-        for row in rows
-    ]
-
-
-def placement_group_states(questions: Questions) -> list[PlacementGroupState]:
-    """As they were told."""
-    states = []
-    for info in questions.groups():
-        record, spec = info.record, info.record.spec
-        bundles = [
-            {
-                "bundle_index": index,
-                "resources": _amounts(bundle.resources),
-                "node_id": place.hex() or None,
-            }
-            for index, (bundle, place) in enumerate(zip(spec.bundles, record.places, strict=False))
-        ]
-        states.append(
-            PlacementGroupState(
-                spec.group_id.hex(),
-                spec.name,
-                spec.job_id.hex(),
-                record.state,
-                spec.strategy,
-                bundles,
-                spec.detached,
-                info.waits or None,
-            )
-        )
-    return states
-
-
-def _amounts(units: Any) -> dict[str, float]:
-    return {name: amount / UNIT for name, amount in units}
+    states: list[R]
+    left_out: int = 0
+    silent: list[str] = field(default_factory=list)

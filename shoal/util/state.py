@@ -13,22 +13,25 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from shoal.errors import ShoalError
-from shoal.messages.state import AskObjects, AskTasks, AskWorkers, Findings
 from shoal.runtime import current_process
 from shoal.runtime.asking import Member, Questions, visit
 from shoal.util.records import (
+    MOST,
     ActorState,
+    Found,
     JobState,
     NodeState,
     ObjectState,
     PlacementGroupState,
     Record,
     TaskState,
-    Where,
     WorkerState,
+)
+from shoal.util.summaries import actor_summary, object_summary, task_summary
+from shoal.util.tables import (
     actor_states,
     job_states,
     node_states,
@@ -69,9 +72,6 @@ __all__ = [
     "why",
 ]
 
-MOST: Final = 10_000
-"""The highest `limit`, and what every process is asked for at the most."""
-
 R = TypeVar("R", bound=Record)
 Filter = tuple[str, str, Any]
 
@@ -111,8 +111,8 @@ def list_actors(
         filters: Only those of which all of this is so: (column, "=" or "!=", value). Text is compared regardless of case.
         limit: So many at most, up to 10,000. That there are more is a warning.
         timeout: Seconds to wait for an answer.
-        detail: All columns; else those that are marked as details are None.
-        raise_on_missing_output: Whether it is an error, not a warning, if somebody did not answer or more was left out than `limit` says.
+        detail: All columns; else those in the `DETAILS` of the record are None.
+        raise_on_missing_output: Whether it is an error, not a warning, if somebody did not answer, or left something out.
 
     Raises:
         ValueError: an argument is wrong.
@@ -120,7 +120,8 @@ def list_actors(
         ConnectionError: there is no such cluster.
     """
     with asking(address, timeout) as questions:
-        return _chosen(actor_states(questions), ActorState, filters, limit, detail)
+        found = actor_states(questions)
+    return chosen(ActorState, found, filters, limit, detail, raise_on_missing_output)
 
 
 def list_tasks(
@@ -132,11 +133,9 @@ def list_tasks(
     raise_on_missing_output: bool = True,
 ) -> list[TaskState]:
     """The tasks and calls that are not finished, then the latest that are, as far as the processes remember. See `list_actors`."""
-    check_limit(limit)
     with asking(address, timeout) as questions:
-        found = questions.survey(AskTasks(MOST))
-        _complete(found, raise_on_missing_output)
-        return _chosen(task_states(found, Where(questions)), TaskState, filters, limit, detail)
+        found = task_states(questions)
+    return chosen(TaskState, found, filters, limit, detail, raise_on_missing_output)
 
 
 def list_objects(
@@ -147,12 +146,10 @@ def list_objects(
     detail: bool = False,
     raise_on_missing_output: bool = True,
 ) -> list[ObjectState]:
-    """The objects that drivers and workers own or borrow: one row for each process that knows an object. See `list_actors`."""
-    check_limit(limit)
+    """The objects that drivers and workers own or borrow: a row for each process that knows an object. See `list_actors`."""
     with asking(address, timeout) as questions:
-        found = questions.survey(AskObjects(MOST))
-        _complete(found, raise_on_missing_output)
-        return _chosen(object_states(found, Where(questions)), ObjectState, filters, limit, detail)
+        found = object_states(questions)
+    return chosen(ObjectState, found, filters, limit, detail, raise_on_missing_output)
 
 
 def list_nodes(
@@ -165,7 +162,8 @@ def list_nodes(
 ) -> list[NodeState]:
     """The nodes that live, and those that have died lately. See `list_actors`."""
     with asking(address, timeout) as questions:
-        return _chosen(node_states(questions), NodeState, filters, limit, detail)
+        found = node_states(questions)
+    return chosen(NodeState, found, filters, limit, detail, raise_on_missing_output)
 
 
 def list_jobs(
@@ -178,7 +176,8 @@ def list_jobs(
 ) -> list[JobState]:
     """The jobs (a driver each) that run, and those that have ended lately. See `list_actors`."""
     with asking(address, timeout) as questions:
-        return _chosen(job_states(questions), JobState, filters, limit, detail)
+        found = job_states(questions)
+    return chosen(JobState, found, filters, limit, detail, raise_on_missing_output)
 
 
 def list_workers(
@@ -190,12 +189,9 @@ def list_workers(
     raise_on_missing_output: bool = True,
 ) -> list[WorkerState]:
     """The drivers and workers that live, then those that have ended lately. See `list_actors`."""
-    check_limit(limit)
     with asking(address, timeout) as questions:
-        found = questions.survey(AskWorkers(MOST))
-        _complete(found, raise_on_missing_output)
-        states = worker_states(found, questions.ended(MOST))
-        return _chosen(states, WorkerState, filters, limit, detail)
+        found = worker_states(questions)
+    return chosen(WorkerState, found, filters, limit, detail, raise_on_missing_output)
 
 
 def list_placement_groups(
@@ -208,41 +204,25 @@ def list_placement_groups(
 ) -> list[PlacementGroupState]:
     """The placement groups that are not forgotten. See `list_actors`."""
     with asking(address, timeout) as questions:
-        return _chosen(
-            placement_group_states(questions), PlacementGroupState, filters, limit, detail
-        )
+        found = placement_group_states(questions)
+    return chosen(PlacementGroupState, found, filters, limit, detail, raise_on_missing_output)
 
 
-def check_limit(limit: int) -> None:
-    """Raise `ValueError` for a limit that cannot be."""
+def chosen(
+    kind: type[R],
+    found: Found[R],
+    filters: Sequence[Filter] | None,
+    limit: int,
+    detail: bool,
+    must: bool,
+) -> list[R]:
+    """What is to be shown of what was found; what is missing is said (see `list_actors`)."""
     if not 0 < limit <= MOST:
         raise ValueError(
             f"limit is from 1 to {MOST:,}, not {limit!r}: use filters to find what you look for"
         )
-
-
-def _complete(found: Findings, must: bool) -> None:
-    """Say what is missing."""
-    missing = []
-    if found.silent:
-        missing.append(
-            f"no answer in time from {', '.join(found.silent)}: a longer timeout may help"
-        )
-    if found.left_out:
-        missing.append(
-            f"{found.left_out:,} more were left out: no process tells more than {MOST:,}"
-        )
-    if missing:
-        text = "; ".join(missing)
-        if must:
-            raise StateApiError(f"{text}. raise_on_missing_output=False shows what there is")
-        warnings.warn(f"something is missing: {text}", stacklevel=4)
-
-
-def _chosen(
-    states: list[R], kind: type[R], filters: Sequence[Filter] | None, limit: int, detail: bool
-) -> list[R]:
-    check_limit(limit)
+    _complete(found, must)
+    states = found.states
     for one in filters or ():
         matches = _matcher(kind, one)
         states = [state for state in states if matches(state)]
@@ -256,6 +236,24 @@ def _chosen(
         for state in states:
             state.hide_details()
     return states
+
+
+def _complete(found: Found[R], must: bool) -> None:
+    """Say what is missing."""
+    missing = []
+    if found.silent:
+        missing.append(
+            f"no answer in time from {', '.join(found.silent)}: a longer timeout may help"
+        )
+    if found.left_out:
+        missing.append(
+            f"{found.left_out:,} more were left out: no more than {MOST:,} are looked at"
+        )
+    if missing:
+        text = "; ".join(missing)
+        if must:
+            raise StateApiError(f"{text}. raise_on_missing_output=False shows what there is")
+        warnings.warn(f"something is missing: {text}", stacklevel=4)
 
 
 def _matcher(kind: type[R], one: Filter) -> Callable[[R], bool]:
@@ -343,25 +341,9 @@ def summarize_tasks(
 ) -> dict[str, Any]:
     """How many tasks are in which state, by function."""
     with asking(address, timeout) as questions:
-        found = questions.survey(AskTasks(MOST))
-        _complete(found, raise_on_missing_output)
-        states = task_states(found, Where(questions))
-    summary: dict[str, dict[str, Any]] = {}
-    for state in states:
-        key = state.func_or_class_name
-        group = summary.setdefault(
-            key, {"func_or_class_name": key, "type": state.type, "state_counts": {}}
-        )
-        _count(group, state.state)
-    calls = sum(state.type == "ACTOR_TASK" for state in states)
-    return {
-        "cluster": {
-            "summary": summary,
-            "total_tasks": len(states) - calls,
-            "total_actor_tasks": calls,
-            "summary_by": "func_name",
-        }
-    }
+        found = task_states(questions)
+    _complete(found, raise_on_missing_output)
+    return {"cluster": task_summary(found.states)}
 
 
 def summarize_actors(
@@ -369,14 +351,9 @@ def summarize_actors(
 ) -> dict[str, Any]:
     """How many actors are in which state, by class."""
     with asking(address, timeout) as questions:
-        states = actor_states(questions)
-    summary: dict[str, dict[str, Any]] = {}
-    for state in states:
-        group = summary.setdefault(
-            state.class_name, {"class_name": state.class_name, "state_counts": {}}
-        )
-        _count(group, state.state)
-    return {"cluster": {"summary": summary, "total_actors": len(states), "summary_by": "class"}}
+        found = actor_states(questions)
+    _complete(found, raise_on_missing_output)
+    return {"cluster": actor_summary(found.states)}
 
 
 def summarize_objects(
@@ -384,24 +361,9 @@ def summarize_objects(
 ) -> dict[str, Any]:
     """How many objects their owners have, in which state, and of which size, by the task that made them."""
     with asking(address, timeout) as questions:
-        found = questions.survey(AskObjects(MOST))
-        _complete(found, raise_on_missing_output)
-        states = [state for state in object_states(found, Where(questions)) if state.is_owner]
-    summary: dict[str, dict[str, Any]] = {}
-    for state in states:
-        key = state.task_name or "put"
-        group = summary.setdefault(
-            key, {"task_name": key, "total_objects": 0, "total_size_bytes": 0, "state_counts": {}}
-        )
-        group["total_objects"] += 1
-        group["total_size_bytes"] += max(0, state.object_size)
-        _count(group, state.state)
-    return {"cluster": {"summary": summary, "total_objects": len(states), "summary_by": "task"}}
-
-
-def _count(group: dict[str, Any], state: str) -> None:
-    counts = group["state_counts"]
-    counts[state] = counts.get(state, 0) + 1
+        found = object_states(questions)
+    _complete(found, raise_on_missing_output)
+    return {"cluster": object_summary(found.states)}
 
 
 # --- why ------------------------------------------------------------------------------------------------------------

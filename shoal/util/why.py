@@ -95,7 +95,8 @@ def explain(questions: Questions, id_: str) -> Explanation:
             raise ValueError(
                 f"several ids begin with {id_}: {found}. Give more digits of the one that is meant"
             )
-        for reason in reasons:
+        # What its owner says first, then the process that runs it, which knows since when.
+        for reason in sorted(reasons, key=lambda reason: reason.since_ns):
             steps.append(_step(reason, depth))
             # The last one in is the next one out: in reverse, so that what is told first is followed first.
             open_ += [(depth + 1, more) for more in reversed(reason.follow)]
@@ -133,7 +134,7 @@ def _ask(questions: Questions, follow: Follow) -> list[Reason]:
 def _step(reason: Reason, depth: int) -> Step:
     now_ns = time.time_ns()
     holders = [
-        f"{holder.name or 'a worker'} (pid {holder.pid}): {amounts_text(holder.resources)}, "
+        f"the worker with pid {holder.pid} (leased for {holder.name or 'a task'}): {amounts_text(holder.resources)}, "
         f"for {_seconds((now_ns - holder.since_ns) / 1e9)}"
         for holder in reason.holders
     ]
