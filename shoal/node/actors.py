@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from shoal.clock import monotonic_ns
 from shoal.control.link import ControlLink
 from shoal.core.endings import ended_clause, killed_clause
-from shoal.core.lease_records import AskBack, Grant, Pending, Refuse
+from shoal.core.lease_records import AskBack, Grant, Pending, Refuse, Revoke
 from shoal.messages.control import (
     ActorGone,
     ActorLeaves,
     ActorPlaced,
     ActorRefused,
     ActorRuns,
+    ActorWaits,
     PlaceActor,
     StopActor,
 )
@@ -32,6 +34,7 @@ from shoal.messages.node import (
     LeasePending,
     StartActor,
 )
+from shoal.messages.placement import ViewRow
 from shoal.node.clients import Client, Clients
 from shoal.node.workers import Process, Workers
 
@@ -54,11 +57,17 @@ class _Seat:
 
 
 class ActorSeats:
-    """See the module's docstring."""
+    """See the module's docstring. `row` gives a row of this node of which others hear the version."""
 
     def __init__(
-        self, workers: Workers, clients: Clients, control: ControlLink, jobs: dict[bytes, Job]
+        self,
+        workers: Workers,
+        clients: Clients,
+        control: ControlLink,
+        jobs: dict[bytes, Job],
+        row: Callable[[], ViewRow],
     ) -> None:
+        self._row = row
         self._workers = workers
         self._jobs = jobs
         self._clients = clients
@@ -126,8 +135,15 @@ class ActorSeats:
         self._of_process[process.worker_id] = seat
         if process.client is not None:
             process.client.send(StartActor(seat.spec, seat.incarnation, grant.gpu_ids))
-        placed = ActorPlaced(seat.spec.actor_id, seat.incarnation, process.address, process.pid)
-        self._control.post(placed)
+        self._control.post(
+            ActorPlaced(
+                seat.spec.actor_id,
+                seat.incarnation,
+                process.address,
+                process.pid,
+                self._row().version,
+            )
+        )
 
     def on_refused(self, refusal: Refuse) -> None:
         """There will never be a worker for a seat."""
@@ -138,14 +154,22 @@ class ActorSeats:
     def on_pending(self, pending: Pending) -> None:
         """A seat is infeasible as things stand: the driver should know."""
         seat = self._waiting[pending.req]
-        driver = self._clients.driver_of(seat.job_id)
+        spec = seat.spec
+        self._warn(seat.job_id, spec.name, spec.class_name, pending.reason)
+
+    def on_revoked(self, _revoked: Revoke) -> None:
+        """The control store knows what becomes of an actor whose placement group is removed: it has removed it."""
+
+    def on_waits(self, order: ActorWaits) -> None:
+        """An actor fits no node: the driver should know."""
+        self._warn(order.job_id, order.name, order.class_name, order.reason)
+
+    def _warn(self, job_id: bytes, name: str, class_name: str, reason: str) -> None:
+        driver = self._clients.driver_of(job_id)
         if driver is not None:
-            name = f" {seat.spec.name!r}" if seat.spec.name else ""
-            driver.send(
-                LeasePending(
-                    0, f"the actor{name} of class {seat.spec.class_name} waits: {pending.reason}"
-                )
-            )
+            called = f" {name!r}" if name else ""
+            text = f"the actor{called} of class {class_name} waits: {reason}"
+            driver.send(LeasePending(0, text))
 
     def on_asked_back(self, _ask: AskBack) -> None:
         """Nobody asks for the workers of actors."""
