@@ -110,6 +110,10 @@ class Peers:
         peer = self._by_address.get(address)
         if peer is not None and not peer.connection.closed:
             return peer.connection
+        cause = self.gone.get(address)
+        if cause is not None:
+            # At another node, that nobody is there is found out only later, and then it is no news.
+            raise ConnectionError(f"cannot connect to {address}: the process {cause}")
         connection = Connection(
             self._reactor,
             None,
