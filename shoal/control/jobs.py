@@ -43,6 +43,11 @@ class Jobs:
         record = self._records.get(job_id)
         return None if record is None else record.job
 
+    def node_of(self, job_id: bytes) -> bytes:
+        """The node of a job's driver, b"" if the job is over."""
+        record = self._records.get(job_id)
+        return b"" if record is None or record.ended else record.node_id
+
     def start(self, job: Job, node_id: bytes) -> None:
         """A driver has registered at a node."""
         self._write(JobRecord(job, node_id))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable
 from typing import Final
 
 from shoal.clock import monotonic_ns
@@ -34,7 +33,6 @@ from shoal.messages.node import (
     LeasePending,
     StartActor,
 )
-from shoal.messages.placement import ViewRow
 from shoal.node.clients import Client, Clients
 from shoal.node.workers import Process, Workers
 
@@ -57,17 +55,11 @@ class _Seat:
 
 
 class ActorSeats:
-    """See the module's docstring. `row` gives a row of this node of which others hear the version."""
+    """See the module's docstring."""
 
     def __init__(
-        self,
-        workers: Workers,
-        clients: Clients,
-        control: ControlLink,
-        jobs: dict[bytes, Job],
-        row: Callable[[], ViewRow],
+        self, workers: Workers, clients: Clients, control: ControlLink, jobs: dict[bytes, Job]
     ) -> None:
-        self._row = row
         self._workers = workers
         self._jobs = jobs
         self._clients = clients
@@ -135,15 +127,8 @@ class ActorSeats:
         self._of_process[process.worker_id] = seat
         if process.client is not None:
             process.client.send(StartActor(seat.spec, seat.incarnation, grant.gpu_ids))
-        self._control.post(
-            ActorPlaced(
-                seat.spec.actor_id,
-                seat.incarnation,
-                process.address,
-                process.pid,
-                self._row().version,
-            )
-        )
+        placed = ActorPlaced(seat.spec.actor_id, seat.incarnation, process.address, process.pid)
+        self._control.post(placed)
 
     def on_refused(self, refusal: Refuse) -> None:
         """There will never be a worker for a seat."""

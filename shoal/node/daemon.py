@@ -150,9 +150,7 @@ class Daemon:
         else:
             self._showing = self._outside.showing
             self._leasing = self._outside.lending
-        self._actors = ActorSeats(
-            self._workers, self._clients, self._control, self._jobs, self._showing.promised_row
-        )
+        self._actors = ActorSeats(self._workers, self._clients, self._control, self._jobs)
         self._queries = Queries(
             loop,
             self._clients,
