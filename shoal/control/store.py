@@ -473,7 +473,7 @@ class ControlStore:
             return False
         self._placed_on.pop(spec.actor_id, None)
         self._unplaced[spec.actor_id] = order, chosen.reason
-        if not again:
+        if not again and not chosen.soon:
             waits = ActorWaits(order.job_id, spec.name, spec.class_name, chosen.reason)
             self._order(self.nodes.home_of(spec.owner), waits)
         return False

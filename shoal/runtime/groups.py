@@ -74,6 +74,8 @@ class Groups:
         object_id = process.context().next_put_id()
         with process.lock:
             entry = process.objects.own(object_id)
+            # No task makes it, and it was not freed: its value is asked for.
+            entry.fetching = True
             known = self._removed.get(group_id) or self._known.get(group_id)
             if known is None and group_id not in self._known:
                 self._known[group_id] = None
