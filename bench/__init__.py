@@ -4,6 +4,7 @@ Run ``python -m bench`` (or ``make bench``) from the root of the repository.  Re
 
     rows.py        what is measured, in which unit, and which ratio is to be reached
     workloads/     the measured programs: plain functions that take the module under test
+    peers.py       the systems under test; clusters.py: several nodes of them
     schedule.py    who runs what when: rounds that alternate between the peers
     launch.py      runs one worker process and minds its time, its memory and its leftovers
     worker.py      the measured process: opens a session, samples rows, reports over a link

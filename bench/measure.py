@@ -1,9 +1,10 @@
 """How a workload becomes samples.
 
-A workload comes in one of four kinds:
+A workload comes in one of five kinds:
 
     Rate      opened once, then a batch of known size is repeated: units per second
     Duration  opened once, then one action is timed, a stated number of times: seconds
+    Laps      opened once, then an action that times a part of itself is repeated: its own figure
     Reading   a function that takes the open session and returns its own figure (memory)
     Fresh     a function that gets the peer *before* it is imported and times its start
 
@@ -95,6 +96,19 @@ class Duration:
 
 
 @dataclass(frozen=True, slots=True)
+class Laps:
+    """For what cannot be repeated without preparing each time: the action returns its figure, in the unit of the row."""
+
+    open: Opened
+    patience: float = 1.0
+
+    def sample(self, session: Any, plan: Plan) -> Samples:
+        with _entered(self.open, session) as lap:
+            _repeat(lap, plan.warmup_s * self.patience, 1)
+            return Samples(_repeat(lap, plan.duration_s * self.patience, plan.min_samples))
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     read: Callable[[Any, Census, Plan], Samples]
 
@@ -104,7 +118,7 @@ class Fresh:
     read: Callable[[Peer], Samples]
 
 
-Kind = Rate | Duration | Reading | Fresh
+Kind = Rate | Duration | Laps | Reading | Fresh
 
 
 def _rates(opened: Opened, session: Any, plan: Plan, patience: float) -> list[float]:
@@ -125,6 +139,15 @@ def _rate(batch: Batch, at_least_s: float) -> float:
         units += batch()
         seconds = time.perf_counter() - start
     return units / seconds
+
+
+def _repeat(lap: Batch, at_least_s: float, at_least: int) -> list[float]:
+    """The figures of so many laps, for so long."""
+    values: list[float] = []
+    end = time.perf_counter() + at_least_s
+    while len(values) < at_least or time.perf_counter() < end:
+        values.append(lap())
+    return values
 
 
 def _seconds(action: Batch) -> float:

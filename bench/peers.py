@@ -12,10 +12,14 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
+
+from bench import clusters
+from bench.clusters import Nodes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CPUS = 2
@@ -28,22 +32,30 @@ class Core(Protocol):
     either module and neither is at hand where types are checked.
     """
 
+    __name__: str
+
     def init(self, **options: Any) -> Any: ...
     def shutdown(self) -> Any: ...
     def remote(self, target: Callable[..., Any], /) -> Any: ...
     def get(self, refs: Any, *, timeout: float | None = None) -> Any: ...
     def put(self, value: Any) -> Any: ...
-    def wait(self, refs: list[Any], *, num_returns: int = 1) -> tuple[list[Any], list[Any]]: ...
+    def wait(
+        self, refs: list[Any], *, num_returns: int = 1, fetch_local: bool = True
+    ) -> tuple[list[Any], list[Any]]: ...
     def kill(self, actor: Any) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One system under test: a module and the options of its ``init``."""
+    """One system under test: a module and the options of its ``init``.
+
+    ``driver_options`` are those of a driver that joins a cluster.
+    """
 
     name: str
     module: str
     init_options: Mapping[str, Any] = field(default_factory=dict)
+    driver_options: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self) -> Core:
         return cast(Core, importlib.import_module(self.module))
@@ -51,23 +63,34 @@ class Peer:
     def with_init(self, options: Mapping[str, Any]) -> Peer:
         return replace(self, init_options={**self.init_options, **options})
 
-    def open(self) -> Any:
-        """Start a session and return what workloads of this peer take as their argument."""
-        if self.name == POOL.name:
-            return multiprocessing.Pool(CPUS)
-        core = self.load()
-        core.init(**self.init_options)
-        return core
+    @contextmanager
+    def session(self, nodes: Nodes | None = None) -> Iterator[Any]:
+        """What workloads of this peer take as their argument, for as long as it is open.
 
-    def close(self, opened: Any) -> None:
+        With ``nodes`` that is a cluster, whose driver this process is; ``init_options`` are not for it.
+        """
         if self.name == POOL.name:
-            opened.close()
-            opened.join()
+            pool = multiprocessing.Pool(CPUS)
+            try:
+                yield pool
+            finally:
+                pool.close()
+                pool.join()
+        elif self.name == SOCKETS.name:
+            yield None
+        elif nodes is not None:
+            with clusters.opened(self, nodes) as core:
+                yield core
         else:
-            opened.shutdown()
+            core = self.load()
+            core.init(**self.init_options)
+            try:
+                yield core
+            finally:
+                core.shutdown()
 
     def version(self) -> str:
-        if self.name == POOL.name:
+        if self.name in {POOL.name, SOCKETS.name}:
             return f"Python {platform.python_version()}"
         return str(getattr(importlib.import_module(self.module), "__version__", "unknown"))
 
@@ -84,9 +107,11 @@ RAY = Peer(
         "include_dashboard": False,
         "logging_level": "error",
     },
+    {"logging_level": "error"},
 )
 POOL = Peer("pool", "multiprocessing")
-PEERS = {peer.name: peer for peer in (SHOAL, RAY, POOL)}
+SOCKETS = Peer("sockets", "socket")
+PEERS = {peer.name: peer for peer in (SHOAL, RAY, POOL, SOCKETS)}
 
 # Would make a peer attach to, or configure itself like, some other session of the user's.
 _STRAY_PREFIXES = ("RAY_", "SHOAL_")

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from bench.measure import Duration, Fresh, Kind, Rate, Reading
-from bench.workloads import actors, objects, pool, sessions, tasks
+from bench.clusters import Nodes
+from bench.measure import Duration, Fresh, Kind, Laps, Rate, Reading
+from bench.workloads import actors, clusters, objects, pool, sessions, sockets, tasks
 
 
 class Better(Enum):
@@ -43,6 +44,8 @@ class Row:
     groups rows that share a process, one after another; a Fresh row has a process of its own.
     ``launches`` is how many processes a round gives to each peer, ``max_rounds`` caps the
     rounds of rows that take Ray a minute.  ``slow`` rows are left out by ``--quick``.
+    ``rival_kind`` is the program of a rival that cannot run the row's own.  ``nodes``: the session
+    is a cluster.
     """
 
     name: str
@@ -52,18 +55,21 @@ class Row:
     target: Target
     kind: Kind | None
     session: str
-    pool_kind: Kind | None = None
+    rival_kind: Kind | None = None
     timeout_s: float = 60.0
     launches: int = 1
     max_rounds: int | None = None
     slow: bool = False
+    nodes: Nodes | None = None
 
     @property
     def peers(self) -> tuple[str, ...]:
         return ("shoal",) if self.target.rival is None else ("shoal", self.target.rival)
 
     def kind_for(self, peer: str) -> Kind | None:
-        return self.pool_kind if peer == "pool" else self.kind
+        if self.rival_kind is not None and peer == self.target.rival:
+            return self.rival_kind
+        return self.kind
 
 
 def _ray(ratio: float) -> Target:
@@ -323,6 +329,87 @@ ROWS: tuple[Row, ...] = (
         slow=True,
     ),
     Row(
+        "cluster-up",
+        "4-node cluster up, and a first task on every node",
+        "s",
+        _LESS,
+        _ray(5),
+        Fresh(clusters.up_and_first_tasks),
+        "cluster-up",
+        launches=2,
+    ),
+    Row(
+        "cluster-spread",
+        "tasks spread over 4 nodes, 1000 in flight",
+        "tasks/s",
+        _MORE,
+        _ray(10),
+        Rate(clusters.spread),
+        "cluster",
+        nodes=clusters.NODES,
+    ),
+    Row(
+        "cluster-actor",
+        "an actor made on another node and answered",
+        "s",
+        _LESS,
+        _ray(10),
+        Laps(clusters.actor_elsewhere),
+        "cluster",
+        nodes=clusters.NODES,
+    ),
+    Row(
+        "group-sync",
+        "placement group over 4 nodes made, waited for, removed",
+        "groups/s",
+        _MORE,
+        _ray(5),
+        Rate(clusters.groups_one_at_a_time),
+        "groups",
+        nodes=clusters.NODES,
+    ),
+    Row(
+        "group-in-flight",
+        "100 placement groups made, waited for, removed",
+        "groups/s",
+        _MORE,
+        _ray(5),
+        Rate(clusters.groups_in_flight),
+        "groups",
+        nodes=clusters.NODES,
+    ),
+    Row(
+        "move-100mb",
+        "`get` of 100 MB from another node",
+        "GB/s",
+        _MORE,
+        _ray(1.5),
+        Laps(clusters.move_100mb, patience=2),
+        "move",
+        nodes=clusters.PAIR,
+    ),
+    Row(
+        "move-100mb-bare",
+        "`get` of 100 MB from another node, against two bare sockets",
+        "GB/s",
+        _MORE,
+        Target(ratio=0.6, rival="sockets"),
+        Laps(clusters.move_100mb, patience=2),
+        "move-bare",
+        rival_kind=Laps(sockets.move_100mb, patience=2),
+        nodes=clusters.PAIR,
+    ),
+    Row(
+        "broadcast-200mb",
+        "200 MB as an argument at 4 other nodes",
+        "GB/s",
+        _MORE,
+        _ray(1.5),
+        Laps(clusters.broadcast_200mb, patience=2),
+        "broadcast",
+        nodes=clusters.AUDIENCE,
+    ),
+    Row(
         "pool-sync",
         "against `multiprocessing.Pool(2)`: single round trips",
         "tasks/s",
@@ -330,7 +417,7 @@ ROWS: tuple[Row, ...] = (
         _NOT_SLOWER_THAN_POOL,
         Rate(tasks.one_at_a_time),
         "pool",
-        pool_kind=Rate(pool.one_at_a_time),
+        rival_kind=Rate(pool.one_at_a_time),
     ),
     Row(
         "pool-in-flight-20k",
@@ -340,7 +427,7 @@ ROWS: tuple[Row, ...] = (
         _NOT_SLOWER_THAN_POOL,
         Rate(tasks.in_flight_20k),
         "pool",
-        pool_kind=Rate(
+        rival_kind=Rate(
             pool.in_flight_20k, beside={"one map() call, chunksize=1 (tasks/s)": pool.map_20k}
         ),
     ),

@@ -11,63 +11,17 @@ Prints the median of each, in GB/s, and that of the quotients of neighbours, sin
 from __future__ import annotations
 
 import argparse
-import mmap
-import os
-import socket
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 import shoal
+from bench.workloads.sockets import bare_sockets
 from shoal.testing.cluster import Cluster
 
-_SHARED_MEMORY = "/dev/shm"
 _ROOM = 1 << 30
-
-
-@contextmanager
-def bare_sockets(size: int) -> Iterator[Callable[[], float]]:
-    """A function that moves `size` bytes between two processes and says how many seconds that took."""
-    with (
-        tempfile.TemporaryFile(dir=_SHARED_MEMORY) as source,
-        tempfile.TemporaryFile(dir=_SHARED_MEMORY) as target,
-        socket.create_server(("127.0.0.1", 0)) as server,
-    ):
-        for file in (source, target):
-            os.posix_fallocate(file.fileno(), 0, size)
-        pid = os.fork()
-        if not pid:
-            _send_for_ever(server, source.fileno(), size)
-        with socket.create_connection(server.getsockname()) as sock:
-            memory = mmap.mmap(target.fileno(), size)
-            memory[:] = bytes(size)
-
-            def move() -> float:
-                start = time.perf_counter()
-                sock.sendall(b"x")
-                with memoryview(memory) as view:
-                    done = 0
-                    while done < size:
-                        done += sock.recv_into(view[done:], size - done, socket.MSG_WAITALL)
-                return time.perf_counter() - start
-
-            yield move
-        os.waitpid(pid, 0)
-        memory.close()
-
-
-def _send_for_ever(server: socket.socket, fd: int, size: int) -> None:
-    sock, _ = server.accept()
-    while sock.recv(1):
-        done = 0
-        while done < size:
-            done += os.sendfile(sock.fileno(), fd, done, size - done)
-    os._exit(0)
 
 
 @shoal.remote(resources={"there": 1})

@@ -57,7 +57,8 @@ def _measure_fresh(peer: Peer, rows: list[Row], link: Link | PrintedLink) -> int
 
 
 def _measure_in_session(peer: Peer, rows: list[Row], plan: Plan, link: Link | PrintedLink) -> int:
-    session = peer.open()
+    opened = peer.session(rows[0].nodes)
+    session = opened.__enter__()
     link.send({"event": "started", **_about(peer)})
     try:
         for row in rows:
@@ -70,7 +71,7 @@ def _measure_in_session(peer: Peer, rows: list[Row], plan: Plan, link: Link | Pr
             link.send(_measured(row, samples))
     finally:
         watch = Stopwatch()
-        peer.close(session)
+        opened.__exit__(None, None, None)
         link.send({"event": "closed", "shutdown_s": watch.lap()})
     return 0
 

@@ -62,6 +62,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     fair_share_ms: int = 100
     """A lease older than this is asked back when another owner waits for its resources."""
 
+    locality_bytes: int = 1024 * 1024
+    """Stored arguments of a task of at least so many bytes decide in which node's queue it waits. Lower: more tasks go to their bytes, and
+    share fewer leases with others."""
+
     max_retries: int = 3
     """Default retries of a task whose worker died (`SHOAL_MAX_RETRIES`); -1 is for ever."""
 
@@ -204,6 +208,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     task_events: int = 10_000
     """Finished tasks that each worker remembers for `timeline()`; 0 turns recording off."""
+
+
+TLS_SETTINGS: Final = ("tls_cert", "tls_key", "tls_ca")
 
 
 def _parse(name: str, text: str, kind: Any) -> Any:

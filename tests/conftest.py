@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Collection, Generator, Iterator
@@ -54,6 +55,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Shells start background jobs with it ignored, and whatever the tests start would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Right under /tmp, because a Unix socket's path may have 107 bytes and no more.
     root = Path(tempfile.mkdtemp(prefix="shoal-t", dir="/tmp"))
     config.stash[SESSION_ROOT] = root

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from bench import report
 from bench.launch import PeerFacts
-from bench.measure import Batch, Duration, Fresh, Plan, Rate, Samples
+from bench.measure import Batch, Duration, Fresh, Laps, Plan, Rate, Samples
 from bench.results import Result, Scoreboard, Verdict
 from bench.rows import BY_NAME, ROWS, Row, select
 from bench.schedule import turns
@@ -33,9 +33,16 @@ def test_names_are_unique_and_every_row_is_explained() -> None:
     assert [row.name for row in ROWS if f"`{row.name}`" not in text] == []
 
 
-def test_a_pool_row_has_a_program_for_the_pool() -> None:
+def test_a_rival_that_knows_no_refs_has_a_program_of_its_own() -> None:
     for row in ROWS:
-        assert ("pool" in row.peers) == (row.pool_kind is not None)
+        assert (row.target.rival in {"pool", "sockets"}) == (row.rival_kind is not None)
+
+
+def test_the_rows_of_a_session_share_its_cluster() -> None:
+    clusters: dict[str, set[object]] = {}
+    for row in ROWS:
+        clusters.setdefault(row.session, set()).add(row.nodes)
+    assert [session for session, kinds in clusters.items() if len(kinds) != 1] == []
 
 
 def test_a_row_that_times_init_has_its_session_to_itself() -> None:
@@ -143,6 +150,24 @@ def test_a_duration_is_timed_as_often_as_it_says() -> None:
 
     assert len(Duration(workload, repeats=4).sample(None, Plan()).values) == 4
     assert len(calls) == 4
+
+
+def test_a_lap_says_its_own_figure() -> None:
+    laps: list[int] = []
+
+    def workload(_: None) -> Iterator[Batch]:
+        def lap() -> float:
+            laps.append(1)
+            return 0.5
+
+        yield lap
+
+    plan = Plan(warmup_s=0.001, duration_s=0.001, min_samples=4)
+    samples = Laps(workload).sample(None, plan)
+    assert set(samples.values) == {0.5}
+    assert len(samples.values) >= 4
+    # One lap at least is for warming up.
+    assert len(laps) > len(samples.values)
 
 
 def test_the_report_in_all_three_forms(tmp_path: Path) -> None:

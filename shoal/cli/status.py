@@ -45,7 +45,9 @@ def status(verbose: bool, address: str, temp_dir: str | None, **tls: str | None)
         place = _newest(root, nodes) if address in {AUTO, "local", ""} else resolve(address)
         here = [node for node in nodes if node.file.control == place]
         token = here[0].token() if here else find_token()
-        config = load_config({name: os.path.abspath(path) for name, path in tls.items() if path})
+        given = {name: os.path.abspath(path) for name, path in tls.items() if path}
+        # A node of the cluster on this machine knows how it is spoken with.
+        config = load_config(given or (here[0].file.tls if here else {}))
         with ControlClient(place, token, Tls.of(config)) as client:
             found: StatusOfCluster = client.ask(ClusterStatus())
     _show(place, found, verbose)

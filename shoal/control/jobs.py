@@ -44,7 +44,7 @@ class Jobs:
         return None if record is None else record.job
 
     def node_of(self, job_id: bytes) -> bytes:
-        """The node of a job's driver, b"" if the job is over."""
+        """Where the driver of a job is that runs, b"" if there is none."""
         record = self._records.get(job_id)
         return b"" if record is None or record.ended else record.node_id
 

@@ -40,9 +40,10 @@ from shoal.control.storage.opening import open_storage, shown_address
 from shoal.control.store import ControlStore
 from shoal.messages.boot import BootAnswer, BootFailed, ControlBoot, ControlFile, Ready
 from shoal.version import __version__
+from shoal.wire.daemon_log import log_to
 from shoal.wire.descriptors import raise_descriptor_limit
 from shoal.wire.framing import HEADER_BYTES, encode_frame
-from shoal.wire.session import CONTROL_FILE, write_private
+from shoal.wire.session import CONTROL_FILE, control_log, write_private
 from shoal.wire.tls import Tls, TlsConfigError
 
 _MAX_BOOT_BYTES: Final = 1024 * 1024
@@ -53,11 +54,7 @@ def main() -> None:
     """Be the control store."""
     boot = _read_boot(0)
     _settle_signals()
-    logging.basicConfig(
-        stream=sys.stderr,
-        format="%(asctime)s %(name)s %(levelname)s %(message)s",
-        level=logging.INFO,
-    )
+    log_to(control_log(boot.directory), boot.config.log_rotate_bytes)
     listening = socket.socket(fileno=boot.listen_fd)
     listening.setblocking(False)
     raise_descriptor_limit()

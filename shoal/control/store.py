@@ -475,7 +475,8 @@ class ControlStore:
         self._unplaced[spec.actor_id] = order, chosen.reason
         if not again and not chosen.soon:
             waits = ActorWaits(order.job_id, spec.name, spec.class_name, chosen.reason)
-            self._order(self.nodes.home_of(spec.owner), waits)
+            # The driver's node; of a job whose driver has gone, that of its creator.
+            self._order(self._jobs.node_of(order.job_id) or self.nodes.home_of(spec.owner), waits)
         return False
 
     def place_again(self) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from shoal.core.labels import matches, selector_text
-from shoal.core.resources import CPU, Amounts, NodeResources, amount_text, amounts_text
+from shoal.core.resources import CPU, GPU, Amounts, NodeResources, amount_text, amounts_text
 from shoal.messages.placement import Selector, ViewRow
 
 if TYPE_CHECKING:
     from shoal.core.candidates import Node
+
+_MEMORY: Final = "memory"
 
 
 def why_infeasible(resources: NodeResources, amounts: Amounts) -> str:
@@ -28,9 +30,12 @@ def why_infeasible(resources: NodeResources, amounts: Amounts) -> str:
 
 
 def _offer(name: str, wanted: int) -> str:
+    """How `shoal.init` is told that there is so much."""
     text = amount_text(wanted)
-    if name in {CPU, "GPU"}:
+    if name in {CPU, GPU}:
         return f"num_{name.lower()}s={text}"
+    if name == _MEMORY:
+        return f"_memory={text}"
     return f"resources={{{name!r}: {text}}}"
 
 
@@ -66,6 +71,23 @@ def why_waiting(
 # --- several nodes --------------------------------------------------------------------------------------------------
 
 
+def how_to_start(amounts: Amounts) -> str:
+    """The command that starts a node of the cluster with so much."""
+    words = ["shoal start --address=HOST:PORT"]
+    custom = []
+    for name, amount in amounts:
+        text = amount_text(amount)
+        if name in {CPU, GPU}:
+            words.append(f"--num-{name.lower()}s={text}")
+        elif name == _MEMORY:
+            words.append(f"--memory={text}")
+        else:
+            custom.append(f'"{name}": {text}')
+    if custom:
+        words.append(f"--resources='{{{', '.join(custom)}}}'")
+    return " ".join(words)
+
+
 def why_not_node(row: ViewRow, name: str, amounts: Amounts) -> str:
     """Why a node that a demand is tied to could never serve it."""
     if row.draining:
@@ -86,13 +108,17 @@ def why_no_node(nodes: Iterable[Node], amounts: Amounts, choices: Sequence[Selec
     rows = [node.row for node in nodes if not node.row.draining]
     allowed = [row for row in rows if any(matches(row.labels, choice) for choice in choices)]
     wanted = ", or else ".join(selector_text(choice) for choice in choices if choice)
-    on = f" with {wanted}" if wanted else ""
-    offers = " and ".join(_offer(name, amount) for name, amount in amounts) or "any resources"
-    advice = f"It waits until there is such a node: start one{on} and {offers}, or ask for less"
+    on = f" with the labels {wanted}" if wanted else ""
+    advice = f"It waits until there is such a node: start one{on} (`{how_to_start(amounts)}`), or ask for less"
     if not rows:
         return f"there is no node that takes work. {advice}."
     if not allowed:
-        return f"none of the {len(rows)} nodes has {wanted}. {advice}, or for other labels."
+        have = (
+            "the only node does not have"
+            if len(rows) == 1
+            else f"none of the {len(rows)} nodes has"
+        )
+        return f"{have} the labels {wanted}. {advice} in the options of the task or actor, or for other labels."
     alone = len(allowed) == 1
     nodes_text = f"the only node{on}" if alone else f"of the {len(allowed)} nodes{on} none"
     lacks = []

@@ -70,12 +70,14 @@ class Lane:
 
 
 class SchedulingClass:
-    """A scheduling class: the queue of the tasks of one shape, and the lanes that serve it."""
+    """A scheduling class: the queue of the tasks of one shape, and the lanes that serve it. `place` is where their arguments are, if
+    that matters."""
 
-    __slots__ = ("lanes", "queue", "refused", "requests", "room", "shape")
+    __slots__ = ("lanes", "place", "queue", "refused", "requests", "room", "shape")
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, place: str = "") -> None:
         self.shape = shape
+        self.place = place
         self.queue: deque[Task] = deque()
         self.lanes: list[Lane] = []
         self.requests: dict[int, None] = {}

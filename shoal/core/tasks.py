@@ -174,14 +174,14 @@ class TaskTable:
         self._max_requests = max_requests
         self._idle_s = lease_idle_ms / 1000
         self._next_request = 0
-        self.classes: dict[Shape, SchedulingClass] = {}
+        self.classes: dict[tuple[Shape, str], SchedulingClass] = {}
         self.outbox: list[Effect] = []
 
-    def scheduling_class(self, shape: Shape) -> SchedulingClass:
-        """The class of a shape; made on first use."""
-        queue = self.classes.get(shape)
+    def scheduling_class(self, shape: Shape, place: str = "") -> SchedulingClass:
+        """The class of a shape, and of a place to which tasks are to go if they can; made on first use."""
+        queue = self.classes.get((shape, place))
         if queue is None:
-            queue = self.classes[shape] = SchedulingClass(shape)
+            queue = self.classes[shape, place] = SchedulingClass(shape, place)
         return queue
 
     # --- in ------------------------------------------------------------------------------------------------------
@@ -487,9 +487,11 @@ class TaskTable:
 
     def check(self) -> None:
         """Raise `InternalError` if the table contradicts itself."""
-        for shape, queue in self.classes.items():
-            if queue.shape != shape:
-                raise InternalError(f"the class of {shape} is filed under another shape")
+        for key, queue in self.classes.items():
+            if (queue.shape, queue.place) != key:
+                raise InternalError(
+                    f"the class of {queue.shape} is filed under another shape or place"
+                )
             for lane in queue.lanes:
                 if lane.returned:
                     raise InternalError(f"a returned lane is still in use: {lane!r}")

@@ -108,6 +108,8 @@ class NodeFile(msgspec.Struct, kw_only=True):
     is_head: bool
     version: str
     python: str
+    tls: dict[str, str] = {}
+    """The settings by which it speaks TLS, if it does: paths on this machine."""
 
 
 class ControlFile(msgspec.Struct, kw_only=True):

@@ -25,6 +25,7 @@ import msgspec
 
 from shoal.messages.node import Job, Log, Shape
 from shoal.messages.placement import ViewRow
+from shoal.messages.values import Location
 
 # --- the connection -------------------------------------------------------------------------------------------------
 
@@ -177,6 +178,28 @@ class Lines(msgspec.Struct, array_like=True, tag=33):
     log: Log
 
 
+# --- objects of processes that have ended ---------------------------------------------------------------------------
+
+
+class UsesAsked(msgspec.Struct, array_like=True, tag=40):
+    """What do your clients use of what these processes have left? As in `WhoUses`; answered by a `UsesTold` for each."""
+
+    ended: list[tuple[int, str, str]]
+
+
+class UsesTold(msgspec.Struct, array_like=True, tag=41):
+    """As in `InUse`, of all clients of the node."""
+
+    number: int
+    locations: list[Location]
+
+
+class AskAgain(msgspec.Struct, array_like=True, tag=42):
+    """Our clients use less of what a process has left than we have told."""
+
+    address: str
+
+
 Neighbourly = (
     Introduce
     | Ask
@@ -192,6 +215,9 @@ Neighbourly = (
     | ProcessEnded
     | EndProcess
     | Lines
+    | UsesAsked
+    | UsesTold
+    | AskAgain
 )
 """What is said, once and in order."""
 

@@ -118,12 +118,14 @@ class Registered(msgspec.Struct, array_like=True, tag=3):
 
 
 class LeaseRequest(msgspec.Struct, array_like=True, tag=10):
-    """Ask for a worker. `backlog` is how many tasks of the shape wait; `name` is one of them, for explanations."""
+    """Ask for a worker. `backlog` is how many tasks of the shape wait; `name` is one of them, for explanations. `holders` says at which
+    places how many bytes of its large arguments are."""
 
     req: int
     shape: Shape
     backlog: int = 1
     name: str = ""
+    holders: list[tuple[str, int]] = []
 
 
 class LeaseCancel(msgspec.Struct, array_like=True, tag=11):

@@ -46,16 +46,16 @@ class FreeOrphans(msgspec.Struct, array_like=True, tag=54):
 
 
 class WhoUses(msgspec.Struct, array_like=True, tag=55):
-    """Node to every client: these processes (address, cause) have ended, and objects are left that they made or owned. Answered
-    by an `InUse` for each."""
+    """Node to every client: these processes (number of the question, address, cause) have ended, and objects are left that they made
+    or owned. Answered by an `InUse` for each."""
 
-    ended: list[tuple[str, str]]
+    ended: list[tuple[int, str, str]]
 
 
 class InUse(msgspec.Struct, array_like=True, tag=56):
-    """Which objects of a process that has ended this client still counts on; what no client names is freed."""
+    """Which objects of the process that question `number` is about this client still counts on; what no client names is freed."""
 
-    address: str
+    number: int
     locations: list[Location]
 
 

@@ -20,7 +20,6 @@ from shoal.messages.control import (
     ActorPlaced,
     ActorRefused,
     ActorRuns,
-    ActorWaits,
     PlaceActor,
     StopActor,
 )
@@ -140,21 +139,18 @@ class ActorSeats:
         """A seat is infeasible as things stand: the driver should know."""
         seat = self._waiting[pending.req]
         spec = seat.spec
-        self._warn(seat.job_id, spec.name, spec.class_name, pending.reason)
+        self.tell_driver(seat.job_id, spec.name, spec.class_name, pending.reason)
+
+    def tell_driver(self, job_id: bytes, name: str, class_name: str, reason: str) -> None:
+        """An actor of a job has no place as things stand: its driver, if it is of this node, should know."""
+        driver = self._clients.driver_of(job_id)
+        if driver is not None:
+            named = f" {name!r}" if name else ""
+            text = f"the actor{named} of class {class_name} waits: {reason}"
+            driver.send(LeasePending(0, text))
 
     def on_revoked(self, _revoked: Revoke) -> None:
         """The control store knows what becomes of an actor whose placement group is removed: it has removed it."""
-
-    def on_waits(self, order: ActorWaits) -> None:
-        """An actor fits no node: the driver should know."""
-        self._warn(order.job_id, order.name, order.class_name, order.reason)
-
-    def _warn(self, job_id: bytes, name: str, class_name: str, reason: str) -> None:
-        driver = self._clients.driver_of(job_id)
-        if driver is not None:
-            called = f" {name!r}" if name else ""
-            text = f"the actor{called} of class {class_name} waits: {reason}"
-            driver.send(LeasePending(0, text))
 
     def on_asked_back(self, _ask: AskBack) -> None:
         """Nobody asks for the workers of actors."""

@@ -510,13 +510,13 @@ class Daemon:
             case NodeJoined() | NodeDied() | ViewChanged():
                 if self._outside is not None:
                     self._outside.on_order(order)
+            case ActorWaits(job_id, name, class_name, reason):
+                self._actors.tell_driver(job_id, name, class_name, reason)
             case ActorChanged(clients, change):
                 for number in clients:
                     client = self._clients.get(number)
                     if client is not None:
                         client.send(change)
-            case ActorWaits():
-                self._actors.on_waits(order)
             case _:
                 self._groups.on_order(order)
 

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import msgspec
 
+from shoal.config import TLS_SETTINGS
 from shoal.messages.boot import Boot, BootAnswer, BootFailed, NodeFile, Ready
 from shoal.node.zygote import (
     SOCKET_BUFFER_BYTES,
@@ -40,6 +41,7 @@ from shoal.node.zygote import (
 )
 from shoal.version import __version__
 from shoal.wire.addresses import make_place
+from shoal.wire.daemon_log import log_to
 from shoal.wire.descriptors import raise_descriptor_limit
 from shoal.wire.framing import HEADER_BYTES, encode_frame
 from shoal.wire.session import (
@@ -47,6 +49,7 @@ from shoal.wire.session import (
     NODE_FILE,
     TOKEN_FILE,
     bind_private,
+    head_log,
     node_path,
     private,
     remove_session,
@@ -217,6 +220,7 @@ def _leave_word(boot: Boot, node_id: bytes) -> None:
         is_head=boot.is_head,
         version=__version__,
         python="{}.{}.{}".format(*sys.version_info),
+        tls={name: path for name in TLS_SETTINGS if (path := getattr(boot.config, name))},
     )
     write_private(f"{boot.session_dir}/{NODE_FILE}", msgspec.json.encode(word))
 
@@ -234,11 +238,7 @@ def _serve(
 
     from shoal.node.daemon import Daemon
 
-    logging.basicConfig(
-        stream=sys.stderr,
-        format="%(asctime)s %(name)s %(levelname)s %(message)s",
-        level=logging.INFO,
-    )
+    log_to(head_log(boot.session_dir), boot.config.log_rotate_bytes)
     # Each worker costs the daemon three.
     max_descriptors = raise_descriptor_limit()
     loop = asyncio.new_event_loop()

@@ -1,19 +1,25 @@
-"""Asks every client which objects of a process that has ended it still uses.
+"""Asks every client of the cluster which objects of a process that has ended it still uses.
 
-One inquiry at a time about each process: who is asked, and what the answers name. When all have answered (or ended), the
-keeper of the store hears what is in use; all else that the process left may go. Objects that are in use at that moment and whose
+Each inquiry is about one process and has a number: who is asked, and what the answers name. When all have answered (or ended), the keeper of
+the store hears what is in use; all else that the process left may go. Objects that are in use at that moment and whose
 owner has ended have nobody who will say when they are not: so the question is asked again when a user says that it has let go
 of something, or has ended. A little later, once for many such words, and about several processes at once: each client looks
 through all its objects for an answer.
+
+Of other nodes, the daemons are asked, each of which asks its own clients *on behalf* of this node, remembers which of them named anything,
+and says when it is time to ask again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Final
+import itertools
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Final, Protocol
 
 from shoal.messages.stores import InUse, WhoUses
+from shoal.messages.values import Location
 from shoal.node.clients import Client, Clients
 
 _AGAIN_S: Final = 0.2
@@ -21,20 +27,48 @@ _AGAIN_S: Final = 0.2
 Used = dict[str, set[tuple[int, int]]]
 """Blocks, by segment, as offsets and sizes."""
 
+Participant = int | bytes
+"""A client by its number, or a node by its id."""
+
+Ended = tuple[int, str, str]
+"""Number of the inquiry, address of the process that has ended, and how."""
+
+
+class Others(Protocol):
+    """The daemons of the other nodes, by the ids of these."""
+
+    def nodes(self) -> Iterable[bytes]:
+        """Those that live."""
+
+    def ask(self, node_id: bytes, ended: list[Ended]) -> None:
+        """Ask on our behalf; answered by `on_node_in_use`."""
+
+    def tell(self, node_id: bytes, number: int, locations: list[Location]) -> None:
+        """The answer to what a node has asked."""
+
+    def ask_again(self, node_id: bytes, address: str) -> None:
+        """Somebody here has let go of something that we had named to a node."""
+
 
 class _Inquiry:
-    """`asked` are the numbers of the clients that have not answered, `users` of those that named anything."""
+    """`asked` are those that have not answered, `users` those that named anything."""
 
-    __slots__ = ("asked", "used", "users")
+    __slots__ = ("address", "asked", "conclude", "locations", "users")
 
-    def __init__(self) -> None:
-        self.asked: dict[int, None] = {}
-        self.users: set[int] = set()
-        self.used: Used = {}
+    def __init__(self, address: str, conclude: Callable[[_Inquiry], None]) -> None:
+        self.address = address
+        self.conclude = conclude
+        self.asked: dict[Participant, None] = {}
+        self.users: set[Participant] = set()
+        self.locations: dict[Location, None] = {}
 
 
 class Inquiries:
-    """See the module's docstring. `conclude(address, used)` hears the outcome of each."""
+    """See the module's docstring. `conclude(address, used)` hears the outcome of each of this node's own.
+
+    Attributes:
+        others: The other nodes, if this one is in a cluster.
+    """
 
     def __init__(
         self,
@@ -42,34 +76,43 @@ class Inquiries:
         clients: Clients,
         conclude: Callable[[str, Used], None],
     ) -> None:
+        self.others: Others | None = None
         self._loop = loop
         self._clients = clients
         self._conclude = conclude
-        self._running: dict[str, _Inquiry] = {}
+        self._numbers = itertools.count(1)
+        self._running: dict[int, _Inquiry] = {}
+        # Our own, by process.
+        self._own: dict[str, int] = {}
         # Who named anything, by process: whose end is a reason to ask again.
-        self._users: dict[str, set[int]] = {}
+        self._users: dict[str, set[Participant]] = {}
+        # The same for what other nodes have asked, by node and process.
+        self._named: dict[tuple[bytes, str], set[Participant]] = {}
         # Processes to ask about again.
         self._due: dict[str, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
+    # --- our own -------------------------------------------------------------------------------------------------
+
     def ask(self, addresses: list[str]) -> None:
         """Ask now; again, if an inquiry runs already."""
-        started: dict[str, _Inquiry] = {}
+        ended: list[Ended] = []
         for address in addresses:
-            if address in self._running:
+            if address in self._own:
                 self.ask_later(address)
-            else:
-                started[address] = self._running[address] = _Inquiry()
-                self._users.pop(address, None)
-        if not started:
+                continue
+            number = self._begin(address, self._end_own)
+            self._own[address] = number
+            self._users.pop(address, None)
+            ended.append((number, address, self._clients.cause_of(address)))
+        if not ended:
             return
-        question = WhoUses([(address, self._clients.cause_of(address)) for address in started])
-        for client in self._clients:
-            client.send(question)
-            for inquiry in started.values():
-                inquiry.asked[client.number] = None
-        for address, inquiry in started.items():
-            self._look(address, inquiry)
+        self._ask_clients(ended)
+        if self.others is not None:
+            for node_id in self.others.nodes():
+                self._expect(ended, node_id)
+                self.others.ask(node_id, ended)
+        self._look(ended)
 
     def ask_later(self, address: str) -> None:
         """Ask in a while, once however often this is said meanwhile."""
@@ -82,39 +125,112 @@ class Inquiries:
         due, self._due = self._due, {}
         self.ask(list(due))
 
-    def on_in_use(self, client: Client, message: InUse) -> None:
-        """A client says what it uses."""
-        inquiry = self._running.get(message.address)
-        if inquiry is None or client.number not in inquiry.asked:
-            return
-        if message.locations:
-            inquiry.users.add(client.number)
-        for location in message.locations:
-            inquiry.used.setdefault(location.segment, set()).add((location.offset, location.size))
-        del inquiry.asked[client.number]
-        self._look(message.address, inquiry)
-
-    def on_client_gone(self, client: Client) -> None:
-        """A client has ended: it uses nothing. What it used when it was last asked, perhaps nobody does now."""
-        for address, users in self._users.items():
-            if client.number in users:
-                self.ask_later(address)
-        for address, inquiry in list(self._running.items()):
-            if inquiry.asked.pop(client.number, False) is None:
-                self._look(address, inquiry)
-
-    def _look(self, address: str, inquiry: _Inquiry) -> None:
-        if not inquiry.asked:
-            del self._running[address]
-            if inquiry.users:
-                self._users[address] = inquiry.users
-            self._conclude(address, inquiry.used)
+    def _end_own(self, inquiry: _Inquiry) -> None:
+        address = inquiry.address
+        del self._own[address]
+        if inquiry.users:
+            self._users[address] = inquiry.users
+        used: Used = {}
+        for location in inquiry.locations:
+            used.setdefault(location.segment, set()).add((location.offset, location.size))
+        self._conclude(address, used)
 
     def forget(self, address: str) -> None:
         """Nothing is left of what a process made or owned."""
         self._users.pop(address, None)
 
+    # --- on behalf of other nodes ----------------------------------------------------------------------------------
+
+    def on_node_asks(self, node_id: bytes, asked: list[Ended]) -> None:
+        """A node wants to know what our clients use."""
+        ended: list[Ended] = []
+        for theirs, address, cause in asked:
+            self._named.pop((node_id, address), None)
+            number = self._begin(address, partial(self._end_for, node_id, theirs))
+            ended.append((number, address, cause))
+        self._ask_clients(ended)
+        self._look(ended)
+
+    def _end_for(self, node_id: bytes, theirs: int, inquiry: _Inquiry) -> None:
+        if inquiry.users:
+            self._named[node_id, inquiry.address] = inquiry.users
+        if self.others is not None:
+            self.others.tell(node_id, theirs, list(inquiry.locations))
+
+    def on_let_go(self, address: str) -> None:
+        """A client of ours uses less of what a process has left; nodes to which we named that should ask again."""
+        for node_id, named in list(self._named):
+            if named == address and self.others is not None:
+                self.others.ask_again(node_id, address)
+
+    # --- answers -------------------------------------------------------------------------------------------------
+
+    def on_in_use(self, client: Client, message: InUse) -> None:
+        """A client says what it uses."""
+        self._on_answer(client.number, message.number, message.locations)
+
+    def on_node_in_use(self, node_id: bytes, number: int, locations: list[Location]) -> None:
+        """A node says what its clients use."""
+        self._on_answer(node_id, number, locations)
+
+    def _on_answer(self, who: Participant, number: int, locations: list[Location]) -> None:
+        inquiry = self._running.get(number)
+        if inquiry is None or who not in inquiry.asked:
+            return
+        if locations:
+            inquiry.users.add(who)
+            inquiry.locations.update(dict.fromkeys(locations))
+        del inquiry.asked[who]
+        self._look([(number, inquiry.address, "")])
+
+    # --- ends ----------------------------------------------------------------------------------------------------
+
+    def on_client_gone(self, client: Client) -> None:
+        """A client has ended: it uses nothing. What it used when it was last asked, perhaps nobody does now."""
+        for (node_id, address), users in self._named.items():
+            if client.number in users and self.others is not None:
+                self.others.ask_again(node_id, address)
+        self._forget(client.number)
+
+    def on_node_gone(self, node_id: bytes) -> None:
+        """A node has ended, with all its clients."""
+        for key in [key for key in self._named if key[0] == node_id]:
+            del self._named[key]
+        self._forget(node_id)
+
+    def _forget(self, who: Participant) -> None:
+        for address, users in self._users.items():
+            if who in users:
+                self.ask_later(address)
+        for number, inquiry in list(self._running.items()):
+            if inquiry.asked.pop(who, False) is None:
+                self._look([(number, inquiry.address, "")])
+
     def close(self) -> None:
         """Stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
+
+    # --- inner workings ------------------------------------------------------------------------------------------
+
+    def _begin(self, address: str, conclude: Callable[[_Inquiry], None]) -> int:
+        number = next(self._numbers)
+        self._running[number] = _Inquiry(address, conclude)
+        return number
+
+    def _ask_clients(self, ended: list[Ended]) -> None:
+        question = WhoUses(ended)
+        for client in self._clients:
+            self._expect(ended, client.number)
+            client.send(question)
+
+    def _expect(self, ended: list[Ended], who: Participant) -> None:
+        for number, _, _ in ended:
+            self._running[number].asked[who] = None
+
+    def _look(self, ended: list[Ended]) -> None:
+        for number, _, _ in ended:
+            inquiry = self._running.get(number)
+            if inquiry is not None and not inquiry.asked:
+                del self._running[number]
+                inquiry.conclude(inquiry)

@@ -234,7 +234,14 @@ class Lending(Leasing):
         key = client.number, message.req
         self._wishes[key] = _Wish(client.job, message.shape, message.name)
         self._look_at_myself()
-        self.home.on_request(*key, Demand(message.shape.resources, message.shape.strategy))
+        shape = message.shape
+        holders: dict[bytes, int] = {}
+        for place, size in message.holders:
+            node = self._neighbours.at(place) or self._neighbours.me
+            if node.place == place:
+                holders[node.node_id] = size
+        demand = Demand(shape.resources, shape.strategy, holders, sum(holders.values()))
+        self.home.on_request(*key, demand)
         self._obey()
 
     def on_cancel(self, client: Client, message: LeaseCancel) -> None:

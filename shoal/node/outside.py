@@ -23,6 +23,7 @@ from shoal.messages.boot import Boot
 from shoal.messages.control import NodeDied, NodeJoined, Order, Post, ViewChanged
 from shoal.messages.neighbours import (
     Ask,
+    AskAgain,
     Busy,
     EndProcess,
     Gave,
@@ -34,6 +35,8 @@ from shoal.messages.neighbours import (
     ProcessEnded,
     Refused,
     Revoked,
+    UsesAsked,
+    UsesTold,
     WantBack,
     WatchProcess,
     Withdraw,
@@ -51,6 +54,7 @@ from shoal.node.showing import Showing
 from shoal.node.store import StoreKeeper
 from shoal.node.transfer.links import open_bulk
 from shoal.node.transfer.service import Transfers
+from shoal.node.uses import UsesElsewhere
 from shoal.node.workers import Workers
 from shoal.wire.addresses import make_address
 from shoal.wire.tls import Tls
@@ -89,6 +93,7 @@ class Outside:
         self._workers = workers
         self.showing = Showing(loop, boot, node_id, workers.queue, post, self._on_room)
         self.showing.tell()
+        self._store = keeper
         self._keeper: Doorkeeper | None = None
         tls = Tls.of(config)
         self.neighbours = Neighbours(
@@ -115,6 +120,7 @@ class Outside:
             ),
             None if tls is None else partial(tls.server.wrap_socket, server_side=True),
         )
+        self._uses = UsesElsewhere(self.neighbours, keeper.inquiries)
         self.client_handlers: dict[type, Callable[[Client, Any], None]] = {
             Pull: self.transfers.on_pull,
             PullDone: self.transfers.on_done,
@@ -136,6 +142,9 @@ class Outside:
             ProcessEnded: self.abroad.on_ended,
             EndProcess: lambda _, m: end_process(m.address, m.reason),
             Lines: lambda _, m: show(m.job_id, m.log),
+            UsesAsked: self._uses.on_asked,
+            UsesTold: self._uses.on_told,
+            AskAgain: self._uses.on_ask_again,
         }
 
     def open(self, door: socket.socket) -> None:
@@ -175,6 +184,7 @@ class Outside:
         if node is not None:
             self.hosting.on_node_died(node, cause)
             self.abroad.on_node_died(node, cause)
+        self._store.inquiries.on_node_gone(node_id)
         self.lending.on_node_died(node_id)
 
     def _on_room(self) -> None:

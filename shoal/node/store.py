@@ -9,9 +9,6 @@ hear them any more. So when a process has left anything, every client is asked w
 `node.inquiries`); what nobody uses is freed. The same goes for blocks that living processes made for an owner that has ended
 (*abandoned* ones).
 
-In a cluster clients of other nodes may use it, too, and are not asked: there it stays until owners say that it is dead, or the job
-ends.
-
 Limit: which blocks of a dead process live, the node does not know. A process that ends in order gives its idle memory back
 first; what one that crashed had idle stays until its job ends, and so do the pages at the edges of freed blocks.
 """
@@ -41,7 +38,7 @@ from shoal.messages.stores import (
 from shoal.messages.values import Location
 from shoal.node.clients import Client, Clients
 from shoal.node.inquiries import Inquiries, Used
-from shoal.wire.addresses import LOCAL, creator_at
+from shoal.wire.addresses import creator_at
 
 if TYPE_CHECKING:
     from shoal.store.extents import Extents
@@ -97,9 +94,8 @@ class StoreKeeper:
         )
         # Those that have drawn quota, by short name.
         self._clients: dict[str, Holder] = {}
-        self._inquiries = Inquiries(loop, all_clients, self._free_unused)
+        self.inquiries = Inquiries(loop, all_clients, self._free_unused)
         self.when_swept: list[Callable[[str], None]] = []
-        self._asks = boot.place == LOCAL
         # Blocks of living processes by the owner that has ended, and their maker's short name.
         self._abandoned: dict[str, dict[str, set[Location]]] = {}
         self._estates: dict[str, _Estate] = {}
@@ -174,30 +170,33 @@ class StoreKeeper:
 
     def ask_who_uses(self, address: str) -> None:
         """Ask everybody what they use of what a process has left."""
-        if self._asks:
-            self._inquiries.ask([address])
+        self.inquiries.ask([address])
 
     def on_in_use(self, client: Client, message: InUse) -> None:
         """A client says what it uses of what a process has left."""
-        self._inquiries.on_in_use(client, message)
+        self.inquiries.on_in_use(client, message)
 
     def on_abandoned(self, client: Client, message: Abandoned) -> None:
         """A client has made blocks for a process that has ended."""
-        if not self._asks:
-            return
         makers = self._abandoned.setdefault(message.owner, {})
         makers.setdefault(creator_at(client.address), set()).update(message.locations)
-        self._inquiries.ask([message.owner])
+        self.inquiries.ask([message.owner])
 
     def on_let_go(self, _client: Client, message: LetGo) -> None:
         """A client uses less of what processes left that have ended."""
-        for address in message.addresses if self._asks else ():
-            if address in self._abandoned or creator_at(address) in self._estates:
-                self._inquiries.ask_later(address)
+        for address in message.addresses:
+            if address in self._abandoned or self._estate_of(address) is not None:
+                self.inquiries.ask_later(address)
+            self.inquiries.on_let_go(address)
+
+    def _estate_of(self, address: str) -> _Estate | None:
+        # Processes of other nodes may have the same name.
+        estate = self._estates.get(creator_at(address))
+        return estate if estate is not None and estate.address == address else None
 
     def on_client_gone(self, client: Client) -> None:
         """A client has ended: it uses nothing."""
-        self._inquiries.on_client_gone(client)
+        self.inquiries.on_client_gone(client)
 
     def _free_unused(self, address: str, used: Used) -> None:
         """Everybody has said what they use of what a process made or owned: free all else."""
@@ -213,12 +212,11 @@ class StoreKeeper:
                 del makers[creator]
         if not makers:
             self._abandoned.pop(address, None)
-        creator = creator_at(address)
-        estate = self._estates.get(creator)
+        estate = self._estate_of(address)
         if estate is not None:
-            self._free_unused_of(creator, estate, used)
+            self._free_unused_of(creator_at(address), estate, used)
         elif not makers:
-            self._inquiries.forget(address)
+            self.inquiries.forget(address)
 
     def _free_unused_of(self, creator: str, estate: _Estate, used: Used) -> None:
         unused: list[Location] = []
@@ -255,7 +253,7 @@ class StoreKeeper:
         """A job has ended: nobody refers to what its dead processes left."""
         for creator in [c for c, estate in self._estates.items() if estate.job_id == job_id]:
             self._sweep(creator)
-            self._inquiries.forget(self._estates.pop(creator).address)
+            self.inquiries.forget(self._estates.pop(creator).address)
             self.quotas.on_swept(creator, 0)
         self._drain()
 
@@ -336,7 +334,7 @@ class StoreKeeper:
             self._sweep(creator)
             del self._estates[creator]
             if estate.address not in self._abandoned:
-                self._inquiries.forget(estate.address)
+                self.inquiries.forget(estate.address)
         self.quotas.on_swept(creator, estate.bytes())
 
     def _sweep(self, creator: str) -> None:
@@ -348,7 +346,7 @@ class StoreKeeper:
 
     def close(self) -> None:
         """Stop the timers."""
-        self._inquiries.close()
+        self.inquiries.close()
         for timer in (self._timer, self._retry):
             if timer is not None:
                 timer.cancel()

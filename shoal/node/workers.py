@@ -14,6 +14,7 @@ import asyncio
 import itertools
 import logging
 import os
+import secrets
 import signal
 from typing import Final, Protocol
 
@@ -40,7 +41,7 @@ from shoal.node.clients import Client
 from shoal.node.environments import EnvironmentFailed, prepare
 from shoal.node.logs import WorkerLogs
 from shoal.node.zygote_link import ZygoteLink
-from shoal.wire.addresses import WORKER, make_address, make_name
+from shoal.wire.addresses import LOCAL, WORKER, make_address, make_name
 from shoal.wire.session import log_dir
 
 _log = logging.getLogger("shoal.node")
@@ -144,7 +145,8 @@ class Workers:
         self._by_pid: dict[int, Process] = {}
         self._by_address: dict[str, Process] = {}
         self._timer: asyncio.TimerHandle | None = None
-        numbers = itertools.count(1)
+        # In a cluster from anywhere: then hardly two workers of it have the same name, which keeps logs and questions clear.
+        numbers = itertools.count(1 if boot.place == LOCAL else secrets.randbelow(1 << 31))
         config = boot.config
         cpus = max(1, boot.total.get(CPU, 0) // UNIT)
         self.queue = LeaseQueue(

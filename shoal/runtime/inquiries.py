@@ -21,8 +21,8 @@ class Inquiries:
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        # Asked about, but what they said last is not all read yet.
-        self._open: dict[str, None] = {}
+        # Questions about processes of which not all is read yet that they said last, by address.
+        self._open: dict[str, list[int]] = {}
         self.node_handlers: dict[type, Callable[[Any], None]] = {
             WhoUses: self._on_who_uses,
             FreeAbandoned: self._on_free_abandoned,
@@ -30,21 +30,21 @@ class Inquiries:
 
     def _on_who_uses(self, message: WhoUses) -> None:
         process = self._process
-        gone: list[str] = []
-        for address, cause in message.ended:
+        gone: dict[str, list[int]] = {}
+        for number, address, cause in message.ended:
             if address in process.peers.gone:
-                gone.append(address)
+                gone.setdefault(address, []).append(number)
             else:
-                self._open[address] = None
+                self._open.setdefault(address, []).append(number)
                 process.on_peer_gone(PeerGone(address, cause))
         if gone:
             self._answer(gone)
 
-    def _answer(self, addresses: list[str]) -> None:
+    def _answer(self, asked: dict[str, list[int]]) -> None:
         process = self._process
         # What nobody here looks at any more is not in use.
         process.settle()
-        found: dict[str, list[Location]] = {address: [] for address in addresses}
+        found: dict[str, list[Location]] = {address: [] for address in asked}
         for entry in list(process.objects.entries.values()):
             value = entry.value
             if type(value) is Stored:
@@ -52,7 +52,8 @@ class Inquiries:
                     if address in found:
                         found[address].append(value.location)
         for address, locations in found.items():
-            process.node.send_locked(InUse(address, locations))
+            for number in asked[address]:
+                process.node.send_locked(InUse(number, locations))
 
     def _on_free_abandoned(self, message: FreeAbandoned) -> None:
         self._process.deliveries.freed(message.owner, message.locations)
@@ -63,6 +64,6 @@ class Inquiries:
         abandoned = process.deliveries.abandoned_by(address)
         if abandoned:
             process.node.send_locked(Abandoned(address, abandoned))
-        if address in self._open:
-            del self._open[address]
-            self._answer([address])
+        numbers = self._open.pop(address, None)
+        if numbers is not None:
+            self._answer({address: numbers})

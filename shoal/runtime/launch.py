@@ -25,7 +25,7 @@ from shoal.runtime.machine import gpu_ids, node_total
 from shoal.runtime.programs import Program
 from shoal.runtime.session_folder import SESSION_VARIABLE, Session, sweep_dead_sessions
 from shoal.store import default_capacity_bytes
-from shoal.wire.session import log_dir, node_path
+from shoal.wire.session import head_log, node_path
 
 __all__ = ["HEAD_PROGRAM", "Door", "Head", "Session", "begin_head", "launch_head"]
 
@@ -256,7 +256,7 @@ def _spawn(session: Session, boot: Boot, code: str) -> Head:
         "the head process",
         code,
         boot,
-        log_path=f"{log_dir(session.directory)}/head.err",
+        log_path=head_log(session.directory),
         variables={SESSION_VARIABLE: session.name},
         pass_fds=(session.lock_fd,),
         lifeline=bool(boot.driver_pid),

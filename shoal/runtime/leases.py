@@ -34,6 +34,7 @@ from shoal.messages.node import (
 )
 from shoal.messages.peer import Bind
 from shoal.messages.values import Failed
+from shoal.runtime.locality import bytes_by_place
 from shoal.serial.exceptions import dump_exception
 from shoal.wire.session import log_dir
 
@@ -64,6 +65,8 @@ class Leases:
         self._requests: dict[int, SchedulingClass] = {}
         # Classes that will ask again, after a refusal.
         self._refused: dict[SchedulingClass, None] = {}
+        # Classes that nothing can serve as things stand, and of which the user knows.
+        self._explained: dict[SchedulingClass, None] = {}
         self._lanes: dict[str, dict[Lane, None]] = {}
         self._lanes_by_lease: dict[int, Lane] = {}
         self.node_handlers: dict[type, Callable[[Any], None]] = {
@@ -82,9 +85,10 @@ class Leases:
         for effect in outbox:
             if type(effect) is RequestLease:
                 self._requests[effect.req] = effect.queue
-                node.send_locked(
-                    LeaseRequest(effect.req, effect.queue.shape, effect.backlog, effect.name)
-                )
+                request = LeaseRequest(effect.req, effect.queue.shape, effect.backlog, effect.name)
+                if effect.queue.place and effect.queue.queue:
+                    request.holders = list(bytes_by_place(effect.queue.queue[0]).items())
+                node.send_locked(request)
             elif type(effect) is CancelLease:
                 self._requests.pop(effect.req, None)
                 node.send_locked(LeaseCancel(effect.req))
@@ -112,6 +116,7 @@ class Leases:
         self._lanes.setdefault(message.address, {})[lane] = None
         self._lanes_by_lease[lane.lease_id] = lane
         connection.send(Bind(lane.lease_id, queue.shape, lane.gpu_ids))
+        self._explained.pop(queue, None)
         self._tasks.granted(message.req, queue, lane, monotonic())
         if not lane.inflight:
             self.look_later()
@@ -219,9 +224,15 @@ class Leases:
             self._tasks.paused(lane, retiring=True)
 
     def _on_pending(self, message: LeasePending) -> None:
-        # Number 0: about an actor or a placement group.
-        if not message.req or message.req in self._requests:
+        if not message.req:
+            # About an actor or a placement group, which the reason names.
             self._process.warn(message.reason)
+            return
+        queue = self._requests.get(message.req)
+        # Once for all requests of the class, however the cluster changes while it waits.
+        if queue is not None and queue not in self._explained:
+            self._explained[queue] = None
+            self._process.warn(f"{_tasks_of(queue)} waits: {message.reason}")
 
     def is_in_use(self) -> bool:
         """Whether any worker is leased or asked for: until a while after the last task."""
@@ -233,3 +244,9 @@ class Leases:
         for lane in lanes:
             self._forget(lane)
         return lanes
+
+
+def _tasks_of(queue: SchedulingClass) -> str:
+    """What waits in a queue, for the user."""
+    name = next((task.function.name for task in queue.queue if task.function is not None), "")
+    return f"the task {name}()" if name else "a task"

@@ -44,11 +44,13 @@ from shoal.messages.peer import (
 )
 from shoal.messages.values import Dep, Failed, Inline, Stored
 from shoal.runtime.leases import Leases
+from shoal.runtime.locality import main_place
 from shoal.runtime.reentry import do_later
 from shoal.runtime.refs import ObjectRef
 from shoal.runtime.values import LARGE_MESSAGE_BYTES, wire_args
 from shoal.serial.exceptions import dump_exception
 from shoal.serial.values import serialize, serialize_args
+from shoal.wire.addresses import LOCAL, place_of
 
 if TYPE_CHECKING:
     from shoal.core.calls import ActorCalls
@@ -74,6 +76,7 @@ class Owner:
             config.lease_idle_ms,
         )
         self.leases = Leases(process, self.tasks, self._push, self.fail)
+        self._in_cluster = place_of(process.address) != LOCAL
         self._touched: dict[Any, None] = {}
         # Tasks to be ended by force that are behind others on their lanes.
         self._forced: dict[Task, None] = {}
@@ -224,6 +227,8 @@ class Owner:
             elif task.queue.connection is None:
                 self._process.actors.keep(task.queue)
             return
+        if deps is not None and self._in_cluster and not task.unready:
+            self._go_to_the_bytes(task)
         self.tasks.submit(task)
         if self.tasks.outbox:
             self._process.settle()
@@ -274,8 +279,16 @@ class Owner:
         if type(entry.value) is Failed:
             table.cancel(task)
             self.fail(task, entry.value)
-        else:
-            table.dependency_ready(task)
+            return
+        if self._in_cluster and task.unready == 1 and task.function is not None:
+            self._go_to_the_bytes(task)
+        table.dependency_ready(task)
+
+    def _go_to_the_bytes(self, task: Task) -> None:
+        """All arguments of a task are known: if they are large, it is queued by where they are."""
+        place = main_place(task, self._process.config.locality_bytes)
+        if place != task.queue.place:
+            task.queue = self.tasks.scheduling_class(task.queue.shape, place)
 
     # --- pushing -------------------------------------------------------------------------------------------------
 

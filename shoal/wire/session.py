@@ -85,6 +85,16 @@ def log_dir(session_dir: str) -> str:
     return f"{session_dir}/logs"
 
 
+def head_log(session_dir: str) -> str:
+    """What the node daemon says."""
+    return f"{log_dir(session_dir)}/head.err"
+
+
+def control_log(directory: str) -> str:
+    """What the control store with this folder says."""
+    return f"{log_dir(directory)}/control.err"
+
+
 def private(path: str, flags: int) -> int:
     """An `opener` for `open`: files that it makes are for this user alone, whatever the umask is."""
     return os.open(path, flags | os.O_CLOEXEC, 0o600)

@@ -23,6 +23,7 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Final, Self
 
+from shoal.config import TLS_SETTINGS
 from shoal.errors import ProtocolError
 from shoal.wire.handshake import encode_refusal
 
@@ -38,7 +39,6 @@ PEER_WITHOUT_TLS: Final = (
     "--tls-ca, or all without"
 )
 _HANDSHAKE_RECORD: Final = 0x16
-_FIELDS: Final = ("tls_cert", "tls_key", "tls_ca")
 
 
 class TlsConfigError(ValueError):
@@ -64,10 +64,10 @@ class Tls:
         Raises:
             TlsConfigError: only some of the three files are named, or they cannot be used.
         """
-        paths = [getattr(config, name) for name in _FIELDS]
+        paths = [getattr(config, name) for name in TLS_SETTINGS]
         if not any(paths):
             return None
-        missing = [name for name, path in zip(_FIELDS, paths, strict=True) if not path]
+        missing = [name for name, path in zip(TLS_SETTINGS, paths, strict=True) if not path]
         if missing:
             raise TlsConfigError(
                 f"TLS needs tls_cert, tls_key and tls_ca, and {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set"
@@ -76,7 +76,7 @@ class Tls:
 
 
 def _context(protocol: ssl._SSLMethod, cert: str, key: str, ca: str) -> ssl.SSLContext:
-    for name, path in zip(_FIELDS, (cert, key, ca), strict=True):
+    for name, path in zip(TLS_SETTINGS, (cert, key, ca), strict=True):
         try:
             with open(path, "rb"):
                 pass

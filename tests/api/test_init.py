@@ -353,12 +353,9 @@ def test_ctrl_c_ends_a_script_that_waits(tmp_path: Path, gates: Callable[[str], 
     script = write_script(
         tmp_path,
         f"""
-        import signal
         import time
         import shoal
         from pathlib import Path
-        # Shells start background jobs with SIGINT ignored, and that is inherited.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         shoal.init(num_cpus=1)
 
         @shoal.remote

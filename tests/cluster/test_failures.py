@@ -183,7 +183,10 @@ def test_what_a_driver_leaves_ends_on_all_nodes_but_what_is_detached(
         assert driver.stdout is not None
         plain, left = (int(word) for word in driver.stdout.readline().split())
         driver.send_signal(signal.SIGKILL if how == "killed" else signal.SIGINT)
-        driver.wait(PATIENCE_S)
+        try:
+            driver.wait(PATIENCE_S)
+        finally:
+            driver.kill()
 
     def workers() -> set[int]:
         found = set()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import shoal
@@ -254,3 +255,33 @@ def test_nothing_is_leased_for_long_when_all_is_done() -> None:
     while shoal.available_resources().get("CPU") != 6:
         assert time.monotonic() < deadline, shoal.available_resources()
         time.sleep(0.01)
+
+
+@shoal.remote
+def make_large(megabytes: int) -> Any:
+    return np.ones(megabytes << 17)
+
+
+@shoal.remote
+def where_is(array: Any, *more: Any) -> str:
+    return shoal.get_runtime_context().get_node_id()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_tasks_go_where_the_bytes_of_their_arguments_are(number: int, nodes: list[str]) -> None:
+    large = make_large.options(**on(number)).remote(32)
+    small = make_large.options(**on(0)).remote(1)
+    shoal.wait([large, small], num_returns=2, fetch_local=False)
+    # Also while the driver's own node, which has nothing to do, has leases of the same shape.
+    get(where.remote())
+    assert [get(where_is.remote(large)) for _ in range(3)] == [nodes[number]] * 3
+    assert get(where_is.remote(small, large)) == nodes[number]
+    # One that is not there yet when it is submitted.
+    late = make_large.options(**on(number)).remote(32)
+    assert get(where_is.remote(late)) == nodes[number]
+
+
+def test_small_arguments_do_not_matter(nodes: list[str]) -> None:
+    ref = add.options(**on(1)).remote(1, 2)
+    get(ref)
+    assert get(where_is.remote(ref)) == nodes[0]

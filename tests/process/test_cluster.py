@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -255,3 +256,12 @@ def test_two_drivers_share_a_cluster(two_nodes: Cluster) -> None:
         # It was not detached.
         with pytest.raises(shoal.exceptions.ShoalError):
             shoal.get(box.get.remote(), timeout=PATIENCE_S)
+
+
+def test_the_program_of_the_page_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
