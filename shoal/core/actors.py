@@ -45,7 +45,7 @@ from shoal.core.actor_records import (
 )
 from shoal.errors import InternalError
 from shoal.ids import prefix_of
-from shoal.messages.node import GROUP_REMOVED, UNPLACEABLE, ActorChange, ActorInfo, ActorSpec
+from shoal.messages.node import GROUP_REMOVED, ActorChange, ActorInfo, ActorSpec
 from shoal.messages.placement import InBundle
 from shoal.messages.records import ActorRecord, DeadActor, LivingActor
 
@@ -300,8 +300,7 @@ class ActorDirectory:
         actor = self._current(actor_id, incarnation)
         if actor is not None:
             actor.kind = kind
-            how = "has no place" if kind == UNPLACEABLE else "could not be started"
-            self._end(actor, f"it {how}: {reason}", None)
+            self._end(actor, f"it could not be started: {reason}", None)
 
     def on_group_removed(self, group_id: bytes, reason: str) -> None:
         """A placement group is no more, and nor are the actors in it. `reason` is a clause: "its placement group was removed"."""
