@@ -57,7 +57,7 @@ class ActorHost:
         self.ended = False
         self._methods: dict[str, Callable[..., Any]] = {}
         self._cancelled: set[bytes] = set()
-        self._contexts: dict[bytes, TaskContext] = {}
+        self.contexts: dict[bytes, TaskContext] = {}
         self._serving: _Threads | ActorLoop | None = None
         executor.host = self
         executor.process.host = self
@@ -241,13 +241,13 @@ class ActorHost:
             self.executor.reply(connection, Outcome(answer, [], 0, 0))
             return None
         context = self._context(job, name)
-        self._contexts[job.task_id] = context
+        self.contexts[job.task_id] = context
         return context
 
     def finish(self, connection: Connection, job: Job, outcome: Outcome) -> None:
         """A call has ended: answer it."""
-        self._contexts.pop(job.task_id, None)
-        self.executor.record(job, "actor", outcome)
+        self.contexts.pop(job.task_id, None)
+        self.executor.runs.record(job, "actor", outcome)
         self.executor.reply(connection, outcome)
 
     def execute(self, connection: Connection, message: Call | CallFull) -> None:
@@ -281,13 +281,13 @@ class ActorHost:
                 ):
                     raise ActorExit
             except ActorExit:
-                self._contexts.pop(job.task_id, None)
+                self.contexts.pop(job.task_id, None)
                 raise
         self.finish(connection, job, outcome)
 
     def has_begun(self, task_id: bytes) -> bool:
         """Whether a call runs."""
-        return task_id in self._contexts
+        return task_id in self.contexts
 
     def takes(self, connection: Connection, message: Call | CallFull) -> bool:
         """Take a call, if it need not go through the inbox."""
@@ -299,7 +299,7 @@ class ActorHost:
 
     def cancel(self, task_id: bytes, recursive: bool) -> None:
         """Cancel a call that runs or waits for a thread; a plain or threaded method only sees a flag."""
-        context = self._contexts.get(task_id)
+        context = self.contexts.get(task_id)
         if context is not None:
             context.cancelled = True
             if recursive:
