@@ -21,9 +21,9 @@ _AFTER_KILL_S: Final = 6.0
 """What the zygote takes at most to clean up after a node daemon that was killed."""
 
 
-def end_node(node: FoundNode, grace_s: float) -> bool:
-    """End a node; whether it had to be killed."""
-    killed = _end(node.directory, node.file.pid, grace_s)
+def end_node(node: FoundNode, grace_s: float, *, told: bool = False) -> bool:
+    """End a node, which may have been told already; whether it had to be killed."""
+    killed = _end(node.directory, node.file.pid, grace_s, told)
     if os.path.exists(node.directory):
         kill_orphans(node.directory)
         remove_session(node.directory, shm_of(node.directory))
@@ -45,9 +45,11 @@ def tell_to_end(directory: str, pid: int) -> None:
     _signal(directory, pid, signal.SIGTERM)
 
 
-def _end(directory: str, pid: int, grace_s: float) -> bool:
+def _end(directory: str, pid: int, grace_s: float, told: bool = False) -> bool:
     if grace_s > 0:
-        tell_to_end(directory, pid)
+        # Once: a daemon that is nearly done has let go of its handlers, and would be cut short.
+        if not told:
+            tell_to_end(directory, pid)
         if _await_end(directory, grace_s):
             return False
     if not is_alive(directory):

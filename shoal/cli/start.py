@@ -16,6 +16,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -204,6 +205,7 @@ def start(
         root = session_root(temp_dir)
         sweep_dead_sessions(root)
         starting = _Start(config, root, node_manager_port, options)
+        starting.mind_signals(block)
         if head:
             ip = _checked_ip(node_ip_address or _LOOPBACK)
             number = DEFAULT_PORT if port is None else port
@@ -265,6 +267,18 @@ class _Start:
         self._file: NodeFile | None = None
         self._cluster_name = ""
         self._taken_over = False
+        self._told: list[int] = []
+
+    def mind_signals(self, block: bool) -> None:
+        """Until the node serves, a signal ends the start in good order; if the command is to stay after that, it ends its stay."""
+
+        def on_signal(number: int, _frame: Any) -> None:
+            if self._file is None or not block:
+                sys.exit(128 + number)
+            self._told.append(number)
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, on_signal)
 
     # --- the two ways --------------------------------------------------------------------------------------------
 
@@ -273,40 +287,36 @@ class _Start:
         token = find_token(make=True)
         storage = self._storage(storage, cluster_name)
         self._cluster_name = cluster_name
-        listening = self._listen(ip, port)
-        with listening:
-            try:
-                folder = ControlFolder(cluster_name, self._root)
-            except RunsAlready as error:
-                raise Taken(
-                    f"{error}. Add nodes to it with `shoal start --address=…`, end it with `shoal stop`, or give this one another name with "
-                    "--cluster-name"
-                ) from None
-            self._taken_over = folder.taken_up and not storage
-            self._control = begin_control(
-                folder,
-                listening,
-                self._config,
-                cluster_name=cluster_name,
-                token=token,
-                storage=storage,
-            )
         try:
+            with self._listen(ip, port) as listening:
+                folder = self._folder(cluster_name)
+                self._taken_over = folder.taken_up and not storage
+                self._control = begin_control(
+                    folder,
+                    listening,
+                    self._config,
+                    cluster_name=cluster_name,
+                    token=token,
+                    storage=storage,
+                )
             self._begin_node(token, self._control.place, ip, is_head=True)
-        except BaseException:
-            self._control.stop()
-            raise
-        try:
             self._control.await_ready()
-        except BaseException:
-            assert self._node is not None
-            self._node.stop()
-            raise
-        try:
             self._await_node()
         except BaseException:
-            self._control.stop()
+            if self._node is not None:
+                self._node.stop()
+            if self._control is not None:
+                self._control.give_up()
             raise
+
+    def _folder(self, cluster_name: str) -> ControlFolder:
+        try:
+            return ControlFolder(cluster_name, self._root)
+        except RunsAlready as error:
+            raise Taken(
+                f"{error}. Add nodes to it with `shoal start --address=…`, end it with `shoal stop`, or give this one another name with "
+                "--cluster-name"
+            ) from None
 
     def node(self, control: str, ip: str | None) -> None:
         """Start a node of a cluster."""
@@ -429,14 +439,11 @@ class _Start:
     def stay(self) -> None:
         """Until one of the processes ends, or this one is told to; then end what was started."""
         assert self._node is not None
-        told: list[int] = []
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda number, _: told.append(number))
         processes = {"the node daemon": self._node.is_alive}
         if self._control is not None:
             processes["the control store"] = self._control.program.is_alive
         ended = ""
-        while not told and not ended:
+        while not self._told and not ended:
             ended = next((what for what, is_alive in processes.items() if not is_alive()), "")
             time.sleep(_WATCH_S)
         directory = self._node.session.directory

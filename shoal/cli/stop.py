@@ -57,7 +57,7 @@ def _stop_nodes(nodes: list[FoundNode], deadline: float) -> int:
     if time.monotonic() < deadline:
         for node in nodes:
             tell_to_end(node.directory, node.file.pid)
-    return sum(end_node(node, deadline - time.monotonic()) for node in nodes)
+    return sum(end_node(node, deadline - time.monotonic(), told=True) for node in nodes)
 
 
 def _stop_controls(controls: list[FoundControl], deadline: float) -> int:

@@ -29,7 +29,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import Final
 
 import msgspec
 
@@ -38,21 +37,20 @@ from shoal.control.sessions import Sessions
 from shoal.control.storage import StorageError
 from shoal.control.storage.opening import open_storage, shown_address
 from shoal.control.store import ControlStore
-from shoal.messages.boot import BootAnswer, BootFailed, ControlBoot, ControlFile, Ready
+from shoal.messages.boot import BootFailed, ControlBoot, ControlFile, Ready
 from shoal.version import __version__
+from shoal.wire.boot_pipe import answer_boot, read_boot
 from shoal.wire.daemon_log import log_to
 from shoal.wire.descriptors import raise_descriptor_limit
-from shoal.wire.framing import HEADER_BYTES, encode_frame
 from shoal.wire.session import CONTROL_FILE, control_log, write_private
 from shoal.wire.tls import Tls, TlsConfigError
 
-_MAX_BOOT_BYTES: Final = 1024 * 1024
 _log = logging.getLogger("shoal.control")
 
 
 def main() -> None:
     """Be the control store."""
-    boot = _read_boot(0)
+    boot = read_boot(ControlBoot, "`shoal start --head`")
     _settle_signals()
     log_to(control_log(boot.directory), boot.config.log_rotate_bytes)
     listening = socket.socket(fileno=boot.listen_fd)
@@ -63,7 +61,7 @@ def main() -> None:
         code = asyncio.run(_serve(boot, listening, tls))
     except (TlsConfigError, StorageError) as error:
         _log.error("the control store cannot start: %s", error)
-        _answer(BootFailed(str(error)))
+        answer_boot(BootFailed(str(error)))
         code = 1
     finally:
         listening.close()
@@ -126,7 +124,7 @@ async def _serve(boot: ControlBoot, listening: socket.socket, tls: Tls | None) -
             shown,
         )
         gc.freeze()
-        _answer(Ready(boot.place, os.getpid(), boot.place))
+        answer_boot(Ready(boot.place, os.getpid(), boot.place))
         if not boot.starter_pid:
             _let_go()
         reason, code = await over
@@ -165,31 +163,6 @@ def _on_lifeline(loop: asyncio.AbstractEventLoop, end: Callable[[str, int], None
     if not os.read(0, 4096):
         loop.remove_reader(0)
         end("whoever started it has ended", 0)
-
-
-def _read_boot(fd: int) -> ControlBoot:
-    size = int.from_bytes(_read_exactly(fd, HEADER_BYTES), "little")
-    if size > _MAX_BOOT_BYTES:
-        sys.exit(
-            f"the boot record announces {size:,} bytes: this program is started by `shoal start --head`, not by hand"
-        )
-    return msgspec.msgpack.decode(_read_exactly(fd, size), type=ControlBoot)
-
-
-def _read_exactly(fd: int, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        piece = os.read(fd, size - len(data))
-        if not piece:
-            sys.exit("whoever started this program ended before it had sent the boot record")
-        data += piece
-    return data
-
-
-def _answer(answer: BootAnswer) -> None:
-    # Who asked may be gone; whether that matters, the lifeline tells.
-    with contextlib.suppress(OSError):
-        os.write(1, encode_frame(msgspec.msgpack.encode(answer)))
 
 
 def _settle_signals() -> None:

@@ -1,8 +1,7 @@
 """The control store's TCP port: lets in who comes for it, and hands the connections to `Sessions`.
 
 A connection begins with the preface of `wire.door`, in clear, and names the control store; then follow TLS, if the cluster has it, and
-the proof of the token. Guarantees: who says no preface, or a wrong one, loses the connection, with the reason in the log, and costs a
-bounded number of descriptors for a bounded time; nothing listens beyond loopback unless it was asked to.
+the proof of the token (see `wire.doorway`). Guarantees that nothing listens beyond loopback unless it was asked to.
 
 Everything runs in one event loop; nothing here blocks.
 """
@@ -20,18 +19,14 @@ from typing import Final
 
 from shoal.errors import ProtocolError
 from shoal.wire.aio import PeerConnection
-from shoal.wire.descriptors import is_shortage
-from shoal.wire.door import CONTROL, PREFACE_BYTES, decode_preface, tune
+from shoal.wire.door import CONTROL
+from shoal.wire.doorway import PREFACE_TIMEOUT_S, Doorway
 from shoal.wire.tls import await_client_hello, explain
 
 _log = logging.getLogger("shoal.control")
 
 LOOPBACK: Final = "127.0.0.1"
 _BACKLOG: Final = 4096
-_PREFACE_TIMEOUT_S: Final = 10.0
-_SHORT_AGAIN_S: Final = 0.2
-_MOST_UNSAID: Final = 1024
-"""Connections that have not said for whom they come. More wait in the kernel."""
 
 
 def listen(host: str = LOOPBACK, port: int = 0) -> socket.socket:
@@ -78,72 +73,31 @@ class Server:
         self._listening = listening
         self._accept = accept
         self._context = context
-        self._visitors: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Semaphore(_MOST_UNSAID)
-        self._task = loop.create_task(self._serve())
+        self._doorway = Doorway(loop, listening, self._show_in, _log)
 
     @property
     def port(self) -> int:
         """Where it listens."""
         return int(self._listening.getsockname()[1])
 
-    async def _serve(self) -> None:
-        while True:
-            await self._room.acquire()
-            try:
-                sock, (host, *_) = await self._loop.sock_accept(self._listening)
-            except OSError as error:
-                self._room.release()
-                if not is_shortage(error) and not isinstance(error, ConnectionError):
-                    raise
-                await asyncio.sleep(_SHORT_AGAIN_S)
-                continue
-            visitor = self._loop.create_task(self._let_in(sock, str(host)))
-            self._visitors.add(visitor)
-            visitor.add_done_callback(self._visitors.discard)
-
-    async def _let_in(self, sock: socket.socket, host: str) -> None:
-        taken = False
+    async def _show_in(self, sock: socket.socket, name: str) -> bool:
+        if name != CONTROL:
+            raise ProtocolError(
+                f"it comes for {name!r}, but this is the control store; is the address of a node meant?"
+            )
+        if self._context is not None:
+            async with asyncio.timeout(PREFACE_TIMEOUT_S):
+                await await_client_hello(self._loop, sock)
+        host = sock.getpeername()[0]
         try:
-            sock.setblocking(False)
-            tune(sock)
-            async with asyncio.timeout(_PREFACE_TIMEOUT_S):
-                name = decode_preface(await self._read_preface(sock))
-            if name != CONTROL:
-                raise ProtocolError(
-                    f"it comes for {name!r}, but this is the control store; is the address of a node meant?"
-                )
-            if self._context is not None:
-                async with asyncio.timeout(_PREFACE_TIMEOUT_S):
-                    await await_client_hello(self._loop, sock)
-            # From here on the transport owns the socket, also if TLS fails.
-            taken = True
             await self._loop.connect_accepted_socket(self._accept, sock, ssl=self._context)
-        except TimeoutError:
-            _log.warning("a connection from %s did not say what it wants", host)
         except ssl.SSLError as error:
             _log.warning("refused a connection from %s: %s", host, explain(error, server=True))
-        except (ProtocolError, OSError) as error:
-            _log.warning("refused a connection from %s: %s", host, error)
-        finally:
-            if not taken:
-                sock.close()
-            self._room.release()
-
-    async def _read_preface(self, sock: socket.socket) -> bytes:
-        # Not a byte more: the rest is for TLS, or for the handshake.
-        data = b""
-        while len(data) < PREFACE_BYTES:
-            piece = await self._loop.sock_recv(sock, PREFACE_BYTES - len(data))
-            if not piece:
-                break
-            data += piece
-        return data
+        except OSError as error:
+            _log.warning("lost a connection from %s: %s", host, error)
+        # The transport owns the socket, also if it has failed.
+        return True
 
     async def close(self) -> None:
         """Let nobody in any more."""
-        tasks = [self._task, *self._visitors]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._listening.close()
+        await asyncio.gather(*self._doorway.close(), return_exceptions=True)

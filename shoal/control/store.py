@@ -46,6 +46,7 @@ from shoal.control.restoring import (
     restored_from,
 )
 from shoal.control.storage import Storage, StorageState
+from shoal.control.surveys import ActorRows, Surveys
 from shoal.core.actor_records import Place, Save, SaveForgotten, Stop, StopHow, Tell
 from shoal.core.actors import ActorDirectory, NameTaken
 from shoal.ids import ID_SIZE
@@ -73,6 +74,7 @@ from shoal.messages.control import (
     JobEnded,
     JobStarted,
     KillActor,
+    ListActors,
     ListEndedProcesses,
     ListGroups,
     ListJobs,
@@ -81,6 +83,7 @@ from shoal.messages.control import (
     ListNodes,
     ListTaskEvents,
     NodeDied,
+    NodeFound,
     NodeJoined,
     NodeState,
     NodeView,
@@ -91,6 +94,7 @@ from shoal.messages.control import (
     RemoveGroup,
     StatusOfCluster,
     StopActor,
+    SurveyNodes,
     TaskEvents,
     WatchActor,
     WatchGroup,
@@ -155,6 +159,8 @@ class ControlStore:
             on_removed=self._actors.on_group_removed,
             on_placed=self.place_again,
         )
+        self._surveys = Surveys(loop, self.nodes, self._order)
+        self._rows = ActorRows()
         # Where each life of an actor was sent, and which were not sent anywhere because they fit nowhere.
         self._placed_on: dict[bytes, bytes] = {}
         self._unplaced: dict[bytes, tuple[PlaceActor, str]] = {}
@@ -177,6 +183,8 @@ class ControlStore:
             CreateGroup: self._groups.create,
             RemoveGroup: self._groups.remove,
             ListGroups: self._groups.list,
+            ListActors: lambda _: self._rows.listed(self._why_unplaced),
+            SurveyNodes: self._surveys.ask,
         }
 
     async def load(self) -> None:
@@ -191,6 +199,8 @@ class ControlStore:
         self._groups.restore(restored.groups)
         self._placed_on = restored.placed_on
         self._actors.restore(restored.living, restored.dead, restored.forgotten)
+        for actor_id in self._actors.known():
+            self._note(actor_id)
         self._answered = {
             node_id: dict.fromkeys(answers, True) for node_id, answers in restored.answers.items()
         }
@@ -247,6 +257,7 @@ class ControlStore:
     def on_node_down(self, node_id: bytes, name: str, cause: str) -> None:
         """A node is dead, with all that ran there. `cause` is a clause: "sent no heartbeat for 10 s"."""
         known = self.restored.nodes.get(node_id) if self.restored is not None else None
+        self._surveys.on_node_gone(node_id)
         row = self.nodes.remove(node_id, cause) or (known.row if known is not None else None)
         self._journal.write(NODES, node_id, None)
         self._journal.write(HEARD, node_id, None)
@@ -315,6 +326,10 @@ class ControlStore:
         except ControlError as error:
             answer.set_exception(error)
         else:
+            if isinstance(result, asyncio.Future):
+                # Others are asked, and nothing has changed.
+                self._journal.flush()
+                return result
             self._journal.then(lambda: None if answer.done() else answer.set_result(result))
         self._settle(node_id, heard, result)
         return answer
@@ -326,6 +341,15 @@ class ControlStore:
             )
         except NameTaken as error:
             raise ControlError(f"ActorAlreadyExistsError: {error}") from None
+
+    def _note(self, actor_id: bytes) -> None:
+        """What lists show of an actor."""
+        node_id = self._placed_on.get(actor_id, b"")
+        record = self._actors.record(actor_id)
+        self._rows.on_saved(actor_id, self._actors.get(actor_id), record, node_id)
+
+    def _why_unplaced(self, actor_id: bytes) -> str:
+        return self._unplaced[actor_id][1] if actor_id in self._unplaced else ""
 
     def _status(self) -> StatusOfCluster:
         waiting = [
@@ -370,6 +394,8 @@ class ControlStore:
                 self._jobs.start(job, node_id)
             case JobEnded(job_id, reason, kill):
                 self._end_job(job_id, reason, kill=kill, but=node_id)
+            case NodeFound():
+                self._surveys.on_found(node_id, message)
             case TaskEvents(events):
                 self._history.tasks.extend(events)
             case WatchActor(actor_id, client, owner):
@@ -442,6 +468,7 @@ class ControlStore:
         self._journal.flush()
 
     def _save(self, actor_id: bytes, new: bool) -> None:
+        self._note(actor_id)
         record = self._actors.record(actor_id)
         write = self._journal.write
         if isinstance(record, LivingActor):

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from shoal.messages.placement import Spread
+
 if TYPE_CHECKING:
     from shoal.core.tasks import Task
     from shoal.messages.node import Shape
@@ -21,6 +23,7 @@ class Lane:
     __slots__ = (
         "address",
         "connection",
+        "given",
         "gpu_ids",
         "idle_since",
         "inflight",
@@ -53,6 +56,8 @@ class Lane:
         self.connection: Any = None
         self.inflight: dict[bytes, Task] = {}
         self.load_us = 0.0
+        # How many tasks it was given; kept for classes that are spread.
+        self.given = 0
         self.idle_since = 0.0
         self.paused = False
         self.wanted = False
@@ -71,13 +76,14 @@ class Lane:
 
 class SchedulingClass:
     """A scheduling class: the queue of the tasks of one shape, and the lanes that serve it. `place` is where their arguments are, if
-    that matters."""
+    that matters. `even`: they are to be spread evenly."""
 
-    __slots__ = ("lanes", "place", "queue", "refused", "requests", "room", "shape")
+    __slots__ = ("even", "lanes", "place", "queue", "refused", "requests", "room", "shape")
 
     def __init__(self, shape: Shape, place: str = "") -> None:
         self.shape = shape
         self.place = place
+        self.even = isinstance(shape.strategy, Spread)
         self.queue: deque[Task] = deque()
         self.lanes: list[Lane] = []
         self.requests: dict[int, None] = {}

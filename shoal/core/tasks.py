@@ -15,7 +15,8 @@ Rules
 -----
 1. A lane has room while the expected run time of what is in flight on it is below `window_us`. A function that has not run
    yet counts as a full window; so short tasks pipeline deeply, and unknown or long ones never queue behind each other.
-2. A queue is spread over lanes: idle ones first, then each at most its share.
+2. A queue is spread over lanes: idle ones first, then each at most its share. With the strategy SPREAD, each task goes to the lane that was
+   given fewest, of those with room.
 3. When a worker is lost, the task at its head is charged a retry; the ones behind it had most likely not begun, and are
    only *suspects*: they run alone on a lane the next time, so that the one that kills workers is found by itself.
    A task that may not be retried always runs alone: nothing else may blur whether it had begun.
@@ -30,6 +31,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import IntEnum
+from heapq import heapify, heappop, heapreplace
 from typing import Any, Final
 
 from shoal.core.lanes import CancelLease, Effect, Lane, RequestLease, ReturnLease, SchedulingClass
@@ -214,6 +216,9 @@ class TaskTable:
         lanes = queue.lanes
         if lanes:
             open_lanes = [lane for lane in lanes if lane.is_open()]
+            if queue.even:
+                self._deal(open_lanes, tasks)
+                open_lanes = []
             for lane in open_lanes:
                 if not lane.inflight:
                     self._push(lane, tasks, 1)
@@ -226,6 +231,20 @@ class TaskTable:
             self._request(queue)
         elif queue.requests:
             self._cancel_requests(queue)
+
+    def _deal(self, lanes: list[Lane], tasks: deque[Task]) -> None:
+        """Each task to the lane that was given fewest, of those with room."""
+        heap = [(lane.given, number, lane) for number, lane in enumerate(lanes)]
+        heapify(heap)
+        while heap and tasks:
+            given, number, lane = heap[0]
+            inflight = len(lane.inflight)
+            self._push(lane, tasks, 1)
+            if len(lane.inflight) == inflight:
+                heappop(heap)
+            else:
+                lane.given = given + 1
+                heapreplace(heap, (lane.given, number, lane))
 
     def _push(self, lane: Lane, tasks: deque[Task], most: int) -> None:
         inflight = lane.inflight
@@ -282,6 +301,7 @@ class TaskTable:
         queue.requests.pop(req, None)
         queue.refused = False
         lane.idle_since = now
+        lane.given = min((other.given for other in queue.lanes), default=0)
         queue.lanes.append(lane)
         queue.room = True
         self.dispatch(queue)
@@ -333,6 +353,8 @@ class TaskTable:
     def resumed(self, lane: Lane) -> None:
         """The worker takes tasks again."""
         lane.paused = False
+        # It need not catch up with the others, for that would be all work for one.
+        lane.given = max(other.given for other in (lane, *lane.queue.lanes))
         self.refill(lane, lane.idle_since)
 
     def expire(self, now: float) -> float | None:

@@ -1,7 +1,7 @@
 """What clients of this node have to do with processes of other nodes, and theirs with ours: ends, forced ends, and printed lines.
 
 A client watches a process of another node as it does one of its own; this node watches for it there, once for all of its clients, and
-answers for the whole node when that dies. The forwarded leases are in `node.lending`.
+answers for the whole node when that dies. The forwarded leases are in `node.leasing`.
 
 Guarantees: whoever watches hears of the end exactly once, whether the process ended, ended long ago, or its node died.
 """

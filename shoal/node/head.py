@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import msgspec
 
 from shoal.config import TLS_SETTINGS
-from shoal.messages.boot import Boot, BootAnswer, BootFailed, NodeFile, Ready
+from shoal.messages.boot import Boot, BootFailed, NodeFile, Ready
 from shoal.node.zygote import (
     SOCKET_BUFFER_BYTES,
     Run,
@@ -41,9 +41,9 @@ from shoal.node.zygote import (
 )
 from shoal.version import __version__
 from shoal.wire.addresses import make_place
+from shoal.wire.boot_pipe import answer_boot, read_boot
 from shoal.wire.daemon_log import log_to
 from shoal.wire.descriptors import raise_descriptor_limit
-from shoal.wire.framing import HEADER_BYTES, encode_frame
 from shoal.wire.session import (
     HEAD,
     NODE_FILE,
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
 
     from shoal.node.daemon import Daemon
 
-_MAX_BOOT_BYTES: Final = 64 * 1024 * 1024
 _BACKLOG: Final = 4096
 _ZYGOTE_GRACE_S: Final = 4.0
 
@@ -73,7 +72,7 @@ class _DoorError(Exception):
 
 def main(load: Callable[[], Run] = load_worker) -> None:
     """Be the head. `load` imports and gives what workers run."""
-    boot = _read_boot(0)
+    boot = read_boot(Boot, "shoal.init() or `shoal start`")
     name_process("shoal:head")
     _settle_signals()
     try:
@@ -87,13 +86,13 @@ def main(load: Callable[[], Run] = load_worker) -> None:
         listening = _listen(node_path(boot.session_dir))
         zygote_pid, zygote = _fork_zygote(boot, listening, door, run)
     except _DoorError as error:
-        _answer(BootFailed(str(error)))
+        answer_boot(BootFailed(str(error)))
         sys.exit(1)
     except OSError as error:
-        _answer(BootFailed(f"{error.strerror}: {error.filename or boot.session_dir}"))
+        answer_boot(BootFailed(f"{error.strerror}: {error.filename or boot.session_dir}"))
         sys.exit(1)
     except Exception as error:
-        _answer(BootFailed(f"{type(error).__name__}: {error}"))
+        answer_boot(BootFailed(f"{type(error).__name__}: {error}"))
         raise
     code = 1
     pids: list[int] = []
@@ -101,7 +100,7 @@ def main(load: Callable[[], Run] = load_worker) -> None:
         code = _serve(boot, listening, door, zygote, pids)
     except Exception as error:
         # Too late if it was ready already; then the log has it.
-        _answer(BootFailed(f"{type(error).__name__}: {error}"))
+        answer_boot(BootFailed(f"{type(error).__name__}: {error}"))
         raise
     finally:
         # Hang up, if the daemon did not come to it: the zygote waits for nothing else.
@@ -110,31 +109,6 @@ def main(load: Callable[[], Run] = load_worker) -> None:
     # Not sys.exit: there is nothing left to finish, and destroying every module takes longer than the session's end.
     sys.stderr.flush()
     os._exit(code)
-
-
-def _read_boot(fd: int) -> Boot:
-    size = int.from_bytes(_read_exactly(fd, HEADER_BYTES), "little")
-    if size > _MAX_BOOT_BYTES:
-        sys.exit(
-            f"the boot record announces {size:,} bytes: this program is started by shoal.init(), not by hand"
-        )
-    return msgspec.msgpack.decode(_read_exactly(fd, size), type=Boot)
-
-
-def _read_exactly(fd: int, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        piece = os.read(fd, size - len(data))
-        if not piece:
-            sys.exit("the driver ended before it had sent the boot record")
-        data += piece
-    return data
-
-
-def _answer(answer: BootAnswer) -> None:
-    # The driver may be gone; the lifeline tells soon enough.
-    with contextlib.suppress(OSError):
-        os.write(1, encode_frame(msgspec.msgpack.encode(answer)))
 
 
 def _settle_signals() -> None:
@@ -254,7 +228,7 @@ def _serve(
         gc.enable()
         if door is not None:
             _leave_word(boot, daemon.node_id)
-        _answer(Ready(node_path(boot.session_dir), os.getpid(), boot.place, daemon.node_id))
+        answer_boot(Ready(node_path(boot.session_dir), os.getpid(), boot.place, daemon.node_id))
         if not boot.driver_pid:
             _let_go_of_pipes()
         reason, code = loop.run_until_complete(daemon.stopped)

@@ -15,6 +15,8 @@ from typing import NamedTuple, Protocol
 from shoal.clock import monotonic_ns
 from shoal.core import forwarding
 from shoal.core.forwarding import (
+    HERE,
+    NOWHERE,
     AskAt,
     CancelHere,
     Deliver,
@@ -137,6 +139,10 @@ class Leasing:
         """A client has ended."""
         self._queue.on_owner_gone(number, monotonic_ns(), reason)
 
+    def where(self, number: int, req: int) -> tuple[bytes, str]:
+        """Where a request of a client waits (see `core.forwarding`), and why nowhere."""
+        return HERE, ""
+
     # --- what the queue of this node decides about requests of its clients -----------------------------------------
 
     def on_granted(self, grant: Grant, process: Process) -> None:
@@ -171,7 +177,7 @@ class Leasing:
         """What has become of a group, or is known of it."""
         if change.state != "REMOVED":
             return
-        for request in list(self._queue.waiting_requests()):
+        for request in list(self._queue.requests):
             source = request.claim.source
             if source is not None and source.group_id == change.group_id:
                 client = self._clients.get(request.owner)
@@ -262,6 +268,9 @@ class Lending(Leasing):
         for key in [key for key in self._wishes if key[0] == number]:
             del self._wishes[key]
         self._obey()
+
+    def where(self, number: int, req: int) -> tuple[bytes, str]:
+        return self.home.where(number, req) or (NOWHERE, "")
 
     # --- what the queue of this node decides -----------------------------------------------------------------------
 

@@ -180,6 +180,15 @@ class Control:
         self.program.end(timeout_s)
         self.folder.remove()
 
+    def give_up(self) -> None:
+        """End it because the start of the whole has failed. What an earlier control store has left is kept, which one that ends in
+        good order would remove."""
+        if self.folder.taken_up:
+            self.kill()
+            self.folder.unlock()
+        else:
+            self.stop()
+
     def kill(self) -> None:
         """SIGKILL; its folder stays."""
         self.program.process.kill()
@@ -216,6 +225,7 @@ def begin_control(
     """
     host, port = listening.getsockname()[:2]
     place = make_place(host, port)
+    program: Program | None = None
     try:
         boot = ControlBoot(
             token=token,
@@ -240,6 +250,9 @@ def begin_control(
         with open(f"{folder.directory}/{HEAD}", "w", encoding="ascii", opener=private) as file:
             file.write(str(program.pid))
     except BaseException:
+        if program is not None:
+            program.process.kill()
+            program.end(_STOP_TIMEOUT_S)
         folder.give_up()
         raise
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import stat
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import psutil
 import pytest
 
 from shoal.wire.session import is_alive
-from tests.cli.commands import Commands
+from tests.cli.commands import SMALL, Commands
 from tests.leaks import SHARED_MEMORY
 
 PATIENCE_S = 30
@@ -282,3 +283,42 @@ def test_the_folder_of_sessions_may_be_named(shoal_command: Commands, tmp_path: 
     finally:
         assert "Stopped 1 node" in shoal_command.run("stop", "--temp-dir", str(folder)).said
         folder.rmdir()
+
+
+def test_a_head_that_fails_to_start_again_keeps_what_was_written_down(
+    shoal_command: Commands,
+) -> None:
+    address = shoal_command.start_head().address()
+    (node,) = shoal_command.nodes()
+    (control,) = shoal_command.controls()
+    assert control.file is not None
+    for pid in (control.file.pid, *reversed(family(node.file.pid))):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not is_alive(control.directory))
+    port = address.rpartition(":")[2]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        door = ("--node-manager-port", str(other.getsockname()[1]))
+        failed = shoal_command.run("start", "--head", "--port", port, *SMALL, *door)
+    assert failed.code == 1
+    assert "the node's door cannot be opened" in failed.complained
+    again = shoal_command.run("start", "--head", "--port", port, *SMALL)
+    assert again.code == 0, again
+    assert "what it had written down is taken up" in again.said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_start_that_is_ended_half_way_leaves_nothing(
+    shoal_command: Commands, number: signal.Signals
+) -> None:
+    with shoal_command.popen("start", "--head", "--port", "0", *SMALL) as process:
+        # The folder of the control store is there before its process is.
+        wait_for(lambda: shoal_command.left() or process.poll() is not None)
+        process.send_signal(number)
+        code = process.wait(PATIENCE_S)
+    if code == 0:
+        # It was quicker.
+        assert len(shoal_command.nodes()) == 1
+        return
+    assert code == 128 + number
+    assert shoal_command.nodes() == []
+    wait_for(lambda: shoal_command.left() == [])

@@ -230,3 +230,38 @@ def test_drivers_share_a_cluster_and_do_not_disturb_each_other(two: Cluster) -> 
     for driver in drivers:
         out, _ = driver.communicate(timeout=PATIENCE_S)
         assert out.strip() == "5050"
+
+
+def test_a_node_that_stops_answering_is_given_up_and_ends_when_it_wakes() -> None:
+    settings = {"node_heartbeat_s": 0.1, "node_timeout_s": 1.0}
+    options = [{"num_cpus": 1, "resources": {f"node{i}": 100}} for i in range(2)]
+    with Cluster(initialize_head=False, system_config=settings) as cluster:
+        first, second = cluster.add_nodes(options)
+        with cluster.connect():
+
+            @shoal.remote(max_retries=1)
+            def where() -> str:
+                return shoal.get_runtime_context().get_node_id()
+
+            holder = Holder.options(**on(1)).remote()
+            _, pid = get(holder.node_and_pid.remote())
+            assert get(where.options(**on(1)).remote()) == second.node_id
+            os.kill(second.pid, signal.SIGSTOP)
+            try:
+                wait_until(
+                    lambda: (
+                        [row["NodeID"] for row in shoal.nodes() if row["Alive"]] == [first.node_id]
+                    ),
+                    "it is given up",
+                )
+                with pytest.raises(shoal.exceptions.ActorDiedError, match="heartbeat"):
+                    get(holder.node_and_pid.remote())
+                assert get(where.remote()) == first.node_id
+                # Its work was given away, and it does not know yet: nobody has to do with its processes any more.
+                assert psutil.pid_exists(pid)
+            finally:
+                os.kill(second.pid, signal.SIGCONT)
+            wait_until(lambda: not second.is_alive(), "it ends, as it was told")
+            wait_until(lambda: not psutil.pid_exists(pid), "and its workers with it")
+            assert "heartbeat" in second.log_tail()
+            cluster.remove_node(second)

@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 from shoal.core.lanes import CancelLease, Lane, RequestLease, ReturnLease, SchedulingClass
 from shoal.core.tasks import Function, State, Task, TaskTable
 from shoal.messages.node import UNIT, Shape
+from shoal.messages.placement import Spread
 from tests.core.lives import Life
 
 WINDOW_US = 1000
 WINDOW_TASKS = 5
 MAX_REQUESTS = 3
 MOST_WORKERS = 3
-SHAPES = [Shape((("CPU", UNIT),)), Shape((("GPU", UNIT),))]
+SHAPES = [Shape((("CPU", UNIT),)), Shape((("GPU", UNIT),)), Shape(strategy=Spread())]
 
 
 class Worker:

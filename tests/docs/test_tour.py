@@ -67,7 +67,10 @@ def test_no_step_can_be_renamed(chapter: Chapter, trace_of: Callable[[Chapter], 
 
 def test_every_process_takes_part() -> None:
     told = {step.process for chapter in CHAPTERS for step in chapter.steps}
-    assert told == {"driver", "head", "zygote", "worker", "second worker"}
+    assert told == {
+        *("driver", "head", "zygote", "worker", "second worker"),
+        *("control store", "home", "host", "second zygote"),
+    }
 
 
 def test_only_steps_are_numbered_in_the_tour() -> None:
@@ -129,6 +132,20 @@ def test_the_log_is_read_by_process_and_from_the_mark() -> None:
         "head": ["a.py::g"],
     }
     assert read("1 a.py::f\n", driver=1).calls == {"driver": ["a.py::f"]}
+
+
+def test_the_processes_of_a_cluster_have_names_of_their_own() -> None:
+    control = "shoal/control/main.py::main"
+    daemon = "shoal/node/daemon.py::Daemon.start"
+    zygote = "shoal/node/zygote.py::Zygote.serve"
+    log = f"2 {control}\n3 {daemon}\n3 {daemon}\n4 {zygote}\n5 {daemon}\n6 {zygote}\n3 a.py::f\n5 a.py::f\n"
+    assert read(log, driver=1).calls == {
+        "control store": [control],
+        "home": [daemon, daemon, "a.py::f"],
+        "zygote": [zygote],
+        "host": [daemon, "a.py::f"],
+        "second zygote": [zygote],
+    }
 
 
 def test_chapters_are_read_from_the_page() -> None:

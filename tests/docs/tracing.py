@@ -24,7 +24,8 @@ MARK: Final = "# The tour begins here."
 TIMEOUT_S: Final = 60
 
 # Who is who: the process that calls the function has the role.
-_HEAD: Final = "shoal/node/daemon.py::Daemon.start"
+_CONTROL: Final = "shoal/control/main.py::main"
+_DAEMON: Final = "shoal/node/daemon.py::Daemon.start"
 _ZYGOTE: Final = "shoal/node/zygote.py::Zygote.serve"
 _FORKED: Final = "shoal/node/zygote.py::Zygote._become_worker"
 _EMPLOYED: Final = frozenset(
@@ -33,7 +34,11 @@ _EMPLOYED: Final = frozenset(
         "shoal/worker/executor.py::Executor._on_start_actor",
     }
 )
-_ROLES: Final = frozenset({_HEAD, _ZYGOTE, _FORKED, *_EMPLOYED})
+_ROLES: Final = frozenset({_CONTROL, _DAEMON, _ZYGOTE, _FORKED, *_EMPLOYED})
+# Of a session of its own, and of a cluster in the order in which its nodes start; drivers are at the first.
+_HEAD: Final = ("head",)
+_NODES: Final = ("home", "host")
+_ZYGOTES: Final = ("zygote", "second zygote")
 _WORKERS: Final = ("worker", "second worker", "third worker")
 
 # What happens is the same without these; they make it happen in the same order every time. The service thread stays out,
@@ -95,16 +100,17 @@ def run(program: str, functions: Collection[str], folder: Path) -> Trace:
 def read(log: str, driver: int) -> Trace:
     """Make sense of a log: who is who, and what was called after the mark (from the start, if there is none)."""
     calls = [line.split(" ", 1) for line in log.splitlines()]
+    in_cluster = any(name == _CONTROL for _, name in calls)
+    names = {
+        _CONTROL: iter(("control store",)),
+        _DAEMON: iter(_NODES if in_cluster else _HEAD),
+        _ZYGOTE: iter(_ZYGOTES),
+        **dict.fromkeys(_EMPLOYED, iter(_WORKERS)),
+    }
     roles = {str(driver): "driver"}
-    employed: list[str] = []
     for pid, name in calls:
-        if name == _HEAD:
-            roles[pid] = "head"
-        elif name == _ZYGOTE:
-            roles[pid] = "zygote"
-        elif name in _EMPLOYED and pid not in employed:
-            roles[pid] = _WORKERS[len(employed)]
-            employed.append(pid)
+        if name in names and pid not in roles:
+            roles[pid] = next(names[name])
     marks = [position for position, (_, name) in enumerate(calls) if name == "mark"]
     trace = Trace()
     for pid, name in calls[marks[-1] + 1 if marks else 0 :]:

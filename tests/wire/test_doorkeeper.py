@@ -178,7 +178,7 @@ def test_strangers_lose_their_connection_and_harm_nobody(
 def test_who_says_nothing_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("shoal.node.doorkeeper._PREFACE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("shoal.wire.doorway.PREFACE_TIMEOUT_S", 0.05)
 
     async def scenario() -> None:
         async with house(tmp_path) as it:

@@ -1,0 +1,94 @@
+"""Accepting at a door, in an asyncio daemon: each connection is read up to the end of its preface, and shown in.
+
+Guarantees: not a byte more than the preface is read; whoever says none, or a wrong one, loses the connection, with the reason in the log,
+and costs a bounded number of descriptors for a bounded time.
+
+Who is meant by the preface, and what follows it, is the business of `show_in(sock, name)`, which tells whether the socket is
+somebody else's from now on, or is to be closed here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from shoal.errors import ProtocolError
+from shoal.wire.descriptors import is_shortage
+from shoal.wire.door import PREFACE_BYTES, decode_preface, tune
+
+PREFACE_TIMEOUT_S: Final = 10.0
+_SHORT_AGAIN_S: Final = 0.2
+_MOST_UNSAID: Final = 1024
+"""Connections that have not said for whom they come. More wait in the kernel."""
+
+
+class Doorway:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        listening: socket.socket,
+        show_in: Callable[[socket.socket, str], Awaitable[bool]],
+        log: logging.Logger,
+    ) -> None:
+        self._loop = loop
+        self._listening = listening
+        self._show_in = show_in
+        self._log = log
+        self._visitors: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(_MOST_UNSAID)
+        listening.setblocking(False)
+        self._task = loop.create_task(self._keep())
+
+    async def _keep(self) -> None:
+        while True:
+            await self._room.acquire()
+            try:
+                sock, (host, *_) = await self._loop.sock_accept(self._listening)
+            except OSError as error:
+                self._room.release()
+                if not is_shortage(error) and not isinstance(error, ConnectionError):
+                    raise
+                await asyncio.sleep(_SHORT_AGAIN_S)
+                continue
+            visitor = self._loop.create_task(self._receive(sock, str(host)))
+            self._visitors.add(visitor)
+            visitor.add_done_callback(self._visitors.discard)
+
+    async def _receive(self, sock: socket.socket, host: str) -> None:
+        taken = False
+        try:
+            sock.setblocking(False)
+            tune(sock)
+            async with asyncio.timeout(PREFACE_TIMEOUT_S):
+                name = decode_preface(await self._read_preface(sock))
+            taken = await self._show_in(sock, name)
+        except TimeoutError:
+            self._log.warning("a connection from %s did not say for whom it comes", host)
+        except (ProtocolError, OSError) as error:
+            self._log.warning("refused a connection from %s: %s", host, error)
+        finally:
+            if not taken:
+                sock.close()
+            self._room.release()
+
+    async def _read_preface(self, sock: socket.socket) -> bytes:
+        data = b""
+        while len(data) < PREFACE_BYTES:
+            piece = await self._loop.sock_recv(sock, PREFACE_BYTES - len(data))
+            if not piece:
+                break
+            data += piece
+        return data
+
+    def close(self) -> list[asyncio.Task[None]]:
+        """Let nobody in any more; the tasks that end by that."""
+        tasks = [self._task, *self._visitors]
+        for task in tasks:
+            task.cancel()
+        self._listening.close()
+        return tasks

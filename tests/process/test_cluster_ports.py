@@ -1,0 +1,241 @@
+"""The TCP ports of a cluster, and what comes in from who does not belong there: each is refused, with the reason in a log, and the cluster
+goes on. (The Unix sockets are in `test_security`.)"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import pytest
+
+import shoal
+from shoal.messages.handshake import Challenge, Handshake, Hello, Proof, Refused
+from shoal.node.neighbours import daemon_name
+from shoal.runtime import current_process
+from shoal.testing import Cluster
+from shoal.wire.addresses import name_of, split_place
+from shoal.wire.door import BULK, CONTROL, encode_preface
+from shoal.wire.framing import cut_frame, encode_frame
+from shoal.wire.handshake import HANDSHAKE_BYTES, ClientHandshake
+from shoal.wire.session import log_dir
+
+PATIENCE_S = 30
+FOUR_GB: Final = struct.pack("<I", 0xFFFFFFFF)
+HALF: Final = encode_frame(b"a message of which much is missing")[:20]
+
+
+class Site:
+    """A cluster with a driver, and where its processes are reached."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        node = cluster.head_node
+        process = current_process.require()
+        self.victims = {
+            "control store": (cluster.address, CONTROL),
+            "daemon": (node.place, daemon_name(bytes.fromhex(node.node_id))),
+            "driver": (node.place, name_of(process.address)),
+        }
+
+    def connect(self, victim: str) -> socket.socket:
+        """A connection that has said the preface."""
+        place, name = self.victims[victim]
+        sock = self.connect_to(place)
+        sock.sendall(encode_preface(name))
+        return sock
+
+    def connect_to(self, place: str) -> socket.socket:
+        return socket.create_connection(split_place(place), timeout=PATIENCE_S)
+
+    def logs(self) -> str:
+        """What control store and daemon have logged."""
+        control = self.cluster._control
+        assert control is not None
+        node = self.cluster.head_node
+        paths = (
+            f"{log_dir(control.folder.directory)}/control.err",
+            f"{log_dir(node.session_dir)}/head.err",
+        )
+        return "".join(Path(path).read_text(encoding="utf-8") for path in paths)
+
+    def goes_on(self) -> None:
+        """Work is done as before, by a worker that begins now."""
+
+        @shoal.remote
+        def answer() -> int:
+            return 42
+
+        assert shoal.get(answer.remote(), timeout=PATIENCE_S) == 42
+        self.cluster.wait_for_nodes()
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with Cluster(head_node_args={"num_cpus": 1}) as cluster, cluster.connect():
+        yield Site(cluster)
+
+
+def wait_for_the_end(sock: socket.socket) -> bytes:
+    """What comes until the other side hangs up."""
+    said = b""
+    try:
+        while data := sock.recv(4096):
+            said += data
+    except ConnectionResetError:
+        return said
+    return said
+
+
+def says(data: bytes) -> Callable[[socket.socket, bytes], None]:
+    def attack(sock: socket.socket, _token: bytes) -> None:
+        sock.sendall(data)
+        wait_for_the_end(sock)
+
+    return attack
+
+
+def says_half(sock: socket.socket, _token: bytes) -> None:
+    sock.sendall(HALF)
+    sock.close()
+
+
+def greets(sock: socket.socket, token: bytes) -> None:
+    """Prove the token, as a client does."""
+    handshake = ClientHandshake(token)
+    data = bytearray()
+    while not handshake.done:
+        sock.sendall(b"".join(handshake.outbox))
+        handshake.outbox.clear()
+        while (payload := cut_frame(data, HANDSHAKE_BYTES)) is None:
+            data += sock.recv(1) or pytest.fail("it hung up in the handshake")
+        handshake.receive(payload)
+    sock.sendall(b"".join(handshake.outbox))
+
+
+def greets_and_says(data: bytes) -> Callable[[socket.socket, bytes], None]:
+    def attack(sock: socket.socket, token: bytes) -> None:
+        greets(sock, token)
+        sock.sendall(data)
+        wait_for_the_end(sock)
+
+    return attack
+
+
+def greets_and_says_half(sock: socket.socket, token: bytes) -> None:
+    greets(sock, token)
+    sock.sendall(HALF)
+    sock.close()
+
+
+def is_of_another_cluster(sock: socket.socket, _token: bytes) -> None:
+    """A proof that was made with another token."""
+    hello = ClientHandshake(b"another token of 32 bytes at all")
+    sock.sendall(b"".join(hello.outbox))
+    answer = read(sock)
+    assert isinstance(answer, Challenge)
+    sock.sendall(encode_frame(msgspec.msgpack.encode(Proof(b"p" * 32))))
+    refused = read(sock)
+    assert isinstance(refused, Refused)
+    assert "wrong token" in refused.reason
+    wait_for_the_end(sock)
+
+
+def speaks_an_older_version(sock: socket.socket, _token: bytes) -> None:
+    hello = Hello("shoal", 0, (3, 11), b"n" * 16, "")
+    sock.sendall(encode_frame(msgspec.msgpack.encode(hello)))
+    refused = read(sock)
+    assert isinstance(refused, Refused)
+    assert "install the same version of shoal on both sides" in refused.reason
+    wait_for_the_end(sock)
+
+
+def read(sock: socket.socket) -> object:
+    data = bytearray()
+    while (payload := cut_frame(data, HANDSHAKE_BYTES)) is None:
+        data += sock.recv(1) or pytest.fail("it hung up")
+    return msgspec.msgpack.decode(payload, type=Handshake)
+
+
+ATTACKS: Final[dict[str, tuple[Callable[[socket.socket, bytes], None], str]]] = {
+    "garbage": (says(encode_frame(b"\xc1" * 100)), "does not speak shoal's handshake"),
+    "http": (says(b"GET / HTTP/1.1\r\n\r\n"), "this is not a shoal peer"),
+    "tls": (
+        says(b"\x16\x03\x01\x02\x00\x01"),
+        "the peer speaks TLS, which this process was started",
+    ),
+    "half a greeting": (says_half, "in the middle of a frame"),
+    "4 GB of greeting": (says(FOUR_GB), "announces 4,294,967,295 bytes where"),
+    "wrong token": (is_of_another_cluster, "wrong token"),
+    "older version": (speaks_an_older_version, "the client speaks wire version 0"),
+    "half a frame": (greets_and_says_half, "in the middle of a frame"),
+    "4 GB": (greets_and_says(FOUR_GB), "announces 4,294,967,295 bytes, more"),
+    "no batch": (greets_and_says(encode_frame(b"x")), "not fit its schema"),
+}
+
+
+def wait_until_said(
+    site: Site, caplog: pytest.LogCaptureFixture, complaint: str, before: int
+) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while complaint not in caplog.text and site.logs().count(complaint) <= before:
+        assert time.monotonic() < deadline, (complaint, site.logs())
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("victim", ["control store", "daemon", "driver"])
+def test_who_does_not_belong_here_is_refused_by_name(
+    site: Site, caplog: pytest.LogCaptureFixture, victim: str
+) -> None:
+    for deed, complaint in ATTACKS.values():
+        caplog.clear()
+        before = site.logs().count(complaint)
+        with site.connect(victim) as sock:
+            deed(sock, site.cluster.token)
+        wait_until_said(site, caplog, complaint, before)
+    site.goes_on()
+
+
+PREFACES: Final = [
+    (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "is not shoal's greeting"),
+    (b"\x16\x03\x01" + bytes(20), "begins with TLS"),
+    (b"shoal\x00" + bytes(10), "the preface of a connection has version 00"),
+    (encode_preface("w-00000000")[:9], "is not shoal's greeting"),
+    (encode_preface("nobody"), "nobody"),
+]
+
+
+@pytest.mark.parametrize("port", ["control store", "door"])
+def test_a_wrong_preface_leads_nowhere(
+    site: Site, caplog: pytest.LogCaptureFixture, port: str
+) -> None:
+    place = site.cluster.address if port == "control store" else site.cluster.head_node.place
+    for data, complaint in PREFACES:
+        before = site.logs().count(complaint)
+        with site.connect_to(place) as sock:
+            sock.sendall(data)
+            with contextlib.suppress(OSError):
+                # It may have hung up already.
+                sock.shutdown(socket.SHUT_WR)
+            assert wait_for_the_end(sock) == b""
+        wait_until_said(site, caplog, complaint, before)
+    site.goes_on()
+
+
+def test_who_says_nothing_holds_up_nobody(site: Site) -> None:
+    silent = [site.connect_to(site.cluster.head_node.place) for _ in range(20)]
+    silent += [site.connect_to(site.cluster.address) for _ in range(20)]
+    silent += [site.connect(victim) for victim in site.victims]
+    # A process that has ended long ago, and the bytes of objects.
+    for name in ("w-00000000", BULK):
+        sock = site.connect_to(site.cluster.head_node.place)
+        sock.sendall(encode_preface(name))
+        silent.append(sock)
+    site.goes_on()
+    for sock in silent:
+        sock.close()
