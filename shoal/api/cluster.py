@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from shoal.messages.node import UNIT, EventsQuery, NodeRow, NodesQuery, TaskEvent
+from shoal.messages.node import UNIT, NodeRow, NodesQuery
+from shoal.messages.state import AskTasks, Findings, Survey, TaskRow
 from shoal.runtime import current_process
+from shoal.wire.addresses import LOCAL, place_of
 
 if TYPE_CHECKING:
     from shoal.runtime.process import Process
+
+_MOST_EVENTS: Final = 1_000_000
+_ANSWER_WITHIN_MS: Final = 5_000
 
 
 def node_rows(process: Process) -> list[NodeRow]:
@@ -67,32 +72,32 @@ def _sum(all_units: list[dict[str, int]]) -> dict[str, float]:
 
 
 def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
-    """What ran where and when, in the format of Chrome's tracing (chrome://tracing, Perfetto).
+    """What ran where and when, on all nodes, in the format of Chrome's tracing (chrome://tracing, Perfetto).
 
     Args:
         filename: Where to write it as JSON; without it, the events are returned.
     """
     process = current_process.require()
-    events: list[TaskEvent] = process.node.query(EventsQuery, list[TaskEvent])
+    question = AskTasks(_MOST_EVENTS, unfinished=False)
+    found: Findings = process.node.query(
+        lambda req: Survey(req, question, [], _ANSWER_WITHIN_MS), Findings
+    )
+    events = found.tasks
+    lines = _lines(events)
     trace: list[dict[str, Any]] = [
-        {
-            "name": "process_name",
-            "ph": "M",
-            "pid": pid,
-            "args": {"name": f"worker {pid}"},
-        }
-        for pid in sorted({event.pid for event in events})
+        {"name": "process_name", "ph": "M", "pid": number, "args": {"name": name}}
+        for number, name in lines.values()
     ]
     trace += [
         {
             "name": event.name,
-            "cat": event.kind,
+            "cat": "actor" if event.kind == "ACTOR_TASK" else "task",
             "ph": "X",
-            "pid": event.pid,
-            "tid": event.pid,
+            "pid": lines[event.worker][0],
+            "tid": lines[event.worker][0],
             "ts": event.start_ns / 1000,
             "dur": (event.end_ns - event.start_ns) / 1000,
-            "args": {"task_id": event.task_id.hex(), "ok": event.ok},
+            "args": {"task_id": event.task_id.hex(), "ok": event.state == "FINISHED"},
         }
         for event in sorted(events, key=lambda event: event.start_ns)
     ]
@@ -101,3 +106,19 @@ def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
     with open(filename, "w", encoding="utf-8") as file:
         json.dump(trace, file)
     return None
+
+
+def _lines(events: list[TaskRow]) -> dict[str, tuple[int, str]]:
+    """By process: a number, which is its pid unless that of another node has the same, and what to call it."""
+    lines: dict[str, tuple[int, str]] = {}
+    taken: set[int] = set()
+    for event in sorted(events, key=lambda event: event.pid):
+        if event.worker not in lines:
+            number = event.pid
+            while number in taken:
+                number += 1 << 22
+            taken.add(number)
+            place = place_of(event.worker)
+            where = "" if place == LOCAL else f" at {place}"
+            lines[event.worker] = number, f"worker {event.pid}{where}"
+    return lines

@@ -40,6 +40,7 @@ from shoal.messages.control import (
     ActorChanged,
     ClusterStatus,
     EndJob,
+    ListActors,
     ListEndedProcesses,
     ListJobs,
     ListNodes,
@@ -48,6 +49,7 @@ from shoal.messages.control import (
     NodeJoined,
     NodeView,
     Order,
+    SurveyNodes,
 )
 from shoal.messages.membership import (
     Alive,
@@ -74,7 +76,15 @@ from shoal.wire.handshake import ServerHandshake
 _log = logging.getLogger("shoal.control")
 _encode: Final = msgspec.msgpack.Encoder().encode
 _SECOND: Final = 1_000_000_000
-_LOOKS: Final = (ClusterStatus, ListNodes, ListJobs, ListEndedProcesses, ListTaskEvents)
+_LOOKS: Final = (
+    ClusterStatus,
+    ListNodes,
+    ListJobs,
+    ListActors,
+    ListEndedProcesses,
+    ListTaskEvents,
+    SurveyNodes,
+)
 """What may be asked without being a node."""
 
 

@@ -44,6 +44,7 @@ from shoal.control.restoring import (
     restored_from,
 )
 from shoal.control.storage import Storage, StorageState
+from shoal.control.surveys import ActorRows, Surveys
 from shoal.core.actors import (
     ActorDirectory,
     NameTaken,
@@ -76,6 +77,7 @@ from shoal.messages.control import (
     JobEnded,
     JobStarted,
     KillActor,
+    ListActors,
     ListEndedProcesses,
     ListJobs,
     ListKeys,
@@ -83,6 +85,7 @@ from shoal.messages.control import (
     ListNodes,
     ListTaskEvents,
     NodeDied,
+    NodeFound,
     NodeJoined,
     NodeState,
     NodeView,
@@ -92,6 +95,7 @@ from shoal.messages.control import (
     PutKey,
     StatusOfCluster,
     StopActor,
+    SurveyNodes,
     TaskEvents,
     WatchActor,
 )
@@ -142,6 +146,8 @@ class ControlStore:
         self._keys = Keys(self._journal)
         self._history = History(config or Config())
         self._jobs = Jobs(self._journal, self._history)
+        self._surveys = Surveys(loop, self.nodes, self._order)
+        self._rows = ActorRows()
         # Where each life of an actor was sent, and which were not sent anywhere because they fit nowhere.
         self._placed_on: dict[bytes, bytes] = {}
         self._unplaced: dict[bytes, tuple[PlaceActor, str]] = {}
@@ -161,6 +167,8 @@ class ControlStore:
             ListEndedProcesses: lambda m: latest(history.processes, m.limit),
             ListTaskEvents: lambda m: latest(history.tasks, m.limit),
             ClusterStatus: lambda _: self._status(),
+            ListActors: lambda _: self._rows.listed(self._why_unplaced),
+            SurveyNodes: self._surveys.ask,
         }
 
     async def load(self) -> None:
@@ -174,6 +182,8 @@ class ControlStore:
         self._jobs.restore(restored.jobs)
         self._placed_on = restored.placed_on
         self._actors.restore(restored.living, restored.dead, restored.forgotten)
+        for actor_id in self._actors.known():
+            self._note(actor_id)
         self._answered = {
             node_id: dict.fromkeys(answers, True) for node_id, answers in restored.answers.items()
         }
@@ -229,6 +239,7 @@ class ControlStore:
     def on_node_down(self, node_id: bytes, name: str, cause: str) -> None:
         """A node is dead, with all that ran there. `cause` is a clause: "sent no heartbeat for 10 s"."""
         known = self.restored.nodes.get(node_id) if self.restored is not None else None
+        self._surveys.on_node_gone(node_id)
         row = self.nodes.remove(node_id, cause) or (known.row if known is not None else None)
         self._journal.write(NODES, node_id, None)
         self._journal.write(HEARD, node_id, None)
@@ -289,6 +300,10 @@ class ControlStore:
         except ControlError as error:
             answer.set_exception(error)
         else:
+            if isinstance(result, asyncio.Future):
+                # Others are asked, and nothing has changed.
+                self._journal.flush()
+                return result
             self._journal.then(lambda: None if answer.done() else answer.set_result(result))
         self._settle(node_id, heard, result)
         return answer
@@ -300,6 +315,15 @@ class ControlStore:
             )
         except NameTaken as error:
             raise ControlError(f"ActorAlreadyExistsError: {error}") from None
+
+    def _note(self, actor_id: bytes) -> None:
+        """What lists show of an actor."""
+        node_id = self._placed_on.get(actor_id, b"")
+        record = self._actors.record(actor_id)
+        self._rows.on_saved(actor_id, self._actors.get(actor_id), record, node_id)
+
+    def _why_unplaced(self, actor_id: bytes) -> str:
+        return self._unplaced[actor_id][1] if actor_id in self._unplaced else ""
 
     def _status(self) -> StatusOfCluster:
         waiting = [
@@ -337,6 +361,8 @@ class ControlStore:
                 self._jobs.start(job, node_id)
             case JobEnded(job_id, reason, kill):
                 self._end_job(job_id, reason, kill=kill, but=node_id)
+            case NodeFound():
+                self._surveys.on_found(node_id, message)
             case TaskEvents(events):
                 self._history.tasks.extend(events)
             case WatchActor(actor_id, client, owner):
@@ -407,6 +433,7 @@ class ControlStore:
         self._journal.flush()
 
     def _save(self, actor_id: bytes, new: bool) -> None:
+        self._note(actor_id)
         record = self._actors.record(actor_id)
         write = self._journal.write
         if isinstance(record, LivingActor):

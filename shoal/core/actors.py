@@ -251,6 +251,10 @@ class ActorDirectory:
         """Of the actors that a process created, the last one that is remembered no more."""
         return self._forgotten.get(process)
 
+    def known(self) -> list[bytes]:
+        """The actors of which anything is remembered."""
+        return [*self._dead, *self._actors]
+
     def __iter__(self) -> Iterator[Actor]:
         return iter(self._actors.values())
 

@@ -31,6 +31,7 @@ from typing import Final
 
 from shoal.core import fairness
 from shoal.core.bundles import Reservation
+from shoal.core.lease_reasons import explain
 from shoal.core.lease_records import (
     AskBack,
     Claim,
@@ -550,6 +551,19 @@ class LeaseQueue:
         """A lease that is not settled."""
         return self._leases.get(lease_id)
 
+    @property
+    def requests(self) -> LeaseRequests:
+        """Those that wait."""
+        return self._requests
+
+    def leases(self) -> Iterator[Lease]:
+        """All that are not settled."""
+        return iter(self._leases.values())
+
+    def most_workers(self) -> int:
+        """How many processes there may be if there are so many; 0 while more may start."""
+        return self._limits.max_workers if len(self.pool) >= self._limits.max_workers else 0
+
     def load(self) -> tuple[int, int, int]:
         """What says how long a newcomer waits: requests that could be served, leases that may end, and how long one lasts (ns)."""
         leases = sum(not (lease.settled or lease.orphaned) for lease in self._leases.values())
@@ -564,23 +578,9 @@ class LeaseQueue:
         waiting = {request.owner for request in self._requests}
         return waiting | {lease.request.owner for lease in self._leases.values()}
 
-    def waiting_requests(self) -> Iterator[Request]:
-        """All requests that wait."""
-        return iter(self._requests)
-
     def explain(self, owner: Owner, req: int) -> str:
         """Why a request still waits, in a sentence; "" if it does not."""
-        request = self._requests.get(owner, req)
-        if request is None:
-            return ""
-        full = len(self.pool) >= self._limits.max_workers
-        return self._requests.explain(
-            request,
-            self.supply,
-            leases=len(self._leases),
-            starting=self.pool.starting_of(request.claim.key),
-            most_workers=self._limits.max_workers if full else 0,
-        )
+        return explain(self, owner, req)
 
     def check(self) -> None:
         """Assert the invariants."""

@@ -13,6 +13,7 @@ import msgspec
 
 from shoal.messages.node import ActorChange, ActorInfo, ActorSpec, Job, NodeRow, TaskEvent
 from shoal.messages.placement import GroupChange, GroupInfo, GroupSpec, ViewRow
+from shoal.messages.state import ActorRow, Findings, Question
 
 # --- calls ----------------------------------------------------------------------------------------------------------
 
@@ -112,6 +113,18 @@ class ListGroups(msgspec.Struct, array_like=True, tag=15):
     group_id: bytes = b""
     name: str = ""
     namespace: str = ""
+
+
+class SurveyNodes(msgspec.Struct, array_like=True, tag=16):
+    """Ask nodes something (none named: all), for at most `within_ms`. Answered by `Findings`."""
+
+    question: Question
+    node_ids: list[bytes]
+    within_ms: int
+
+
+class ListActors(msgspec.Struct, array_like=True, tag=17):
+    """Answered by a list of `ActorRow`: those that live, and those that have died lately."""
 
 
 # --- what calls are answered by -------------------------------------------------------------------------------------
@@ -290,6 +303,13 @@ class BundlesReleased(msgspec.Struct, array_like=True, tag=36):
     row: ViewRow
 
 
+class NodeFound(msgspec.Struct, array_like=True, tag=37):
+    """What the node and its processes know: the answer to `SurveyNode`."""
+
+    number: int
+    findings: Findings
+
+
 # --- orders: control store to node ----------------------------------------------------------------------------------
 
 
@@ -394,6 +414,14 @@ class GroupWaits(msgspec.Struct, array_like=True, tag=52):
     reason: str
 
 
+class SurveyNode(msgspec.Struct, array_like=True, tag=53):
+    """What do you know? Answered by `NodeFound`, within that time."""
+
+    number: int
+    question: Question
+    within_ms: int
+
+
 Call = (
     CreateActor
     | FindActor
@@ -410,6 +438,8 @@ Call = (
     | CreateGroup
     | RemoveGroup
     | ListGroups
+    | SurveyNodes
+    | ListActors
 )
 Post = (
     NodeState
@@ -429,6 +459,7 @@ Post = (
     | WatchGroup
     | BundlesPrepared
     | BundlesReleased
+    | NodeFound
 )
 Order = (
     PlaceActor
@@ -444,6 +475,7 @@ Order = (
     | ReleaseBundles
     | GroupChanged
     | GroupWaits
+    | SurveyNode
 )
 
 ANSWERS: Final[dict[type, Any]] = {
@@ -462,5 +494,7 @@ ANSWERS: Final[dict[type, Any]] = {
     CreateGroup: None,
     RemoveGroup: None,
     ListGroups: list[GroupInfo],
+    SurveyNodes: Findings,
+    ListActors: list[ActorRow],
 }
 """By call, the type of its answer."""

@@ -28,6 +28,7 @@ from shoal.messages.placement import (
     GroupWatch,
     Strategy,
 )
+from shoal.messages.state import Found, Inquire, Survey, WhyLease
 from shoal.messages.stores import (
     Abandoned,
     FreeAbandoned,
@@ -459,13 +460,6 @@ class NodeRow(msgspec.Struct, array_like=True):
     """Where its door is (see `wire.addresses`)."""
 
 
-class EventsQuery(msgspec.Struct, array_like=True, tag=65):
-    """Client to node: the task events of all processes (answered by `Reply` with a list of `TaskEvent`). Node to
-    client: your own (answered by `Events`)."""
-
-    req: int
-
-
 class TaskEvent(msgspec.Struct, array_like=True, gc=False):
     """One finished run of a task. Times are nanoseconds since the epoch."""
 
@@ -479,9 +473,8 @@ class TaskEvent(msgspec.Struct, array_like=True, gc=False):
 
 
 class Events(msgspec.Struct, array_like=True, tag=66):
-    """A process's remembered task events; also sent unasked when a worker ends (`req` 0)."""
+    """What a worker that ends remembers of the tasks that it has run."""
 
-    req: int
     events: list[TaskEvent]
 
 
@@ -526,8 +519,10 @@ ToNode = (
     | KvDelete
     | KvKeys
     | NodesQuery
-    | EventsQuery
     | Events
+    | Survey
+    | Found
+    | WhyLease
     | Pull
     | PullDone
     | Freed
@@ -555,7 +550,7 @@ FromNode = (
     | WhoUses
     | FreeAbandoned
     | Pulled
-    | EventsQuery
+    | Inquire
     | GroupChange
     | Reply
 )

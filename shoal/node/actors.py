@@ -152,6 +152,13 @@ class ActorSeats:
     def on_asked_back(self, _ask: AskBack) -> None:
         """Nobody asks for the workers of actors."""
 
+    def request_of(self, actor_id: bytes) -> tuple[str, int] | None:
+        """The request by which a life of an actor waits for a worker, if one does: its owner and number."""
+        for seat in self._waiting.values():
+            if seat.spec.actor_id == actor_id:
+                return DIRECTORY, seat.req
+        return None
+
     def lives(self) -> list[tuple[bytes, int]]:
         """The lives of actors that this node has: actor and incarnation."""
         return list(self._seats)

@@ -44,6 +44,7 @@ from shoal.messages.control import (
     Order,
     PlaceActor,
     StopActor,
+    SurveyNode,
     ViewChanged,
     WatchActor,
 )
@@ -51,22 +52,14 @@ from shoal.messages.node import (
     ActorCreate,
     ActorExiting,
     ActorKill,
-    ActorLookup,
-    ActorNames,
     ActorStarted,
     ActorUnreferenced,
     ActorWatch,
     Blocked,
-    Events,
-    EventsQuery,
     Exit,
     Goodbye,
     Job,
     KillProcess,
-    KvDelete,
-    KvGet,
-    KvKeys,
-    KvPut,
     LeaseCancel,
     LeaseRequest,
     LeaseReturn,
@@ -92,6 +85,7 @@ from shoal.node.forwarding import LogForwarder
 from shoal.node.leasing import LeaseOwners, Leasing
 from shoal.node.queries import Queries
 from shoal.node.store import StoreKeeper
+from shoal.node.surveys import Surveys
 from shoal.node.workers import Process, Workers
 from shoal.node.zygote_link import ZygoteLink
 from shoal.wire.addresses import LOCAL, creator_at, place_of
@@ -148,10 +142,16 @@ class Daemon:
             else self._outside.lending
         )
         self._actors = ActorSeats(self._workers, self._clients, self._control, self._jobs)
-        self._queries = Queries(
+        self._queries = Queries(self._control)
+        self._surveys = Surveys(
             loop,
+            self.node_id,
             self._clients,
+            self._workers,
+            self._leasing,
+            self._actors,
             self._control,
+            self._queries,
             boot.config.task_events * _EVENTS_OF_PAST_PROCESSES,
         )
         self._handlers = self._make_handlers()
@@ -215,7 +215,7 @@ class Daemon:
         if tell:
             for client in self._clients:
                 client.send(Exit(reason, now=True))
-        self._queries.close()
+        self._surveys.close()
         self._store.close()
         self._workers.close()
         await self._way.close()
@@ -268,7 +268,7 @@ class Daemon:
         if client is None:
             return
         self._clients.remove(client)
-        self._queries.on_client_gone(client)
+        self._surveys.on_client_gone(client)
         self._store.on_client_gone(client)
         if self._outside is not None:
             self._outside.transfers.on_client_gone(client)
@@ -338,7 +338,7 @@ class Daemon:
     # --- messages of clients -------------------------------------------------------------------------------------
 
     def _make_handlers(self) -> dict[type, Callable[[Client, Any], None]]:
-        queue, store, queries = self._workers.queue, self._store, self._queries
+        queue, store = self._workers.queue, self._store
         post = self._control.post
         return {
             LeaseRequest: self._on_lease_request,
@@ -357,21 +357,15 @@ class Daemon:
             ActorUnreferenced: lambda _, m: post(DropActor(m.actor_id)),
             ActorStarted: self._actors.on_started,
             ActorExiting: self._actors.on_exiting,
-            ActorLookup: queries.on_lookup,
-            ActorNames: queries.on_names,
-            KvPut: queries.on_kv_put,
-            KvGet: queries.on_kv_get,
-            KvDelete: queries.on_kv_delete,
-            KvKeys: queries.on_kv_keys,
             NodesQuery: self._on_nodes_query,
-            EventsQuery: queries.on_events_query,
-            Events: queries.on_events,
             QuotaRequest: store.on_request,
             QuotaReturn: lambda client, m: store.on_return(client, m.returned),
             FreeOrphans: lambda _, m: store.free(m.locations),
             InUse: store.on_in_use,
             Abandoned: store.on_abandoned,
             LetGo: store.on_let_go,
+            **self._queries.client_handlers,
+            **self._surveys.client_handlers,
             **({} if self._outside is None else self._outside.client_handlers),
         }
 
@@ -493,6 +487,8 @@ class Daemon:
             case NodeJoined() | NodeDied() | ViewChanged():
                 if self._outside is not None:
                     self._outside.on_order(order)
+            case SurveyNode():
+                self._surveys.on_order(order)
             case ActorWaits(job_id, name, class_name, reason):
                 self._actors.tell_driver(job_id, name, class_name, reason)
             case ActorChanged(clients, change):

@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol
 
 from shoal.clock import monotonic_ns
 from shoal.core.forwarding import (
+    HERE,
+    NOWHERE,
     AskAt,
     CancelHere,
     Deliver,
@@ -105,6 +107,10 @@ class Leasing:
     def on_client_gone(self, number: int, reason: str) -> None:
         """A client has ended."""
         self._queue.on_owner_gone(number, monotonic_ns(), reason)
+
+    def where(self, number: int, req: int) -> tuple[bytes, str]:
+        """Where a request of a client waits (see `core.forwarding`), and why nowhere."""
+        return HERE, ""
 
     # --- what the queue of this node decides about requests of its clients -----------------------------------------
 
@@ -199,6 +205,9 @@ class Lending(Leasing):
         for key in [key for key in self._wishes if key[0] == number]:
             del self._wishes[key]
         self._obey()
+
+    def where(self, number: int, req: int) -> tuple[bytes, str]:
+        return self.home.where(number, req) or (NOWHERE, "")
 
     # --- what the queue of this node decides -----------------------------------------------------------------------
 

@@ -1,15 +1,10 @@
-"""What clients ask of the cluster: keys and values, actors by name, nodes, and the task events of all processes.
-
-Most questions go on to the control store, whose answer becomes a `Reply`. Task events are with the processes that ran the
-tasks: those are asked, and whoever does not answer in time is left out.
-"""
+"""What clients ask of the control store: keys and values, actors by name, nodes. Its answer becomes a `Reply`."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
-from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -28,54 +23,31 @@ from shoal.messages.control import (
 from shoal.messages.node import (
     ActorLookup,
     ActorNames,
-    Events,
-    EventsQuery,
     KvDelete,
     KvGet,
     KvKeys,
     KvPut,
     NodesQuery,
     Reply,
-    TaskEvent,
 )
-from shoal.node.clients import Client, Clients
+from shoal.node.clients import Client
 
-_EVENTS_TIMEOUT_S: Final = 2.0
 _encode: Final = msgspec.msgpack.Encoder().encode
-
-
-class _Collection:
-    """The answers to one question for task events."""
-
-    __slots__ = ("asked", "asker", "events", "req", "timer")
-
-    def __init__(self, asker: Client, req: int, events: list[TaskEvent]) -> None:
-        self.asker = asker
-        self.req = req
-        self.events = events
-        self.asked: dict[int, None] = {}
-        self.timer: asyncio.TimerHandle | None = None
 
 
 class Queries:
     """See the module's docstring."""
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        clients: Clients,
-        control: ControlLink,
-        remembered_events: int,
-    ) -> None:
-        self._loop = loop
-        self._clients = clients
+    def __init__(self, control: ControlLink) -> None:
         self._control = control
-        # Of processes that have ended.
-        self._past: deque[TaskEvent] = deque(maxlen=remembered_events)
-        self._numbers = itertools.count(1)
-        self._collections: dict[int, _Collection] = {}
-
-    # --- the control store's -------------------------------------------------------------------------------------
+        self.client_handlers: dict[type, Callable[[Client, Any], None]] = {
+            KvPut: self.on_kv_put,
+            KvGet: self.on_kv_get,
+            KvDelete: self.on_kv_delete,
+            KvKeys: self.on_kv_keys,
+            ActorLookup: self.on_lookup,
+            ActorNames: self.on_names,
+        }
 
     def on_kv_put(self, client: Client, m: KvPut) -> None:
         self.ask(client, m.req, PutKey(m.namespace, m.key, m.value, m.overwrite))
@@ -101,50 +73,6 @@ class Queries:
     def ask(self, client: Client, req: int, call: Call) -> None:
         """Pass a question on; the answer goes to the client as it comes."""
         self._control.call(call).add_done_callback(functools.partial(_answer, client, req))
-
-    # --- task events ---------------------------------------------------------------------------------------------
-
-    def on_events_query(self, client: Client, m: EventsQuery) -> None:
-        """Ask every process for its task events."""
-        number = next(self._numbers)
-        collection = self._collections[number] = _Collection(client, m.req, list(self._past))
-        for other in self._clients:
-            collection.asked[other.number] = None
-            other.send(EventsQuery(number))
-        collection.timer = self._loop.call_later(_EVENTS_TIMEOUT_S, self._finish, number)
-
-    def on_events(self, client: Client, m: Events) -> None:
-        """A process tells its task events: asked, or because it ends."""
-        if not m.req:
-            self._past.extend(m.events)
-            return
-        collection = self._collections.get(m.req)
-        if collection is not None and client.number in collection.asked:
-            collection.events += m.events
-            self._heard_of(m.req, collection, client.number)
-
-    def on_client_gone(self, client: Client) -> None:
-        """It will not answer any more."""
-        for number, collection in list(self._collections.items()):
-            if client.number in collection.asked:
-                self._heard_of(number, collection, client.number)
-
-    def _heard_of(self, number: int, collection: _Collection, client: int) -> None:
-        del collection.asked[client]
-        if not collection.asked:
-            self._finish(number)
-
-    def _finish(self, number: int) -> None:
-        collection = self._collections.pop(number)
-        if collection.timer is not None:
-            collection.timer.cancel()
-        collection.asker.send(Reply(collection.req, _encode(collection.events)))
-
-    def close(self) -> None:
-        """Stop the timers."""
-        for collection in self._collections.values():
-            if collection.timer is not None:
-                collection.timer.cancel()
 
 
 def _answer(client: Client, req: int, answer: asyncio.Future[Any]) -> None:

@@ -162,11 +162,13 @@ class Actors:
         if link.connection is None:
             self._unsent[link.actor_id] = link
 
+    def links(self) -> list[ActorCalls]:
+        """The records of all actors that this process knows (with the lock held)."""
+        return [link for ref in self._links.valuerefs() if (link := ref()) is not None]
+
     def have_calls(self) -> bool:
         """Whether any call has no result yet (with the lock held)."""
-        return any(
-            link is not None and link.pending for link in [ref() for ref in self._links.valuerefs()]
-        )
+        return any(link.pending for link in self.links())
 
     def check_limit(self, link: ActorCalls, limit: int) -> None:
         """Refuse a call beyond `max_pending_calls`.

@@ -29,8 +29,6 @@ from shoal.errors import AuthenticationError, NodeDiedError, NotInitializedError
 from shoal.ids import IdSource, return_id
 from shoal.lock import make_lock
 from shoal.messages.node import (
-    Events,
-    EventsQuery,
     FromNode,
     KillProcess,
     PeerGone,
@@ -44,6 +42,7 @@ from shoal.messages.stores import QuotaGranted, QuotaWanted
 from shoal.messages.values import Failed
 from shoal.runtime.actors import Actors
 from shoal.runtime.borrowing import Borrowing
+from shoal.runtime.census import Census
 from shoal.runtime.context import TaskContext, current
 from shoal.runtime.deliveries import Deliveries
 from shoal.runtime.entrance import Entrance
@@ -194,6 +193,7 @@ class Process:
         self.owner = Owner(self)
         self.actors = Actors(self)
         self._inquiries = Inquiries(self)
+        self.census = Census(self)
         self.waiting = Waiting(self, self.config.block_grace_us)
         self.handlers: dict[type, Callable[[Any, Any], None]] = {
             **self.owner.handlers,
@@ -205,7 +205,7 @@ class Process:
             **self._inquiries.node_handlers,
             PeerGone: self.on_peer_gone,
             QuotaWanted: self._on_quota_wanted,
-            EventsQuery: self._on_events_query,
+            **self.census.node_handlers,
         }
         if self.store.remote is not None:
             self.node_handlers.update(self.store.remote.node_handlers)
@@ -404,10 +404,6 @@ class Process:
         self.settle()
         self.tick()
 
-    def _on_events_query(self, message: EventsQuery) -> None:
-        # A driver runs no tasks; a worker's executor puts its own answer in the place of this one.
-        self.node.send_locked(Events(message.req, []))
-
     def _on_quota_wanted(self, message: QuotaWanted) -> None:
         self.callbacks.append(lambda: self.store.give_back(message.wanted, message.itself))
 
@@ -500,38 +496,6 @@ class Process:
     def context(self) -> TaskContext:
         """The task that the running code belongs to."""
         return current.get() or self.root
-
-    # --- explanations --------------------------------------------------------------------------------------------
-
-    def explain(self, entry: Entry) -> str:
-        """What an object that is not ready waits for (with the lock held)."""
-        task = entry.task
-        if task is None:
-            where = entry.owner or "this process"
-            return (
-                f"object {entry.object_id.hex()[:12]}… has not been produced by its owner ({where})"
-            )
-        name = f"{task.method or (task.function.name if task.function else 'task')}()"
-        if task.unready:
-            waiting = [dep for _, dep in task.deps or () if dep.value is None]
-            inner = self.explain(waiting[0]) if waiting else ""
-            return f"{name} waits for {task.unready} argument(s); {inner}"
-        if task.function is None:
-            link = task.queue
-            if task.lane is not None:
-                return f"{name} was sent to its actor (pid={link.pid}) and has not returned"
-            return f"{name} waits for its actor, which is {link.state}"
-        if task.lane is not None:
-            return f"{name} runs or is queued on worker pid={task.lane.pid}"
-        queue = task.queue
-        needs = (
-            ", ".join(f"{amount / 10_000:g} {what}" for what, amount in queue.shape.resources)
-            or "nothing"
-        )
-        return (
-            f"{name} waits for a worker (it needs {needs}; {len(queue.queue)} tasks of its kind are queued, "
-            f"{len(queue.lanes)} workers leased)"
-        )
 
     def warn(self, text: str) -> None:
         """Tell the user something once."""

@@ -13,9 +13,10 @@ import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from shoal.errors import GetTimeoutError, ShoalError
+from shoal.messages.state import WhyLease
 from shoal.messages.transfer import Why
 from shoal.messages.values import Failed
 from shoal.runtime.reentry import refuse_reentry
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
     from shoal.core.references import Entry
     from shoal.runtime.process import Process
     from shoal.runtime.remote import RemoteObjects
+
+
+_WORTH_A_QUESTION_S: Final = 0.5
+"""A `get` that was to wait for at least this long asks the node, too, what it has waited for."""
+
+_ANSWER_WITHIN_S: Final = 0.2
 
 
 class Blocking(Protocol):
@@ -221,13 +228,25 @@ class Waiting:
         process = self._process
         with process.lock:
             missing = [entry for entry in entries if entry.value is None]
-            first = process.explain(missing[0]) if missing else ""
+            first, request = process.census.explain(missing[0]) if missing else ("", 0)
+        if request and timeout_s is not None and timeout_s >= _WORTH_A_QUESTION_S:
+            first += self._ask_node(request)
         count = (
             f"{len(missing)} of {len(entries)} objects were"
             if len(entries) > 1
             else "the object was"
         )
         return GetTimeoutError(f"get() waited {timeout_s} s, but {count} not ready: {first}")
+
+    def _ask_node(self, request: int) -> str:
+        """What the node knows of a request for a worker. A program that polls must not wait for this, nor one whose node is busy."""
+        try:
+            told: str = self._process.node.query(
+                lambda req: WhyLease(req, request), str, _ANSWER_WITHIN_S
+            )
+        except (ShoalError, TimeoutError):
+            return ""
+        return f" On its node: {told}" if told else ""
 
     # --- wait ----------------------------------------------------------------------------------------------------
 

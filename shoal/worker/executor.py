@@ -19,20 +19,17 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from time import perf_counter_ns, time_ns
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from shoal.core.tasks import Function, State, Task
 from shoal.errors import TaskCancelledError
 from shoal.messages.node import (
     Blocked,
-    Events,
-    EventsQuery,
     Exit,
     Retire,
     Shape,
     StartActor,
-    TaskEvent,
     Unblocked,
 )
 from shoal.messages.peer import (
@@ -59,6 +56,7 @@ from shoal.worker.functions import Definition, Functions
 from shoal.worker.host import ActorHost
 from shoal.worker.invocation import Job, Outcome, failure, perform, was_interrupted
 from shoal.worker.retirement import Retirement
+from shoal.worker.runs import Runs
 from shoal.worker.streaming import Streams
 
 if TYPE_CHECKING:
@@ -89,10 +87,7 @@ class Executor:
         self.streams = Streams(self)
         self.host: ActorHost | None = None
         self.exiting = ""
-        self.events: deque[TaskEvent] | None = (
-            deque(maxlen=config.task_events) if config.task_events else None
-        )
-        self._clock_offset = time_ns() - perf_counter_ns()
+        self.runs = Runs(process, config.task_events, self._what_runs)
         self._idle = Waiter()
         self._main = threading.get_ident()
         self._flush_ns = config.flush_us * 1000
@@ -128,7 +123,6 @@ class Executor:
                 StartActor: self._on_start_actor,
                 Exit: self._on_exit,
                 Retire: Retirement(self).on_retire,
-                EventsQuery: self._on_events_query,
             }
         )
         process.waiting.blocking = self
@@ -188,8 +182,12 @@ class Executor:
         """Hand back whatever still comes (with the lock held)."""
         self._lent += 1
 
-    def _on_events_query(self, message: EventsQuery) -> None:
-        self.process.node.send_locked(Events(message.req, list(self.events or ())))
+    def _what_runs(self) -> tuple[list[TaskContext], int, bytes]:
+        running = list(self._running.values())
+        since = self._busy_since if len(running) == 1 else 0
+        if self.host is None:
+            return running, since, b""
+        return [*running, *self.host.contexts.values()], since, self.host.spec.actor_id
 
     def _on_cancel(self, connection: Connection, message: Cancel) -> None:
         for position, (origin, work) in enumerate(self.inbox):
@@ -342,7 +340,7 @@ class Executor:
             with process.lock:
                 self._cancel_children(context)
                 process.settle()
-        self.record(job, "task", outcome)
+        self.runs.record(job, "task", outcome)
         if definition.max_calls:
             self._count_call(connection, definition)
         self.reply(connection, outcome)
@@ -401,22 +399,6 @@ class Executor:
             if not connection.dirty:
                 connection.touch()
         self._pending_bytes += len(message.data) + 64 if type(message) is Done else 256
-
-    def record(self, job: Job, kind: str, outcome: Outcome) -> None:
-        """Remember a finished run for the timeline."""
-        if self.events is not None:
-            offset = self._clock_offset
-            self.events.append(
-                TaskEvent(
-                    job.task_id,
-                    job.name,
-                    kind,
-                    self.process.pid,
-                    outcome.start_ns + offset,
-                    outcome.end_ns + offset,
-                    type(outcome.message) is not Failure,
-                )
-            )
 
     def _count_call(self, connection: Connection, definition: Definition) -> None:
         definition.calls += 1
@@ -477,7 +459,7 @@ class Executor:
         if context.recursive:
             with process.lock:
                 self._cancel_children(context)
-        self.record(job, "task", outcome)
+        self.runs.record(job, "task", outcome)
         message = outcome.message
         outer_cancelled = self.interrupt_wanted()
         with process.lock:

@@ -15,7 +15,7 @@ import os
 from typing import TYPE_CHECKING
 
 from shoal.config import load_config
-from shoal.messages.node import Events, RegisterWorker
+from shoal.messages.node import RegisterWorker
 from shoal.runtime import current_process, reducers
 from shoal.runtime.interrupts import Interrupts
 from shoal.runtime.process import Process
@@ -87,8 +87,7 @@ def _leave(process: Process, executor: Executor) -> None:
     atexit._run_exitfuncs()
     with process.lock:
         process.settle()
-        if executor.events:
-            process.node.send_locked(Events(0, list(executor.events)))
+        executor.runs.leave()
     process.drain(1.0)
     with contextlib.suppress(OSError):
         # What others own stays in shared memory; what only waited to be used again goes.

@@ -9,15 +9,13 @@ from pathlib import Path
 import msgspec
 
 from shoal.messages.node import (
-    Events,
-    EventsQuery,
     Goodbye,
     LeaseGranted,
     PeerGone,
     Reply,
-    TaskEvent,
     Watch,
 )
+from shoal.messages.state import AskTasks, Findings, Found, Inquire, Survey, TaskRow
 from shoal.messages.stores import FreeOrphans, QuotaGranted, QuotaRequest, QuotaReturn
 from shoal.messages.values import Location
 from shoal.store import Reader
@@ -142,19 +140,20 @@ def test_task_events_are_collected_from_all_processes_dead_or_alive() -> None:
         dead, alive = session.lease(driver), session.lease(driver)
         send = (
             "from shoal.messages.node import *; "
-            "node.send(Events(0, [TaskEvent(b't' * 16, 'f', 'task', os.getpid(), 1, 2, True)]))"
+            "node.send(Events([TaskEvent(b't' * 16, 'f', 'task', os.getpid(), 1, 2, True)]))"
         )
         tell(dead.address, send)
         driver.send(Watch(dead.address))
         os.kill(dead.pid, 9)
         driver.expect(PeerGone)
         req = driver.next_req()
-        driver.send(EventsQuery(req))
-        # The driver is asked as well. The worker that lives does not answer, and is waited for no longer than 2 s.
-        asked = driver.expect(EventsQuery)
-        own = TaskEvent(b"d" * 16, "g", "task", 1, 3, 4, True)
-        driver.send(Events(asked.req, [own]))
+        driver.send(Survey(req, AskTasks(limit=10), [], 1_000))
+        # The driver is asked as well. The worker that lives does not answer: it is not waited for for ever, and is named.
+        asked = driver.expect(Inquire)
+        own = TaskRow(b"d" * 16, "g", "NORMAL_TASK", "FINISHED", pid=1, start_ns=3, end_ns=4)
+        driver.send(Found(asked.number, Findings(tasks=[own])))
         tell(alive.address, "pass")
         reply = driver.expect(Reply, lambda m: m.req == req)
-        events = msgspec.msgpack.decode(reply.result, type=list[TaskEvent])
-        assert {(e.name, e.pid) for e in events} == {("f", dead.pid), ("g", 1)}
+        found = msgspec.msgpack.decode(reply.result, type=Findings)
+        assert {(row.name, row.pid) for row in found.tasks} == {("f", dead.pid), ("g", 1)}
+        assert [f"worker (pid {alive.pid})" in who for who in found.silent] == [True]

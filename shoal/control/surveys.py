@@ -1,0 +1,191 @@
+"""Asks nodes what they know, puts their answers together, and remembers of actors what lists of them show.
+
+Every question has a time limit, after which whoever has not answered is named as silent; a node that leaves so many questions open
+is not asked more. Nothing here is written down, and nothing depends on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from typing import Final
+
+from shoal.control.nodes import Nodes
+from shoal.core.actors import Actor
+from shoal.core.task_rows import cut
+from shoal.messages.control import NodeFound, Order, SurveyNode, SurveyNodes
+from shoal.messages.records import DeadActor, LivingActor
+from shoal.messages.state import ActorRow, AskObjects, AskTasks, AskWorkers, Findings, Question
+
+_MOST_OPEN: Final = 16
+"""Questions that may be open at one node. More: several observers at once; a node that takes nothing has that many wait for it."""
+
+_MOST_MS: Final = 60_000
+
+
+class _Open:
+    """A question that is not answered yet."""
+
+    __slots__ = ("answer", "asked", "findings", "question", "timer")
+
+    def __init__(self, question: Question, answer: asyncio.Future[Findings]) -> None:
+        self.question = question
+        self.answer = answer
+        self.findings = Findings([], [], [], [])
+        # By node, how it is called.
+        self.asked: dict[bytes, str] = {}
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Surveys:
+    """See the module's docstring. `order` gives an order to a node."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        nodes: Nodes,
+        order: Callable[[bytes, Order], None],
+    ) -> None:
+        self._loop = loop
+        self._nodes = nodes
+        self._order = order
+        self._numbers = itertools.count(1)
+        self._open: dict[int, _Open] = {}
+        self._open_at: dict[bytes, int] = {}
+
+    def ask(self, message: SurveyNodes) -> asyncio.Future[Findings]:
+        """Ask; the answer comes in time."""
+        answer: asyncio.Future[Findings] = self._loop.create_future()
+        number = next(self._numbers)
+        survey = self._open[number] = _Open(message.question, answer)
+        within_ms = min(max(message.within_ms, 1), _MOST_MS)
+        for row in self._nodes.living():
+            node_id = row.node_id
+            if message.node_ids and node_id not in message.node_ids:
+                continue
+            if self._open_at.get(node_id, 0) >= _MOST_OPEN:
+                survey.findings.silent.append(
+                    f"node {row.name} (it has not answered what it was asked)"
+                )
+                continue
+            self._open_at[node_id] = self._open_at.get(node_id, 0) + 1
+            survey.asked[node_id] = f"node {row.name or node_id.hex()[:8]}"
+            self._order(node_id, SurveyNode(number, message.question, within_ms * 9 // 10))
+        survey.timer = self._loop.call_later(within_ms / 1_000, self._finish, number)
+        self._look(number, survey)
+        return answer
+
+    def on_found(self, node_id: bytes, message: NodeFound) -> None:
+        """A node answers."""
+        self._settle(node_id)
+        survey = self._open.get(message.number)
+        if survey is None:
+            # Too late.
+            return
+        name = survey.asked.pop(node_id, None)
+        if name is None:
+            return
+        found, new = survey.findings, message.findings
+        found.tasks += new.tasks
+        found.objects += new.objects
+        found.workers += new.workers
+        found.reasons += new.reasons
+        found.left_out += new.left_out
+        found.silent += [f"{who} on {name}" for who in new.silent]
+        self._look(message.number, survey)
+
+    def on_node_gone(self, node_id: bytes) -> None:
+        """A node will not answer any more."""
+        self._open_at.pop(node_id, None)
+        for number, survey in list(self._open.items()):
+            name = survey.asked.pop(node_id, None)
+            if name is not None:
+                survey.findings.silent.append(f"{name} (it has ended)")
+                self._look(number, survey)
+
+    def _settle(self, node_id: bytes) -> None:
+        left = self._open_at.get(node_id, 0) - 1
+        if left > 0:
+            self._open_at[node_id] = left
+        else:
+            self._open_at.pop(node_id, None)
+
+    def _look(self, number: int, survey: _Open) -> None:
+        if not survey.asked:
+            self._finish(number)
+
+    def _finish(self, number: int) -> None:
+        survey = self._open.pop(number)
+        if survey.timer is not None:
+            survey.timer.cancel()
+        found = survey.findings
+        found.silent += survey.asked.values()
+        match survey.question:
+            case AskTasks(limit):
+                found.tasks, left_out = cut(found.tasks, limit)
+                found.left_out += left_out
+            case AskObjects(limit):
+                found.left_out += max(0, len(found.objects) - limit)
+                del found.objects[limit:]
+            case AskWorkers(limit):
+                found.left_out += max(0, len(found.workers) - limit)
+                del found.workers[limit:]
+        if not survey.answer.done():
+            survey.answer.set_result(found)
+
+
+class ActorRows:
+    """What lists of actors show of each, also when it is dead."""
+
+    def __init__(self) -> None:
+        self._rows: dict[bytes, ActorRow] = {}
+
+    def on_saved(
+        self,
+        actor_id: bytes,
+        actor: Actor | None,
+        record: LivingActor | DeadActor | None,
+        node_id: bytes,
+    ) -> None:
+        """What is known of an actor has changed; no record: nothing is known any more. `node_id` is where it was sent."""
+        if record is None:
+            self._rows.pop(actor_id, None)
+            return
+        row = self._rows.get(actor_id)
+        if row is None:
+            row = self._rows[actor_id] = _new_row(actor_id, actor)
+        change = record.change if isinstance(record, DeadActor) else record
+        if row.state != change.state:
+            row.state, row.since_ns = change.state, time.time_ns()
+        row.incarnation = change.incarnation
+        row.address, row.pid, row.cause = change.address, change.pid, change.cause
+        if node_id or row.state != "DEAD":
+            row.node_id = node_id
+
+    def listed(self, waits: Callable[[bytes], str]) -> list[ActorRow]:
+        """All rows. `waits` tells why an actor waits that no node could take."""
+        for row in self._rows.values():
+            row.waits = waits(row.actor_id)
+        return list(self._rows.values())
+
+
+def _new_row(actor_id: bytes, actor: Actor | None) -> ActorRow:
+    now_ns = time.time_ns()
+    if actor is None:
+        # It died before this control store was started.
+        return ActorRow(actor_id, "", "", b"", "", "", "", False, (), now_ns)
+    spec = actor.spec
+    return ActorRow(
+        actor_id,
+        spec.class_name,
+        "",
+        actor.job_id,
+        spec.name,
+        spec.namespace,
+        spec.owner,
+        spec.detached,
+        spec.shape.resources,
+        now_ns,
+    )

@@ -1,0 +1,279 @@
+"""Answers what others want to know of this node: from what the daemon knows itself, or by asking the processes of the node.
+
+Questions of clients go to the control store, which asks the nodes; what is asked of this node comes as its order (see `messages.state`). Every
+question has a time limit: whoever has not answered by then is named as silent. Questions that are under way at the same time are bounded by the
+control store.
+
+Keeps what workers that have ended remembered of their tasks, the latest `remembered` of them.
+
+Everything runs in the daemon's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from shoal.clock import monotonic_ns
+from shoal.control.link import ControlLink
+from shoal.core.forwarding import HERE, NOWHERE
+from shoal.core.lease_reasons import why_request
+from shoal.core.lease_records import Lease
+from shoal.core.pool import WorkerState
+from shoal.core.task_rows import cut, row_of
+from shoal.messages.control import NodeFound, SurveyNode, SurveyNodes
+from shoal.messages.node import Events, Reply, TaskEvent
+from shoal.messages.state import (
+    AskActor,
+    AskHosted,
+    AskObjects,
+    AskRequest,
+    AskTasks,
+    AskWhy,
+    AskWorkers,
+    Findings,
+    Follow,
+    Found,
+    Inquire,
+    Question,
+    Reason,
+    Survey,
+    WhyLease,
+    WorkerRow,
+)
+from shoal.node.actors import ActorSeats
+from shoal.node.clients import Client, Clients
+from shoal.node.hosting import Foreigner
+from shoal.node.leasing import Leasing
+from shoal.node.queries import Queries
+from shoal.node.workers import Workers
+
+_ANSWER_EARLIER: Final = 0.8
+"""Which part of the time the processes have; the rest is for the way back."""
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class _Collection:
+    """The answers of the processes to one question. `asked` are those that have not answered."""
+
+    __slots__ = ("asked", "findings", "question", "timer")
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        self.findings = Findings([], [], [], [])
+        self.asked: dict[int, Client] = {}
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Surveys:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        node_id: bytes,
+        clients: Clients,
+        workers: Workers,
+        leasing: Leasing,
+        seats: ActorSeats,
+        control: ControlLink,
+        queries: Queries,
+        remembered: int,
+    ) -> None:
+        self._loop = loop
+        self._node_id = node_id
+        self._clients = clients
+        self._workers = workers
+        self._leasing = leasing
+        self._seats = seats
+        self._control = control
+        self._queries = queries
+        self._remembered = remembered
+        # Of each worker that has ended: its address, its job, and what it had run.
+        self._past: deque[tuple[str, bytes, list[TaskEvent]]] = deque()
+        self._past_count = 0
+        self._collections: dict[int, _Collection] = {}
+        self.client_handlers: dict[type, Callable[[Client, Any], None]] = {
+            Survey: self._on_survey,
+            Found: self._on_found,
+            WhyLease: self._on_why_lease,
+            Events: self._on_events,
+        }
+
+    # --- questions of clients ------------------------------------------------------------------------------------
+
+    def _on_survey(self, client: Client, message: Survey) -> None:
+        call = SurveyNodes(message.question, message.node_ids, message.within_ms)
+        self._queries.ask(client, message.req, call)
+
+    def _on_why_lease(self, client: Client, message: WhyLease) -> None:
+        reason = self._why_request(client, message.request)
+        client.send(Reply(message.req, _encode(reason.text if reason is not None else "")))
+
+    # --- questions of the control store --------------------------------------------------------------------------
+
+    def on_order(self, order: SurveyNode) -> None:
+        """The control store asks."""
+        question = order.question
+        findings = Findings()
+        match question:
+            case AskTasks() | AskObjects() | AskWhy():
+                self._collect(order.number, question, order.within_ms)
+                return
+            case AskWorkers(limit):
+                rows = self._worker_rows()
+                findings = Findings(workers=rows[:limit], left_out=max(0, len(rows) - limit))
+            case AskRequest(address, req):
+                client = next((one for one in self._clients if one.address == address), None)
+                reason = None if client is None else self._why_request(client, req)
+                findings = Findings(reasons=[] if reason is None else [reason])
+            case AskHosted(home, client_number, req):
+                findings = self._why(Foreigner(home, client_number), req)
+            case AskActor(actor_id):
+                owner_and_req = self._seats.request_of(actor_id)
+                if owner_and_req is not None:
+                    findings = self._why(*owner_and_req)
+        self._control.post(NodeFound(order.number, findings))
+
+    # --- what the processes know ---------------------------------------------------------------------------------
+
+    def _collect(self, number: int, question: Question, within_ms: int) -> None:
+        collection = self._collections[number] = _Collection(question)
+        if isinstance(question, AskTasks) and question.finished:
+            for address, job_id, events in self._past:
+                collection.findings.tasks += [row_of(event, address, job_id) for event in events]
+        for client in self._clients:
+            collection.asked[client.number] = client
+            client.send(Inquire(number, question))
+        patience_s = within_ms / 1_000 * _ANSWER_EARLIER
+        collection.timer = self._loop.call_later(patience_s, self._finish, number)
+        self._look(number, collection)
+
+    def _on_found(self, client: Client, message: Found) -> None:
+        collection = self._collections.get(message.number)
+        if collection is None or collection.asked.pop(client.number, None) is None:
+            # Too late.
+            return
+        found, new = collection.findings, message.findings
+        found.tasks += new.tasks
+        found.objects += new.objects
+        found.reasons += new.reasons
+        found.left_out += new.left_out
+        self._look(message.number, collection)
+
+    def _on_events(self, client: Client, message: Events) -> None:
+        """What a worker that ends has run."""
+        self._past.append((client.address, client.job.job_id, message.events))
+        self._past_count += len(message.events)
+        while self._past_count > self._remembered:
+            self._past_count -= len(self._past.popleft()[2])
+
+    def on_client_gone(self, client: Client) -> None:
+        """It will not answer any more."""
+        for number, collection in list(self._collections.items()):
+            if collection.asked.pop(client.number, None) is not None:
+                self._look(number, collection)
+
+    def _look(self, number: int, collection: _Collection) -> None:
+        if not collection.asked:
+            self._finish(number)
+
+    def _finish(self, number: int) -> None:
+        collection = self._collections.pop(number)
+        if collection.timer is not None:
+            collection.timer.cancel()
+        found = collection.findings
+        found.silent = [str(client) for client in collection.asked.values()]
+        match collection.question:
+            case AskTasks(limit):
+                found.tasks, left_out = cut(found.tasks, limit)
+                found.left_out += left_out
+            case AskObjects(limit):
+                found.left_out += max(0, len(found.objects) - limit)
+                del found.objects[limit:]
+        self._control.post(NodeFound(number, found))
+
+    # --- what the daemon knows itself ----------------------------------------------------------------------------
+
+    def _worker_rows(self) -> list[WorkerRow]:
+        queue = self._workers.queue
+        epoch_ns = _epoch_ns()
+        leases: dict[bytes, Lease] = {lease.worker.worker_id: lease for lease in queue.leases()}
+        rows = [
+            WorkerRow(
+                b"",
+                "DRIVER",
+                "RUNNING",
+                driver.pid,
+                driver.address,
+                driver.job.job_id,
+                self._node_id,
+            )
+            for driver in self._clients.drivers()
+        ]
+        for worker in queue.pool:
+            process = self._workers.process(worker.worker_id)
+            if process is None:
+                continue
+            lease = leases.get(worker.worker_id)
+            leased = lease is not None and worker.state is WorkerState.LEASED
+            rows.append(
+                WorkerRow(
+                    worker.worker_id,
+                    "WORKER",
+                    worker.state.name,
+                    process.pid,
+                    process.address,
+                    worker.key.job_id,
+                    self._node_id,
+                    worker.since + epoch_ns,
+                    lease.request.name if lease is not None and leased else "",
+                    tuple(sorted(lease.out().items())) if lease is not None and leased else (),
+                )
+            )
+        return rows
+
+    def _why_request(self, client: Client, req: int) -> Reason | None:
+        """Why a request of a client of this node waits, here or wherever it was forwarded."""
+        at, text = self._leasing.where(client.number, req)
+        if at == HERE:
+            return self._reason(client.number, req)
+        if at == NOWHERE:
+            subject = "the request for a worker"
+            return Reason(subject, "nowhere", text, self._node_id) if text else None
+        return Reason(
+            "the request for a worker",
+            "turn",
+            "another node was asked for a worker, since it can be expected there first.",
+            self._node_id,
+            follow=[Follow(AskHosted(self._node_id, client.number, req), at)],
+        )
+
+    def _why(self, owner: Any, req: int) -> Findings:
+        reason = self._reason(owner, req)
+        return Findings(reasons=[] if reason is None else [reason])
+
+    def _reason(self, owner: Any, req: int) -> Reason | None:
+        return why_request(
+            self._workers.queue, owner, req, self._node_id, _epoch_ns(), self._pid_of
+        )
+
+    def _pid_of(self, worker_id: bytes) -> int:
+        process = self._workers.process(worker_id)
+        return 0 if process is None else process.pid
+
+    def close(self) -> None:
+        """Stop the timers."""
+        for collection in self._collections.values():
+            if collection.timer is not None:
+                collection.timer.cancel()
+
+
+def _epoch_ns() -> int:
+    return time.time_ns() - monotonic_ns()
