@@ -13,7 +13,9 @@ A session of one machine has none of this.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -174,6 +176,26 @@ class RemoteObjects:
                 self.end(wish)
         return views
 
+    async def get_on_loop(self, wanted: Sequence[Wanted], why: Why) -> list[memoryview]:
+        """The same for a coroutine, whose loop goes on meanwhile."""
+        loop = asyncio.get_running_loop()
+        wishes: list[Wish] = []
+        views: list[memoryview] = []
+        try:
+            arrivals = [asyncio.Event() for _ in wanted]
+            for want, arrived in zip(wanted, arrivals, strict=True):
+                known = partial(_set_on, loop, arrived)
+                wishes.append(self.begin(want.stored, why, known))
+            self._node.reactor.flush()
+            for arrived in arrivals:
+                await arrived.wait()
+            for wish, (_, subject, object_id_hex) in zip(wishes, wanted, strict=True):
+                views.append(self.take(wish, subject, object_id_hex))
+        finally:
+            for wish in wishes[len(views) :]:
+                self.end(wish)
+        return views
+
     def view(self, stored: Stored) -> memoryview:
         """A view of one object, as soon as it is here."""
         view = self.viewed(stored)
@@ -219,6 +241,10 @@ class RemoteObjects:
         if self._freed:
             freed, self._freed = self._freed, []
             self._node.send_locked(Freed(freed))
+
+
+def _set_on(loop: asyncio.AbstractEventLoop, event: asyncio.Event, _wish: Wish) -> None:
+    loop.call_soon_threadsafe(event.set)
 
 
 def _key(stored: Stored) -> _Key:

@@ -76,8 +76,26 @@ def arguments(process: Process, job: Job) -> tuple[tuple[Any, ...], dict[str, An
     return _unpack(process, job)
 
 
+async def arguments_on_loop(process: Process, job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same for a coroutine: the actor's other calls go on while objects of other nodes come."""
+    remote = process.store.remote
+    wanted = [] if remote is None else _wanted(remote, job)
+    if remote is None or not wanted:
+        return _unpack(process, job)
+    held = await remote.get_on_loop(wanted, Why.ARGUMENTS)
+    try:
+        return _unpack(process, job)
+    finally:
+        del held
+
+
 def _bring(remote: RemoteObjects, job: Job) -> list[memoryview]:
     """Bring the arguments here that are at other nodes, all at once."""
+    wanted = _wanted(remote, job)
+    return remote.get(wanted, Why.ARGUMENTS) if wanted else []
+
+
+def _wanted(remote: RemoteObjects, job: Job) -> list[Wanted]:
     wanted = [
         Wanted(dep.value, f"argument {dep.key!r} of {job.name}()")
         for dep in job.deps
@@ -85,7 +103,7 @@ def _bring(remote: RemoteObjects, job: Job) -> list[memoryview]:
     ]
     if isinstance(job.args, Stored) and remote.is_remote(job.args):
         wanted.append(Wanted(job.args, f"the arguments of {job.name}()"))
-    return remote.get(wanted, Why.ARGUMENTS) if wanted else []
+    return wanted
 
 
 def _unpack(process: Process, job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -16,7 +16,15 @@ from shoal.messages.peer import Failure, Results, StreamConsumed, StreamItem
 from shoal.runtime.context import current
 from shoal.runtime.values import wire_value
 from shoal.wire.reactor import Waiter
-from shoal.worker.invocation import ActorExit, Job, Outcome, arguments, failure, pack_value
+from shoal.worker.invocation import (
+    ActorExit,
+    Job,
+    Outcome,
+    arguments,
+    arguments_on_loop,
+    failure,
+    pack_value,
+)
 
 if TYPE_CHECKING:
     from shoal.runtime.context import TaskContext
@@ -133,7 +141,7 @@ class Streams:
         start = perf_counter_ns()
         sent = 0
         try:
-            args, kwargs = arguments(process, job)
+            args, kwargs = await arguments_on_loop(process, job)
             result = call(*args, **kwargs)
             if inspect.isawaitable(result):
                 result = await result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import shoal
 from shoal.errors import OwnerDiedError
 from shoal.runtime import current_process
 from shoal.testing.cluster import Cluster, ClusterNode
-from tests.api.gates import wait_until
+from tests.api.gates import alive, wait_until
 
 LARGE = 200_000
 PATIENCE_S = 30
@@ -46,6 +47,9 @@ class Keeper:
         self.kept = [make.options(**where).remote()]
         shoal.wait(self.kept)
 
+    def pid(self) -> int:
+        return os.getpid()
+
     def put(self) -> list[Any]:
         self.kept = [shoal.put(np.ones(LARGE))]
         return list(self.kept)
@@ -69,14 +73,6 @@ class Keeper:
 def live_blocks() -> int:
     arena = current_process.require().store._arena
     return 0 if arena is None else arena.stats().live_blocks
-
-
-def is_dead(actor: Any) -> bool:
-    try:
-        get(actor.lend.remote())
-    except shoal.exceptions.ActorDiedError:
-        return True
-    return False
 
 
 def blocks_of(node: ClusterNode) -> int:
@@ -117,8 +113,9 @@ def test_what_nobody_has_fetched_is_lost_with_its_owner(three: Cluster) -> None:
     before = blocks_of(three.nodes[1])
     owner = Keeper.options(**on(1)).remote()
     (ref,) = get(owner.put.remote())
+    pid = get(owner.pid.remote())
     shoal.kill(owner)
-    wait_until(lambda: is_dead(owner), "it is dead")
+    wait_until(lambda: not alive(pid), "it is dead")
     with pytest.raises(OwnerDiedError):
         get(ref)
     del ref

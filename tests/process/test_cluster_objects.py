@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -165,3 +167,28 @@ def test_a_get_with_a_time_limit_says_what_is_on_its_way(cluster: Cluster) -> No
     with pytest.raises(GetTimeoutError, match="still on its way from another node"):
         shoal.get(ref, timeout=0)
     assert int(shoal.get(ref)[0]) == 1
+
+
+def test_an_async_actor_goes_on_while_an_argument_is_on_its_way(cluster: Cluster) -> None:
+    @shoal.remote(num_cpus=0)
+    class Busy:
+        async def total(self, *arrays: Any) -> int:
+            return sum(int(array.sum(dtype=np.int64)) for array in arrays)
+
+        async def alive(self) -> bool:
+            return True
+
+    busy = Busy.remote()
+    assert shoal.get(busy.alive.remote(), timeout=PATIENCE_S)
+    ref = array_there.remote(1, 10 * MB)
+    shoal.wait([ref], fetch_local=False, timeout=PATIENCE_S)
+    source = cluster.nodes[1]
+    os.kill(source.pid, signal.SIGSTOP)
+    try:
+        total = busy.total.remote(ref, ref)
+        for _ in range(10):
+            assert shoal.get(busy.alive.remote(), timeout=PATIENCE_S)
+        assert shoal.wait([total], timeout=0) == ([], [total])
+    finally:
+        os.kill(source.pid, signal.SIGCONT)
+    assert shoal.get(total, timeout=PATIENCE_S) == 20 * MB

@@ -121,8 +121,9 @@ for thread in threads:
 for _ in range(20):
     interrupted(lambda: shoal.get(blocked))
     interrupted(lambda: shoal.wait([blocked]))
-    # Not in shoal at all. (Nor in Thread.join: Python takes a thread for ended whose join was interrupted.)
-    interrupted(threading.Event().wait)
+    # Not in shoal at all. (Nor in Thread.join: Python takes a thread for ended whose join was interrupted. Nor without end: Python loses
+    # a signal that comes right before a system call, until that returns.)
+    interrupted(lambda: [threading.Event().wait(0.01) for _ in iter(int, 1)])
     interrupted(lambda: [time.sleep(0.001) for _ in iter(int, 1)])
 assert all(thread.is_alive() for thread in threads) and not values
 open("gate", "w").close()

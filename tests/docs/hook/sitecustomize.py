@@ -1,8 +1,8 @@
 """Writes down which functions are called, in which process, for `tests/docs/test_tour.py`.
 
-Python imports a module of this name when it starts. The test puts this folder on `PYTHONPATH`, so that the driver and the
-head have the hook, and the zygote and all workers, by forking; the package knows nothing of it. Without `SHOAL_TOUR_LOG` it
-does nothing.
+Python imports a module of this name when it starts. The test puts this folder on `PYTHONPATH`, so that the driver and
+what it starts (the head, or a control store and nodes' daemons) have the hook, and zygotes and workers by forking; the package knows
+nothing of it. Without `SHOAL_TOUR_LOG` it does nothing.
 
 Each call of a function named in the file `SHOAL_TOUR_FUNCTIONS` (one `path::function` a line; an empty file stands for every
 function of the package) becomes a line `pid path::function` of the file `SHOAL_TOUR_LOG`. It is written at once, by one
