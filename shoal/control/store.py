@@ -185,7 +185,6 @@ class ControlStore:
             ListGroups: self._groups.list,
             ListActors: lambda _: self._rows.listed(self._why_unplaced),
             SurveyNodes: self._surveys.ask,
-            ListGroups: lambda _: [],
         }
 
     async def load(self) -> None:

@@ -271,7 +271,9 @@ def test_lists_have_what_runs_on_all_nodes_also_for_who_is_no_driver(
     table = command("list", "nodes").splitlines()
     assert table[0].split()[:3] == ["NODE_ID", "NODE_IP", "NODE_NAME"]
     assert {line.split()[0] for line in table[1:]} >= {node.node_id for node in three.nodes}
-    one = dict(line.split(None, 1) for line in command("get", "task", refs[1].hex()[:26]).splitlines())
+    one = dict(
+        line.split(None, 1) for line in command("get", "task", refs[1].hex()[:26]).splitlines()
+    )
     assert (one["name"], one["node_id"]) == ("held 1", nodes["held 1"])
     said = command("why", refs[1].hex()[:26])
     assert "runs in the process with pid" in said
