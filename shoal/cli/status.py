@@ -67,8 +67,10 @@ def _show_node(row: NodeRow, waiting: int) -> None:
         click.echo(f"    {line}")
     if waiting:
         click.echo(f"    {waiting} requests for workers wait")
-    if row.labels:
-        labels = ", ".join(f"{name}={value}" for name, value in sorted(row.labels.items()))
+    # By its id a node can be asked for, too; that is said already.
+    own = {name: value for name, value in row.labels.items() if value != row.node_id.hex()}
+    if own:
+        labels = ", ".join(f"{name}={value}" for name, value in sorted(own.items()))
         click.echo(f"    labels: {labels}")
 
 

@@ -120,9 +120,9 @@ def _ask(questions: Questions, follow: Follow) -> list[Reason]:
         for info in questions.groups()
         if info.record.spec.group_id.hex().startswith(question.id)
     ]
-    if not reasons:
+    if not reasons or len(question.id) < _OF_TASK:
         found = questions.survey(AskWhy(question.id[:_OF_TASK]))
-        reasons = found.reasons
+        reasons += found.reasons
         if not reasons and found.silent:
             text = (
                 f"nobody who answered knows it; {', '.join(found.silent)} did not answer in time."
