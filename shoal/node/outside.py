@@ -106,7 +106,14 @@ class Outside:
             self._on_message,
             tls,
         )
-        self.lending = Lending(node_id, workers, clients, self.neighbours, self.row)
+        self.lending = Lending(
+            node_id,
+            workers,
+            clients,
+            self.neighbours,
+            self.row,
+            partial(loop.call_later, config.explain_ms / 1_000),
+        )
         self.abroad = Abroad(loop, self.neighbours, clients, is_alive, config.node_timeout_s)
         self.hosting = Hosting(workers, jobs, self.neighbours, self._promised_row)
         self.transfers = Transfers(
