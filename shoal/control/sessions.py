@@ -40,6 +40,7 @@ from shoal.messages.control import (
     ActorChanged,
     ClusterStatus,
     EndJob,
+    GroupChanged,
     ListActors,
     ListEndedProcesses,
     ListJobs,
@@ -102,6 +103,8 @@ def _key(order: Order) -> Any:
             return order.change.actor_id
         case NodeJoined() | NodeDied():
             return order.row.node_id
+        case GroupChanged(change):
+            return b"group", change.group_id
         case EndJob(job_id, _, _):
             return b"job", job_id
     return None
@@ -443,7 +446,7 @@ class Sessions:
             if joining.control != self._number:
                 # Before it is decided that nobody else is expected: what nobody claims is lost then.
                 self._store.forget_answers(row.node_id, before=joining.oldest_ask)
-                self._store.on_claims(row.node_id, joining.lives)
+                self._store.on_claims(row.node_id, joining.lives, joining.bundles)
         else:
             self._store.on_node_up(row, joining.session, session.give)
 
