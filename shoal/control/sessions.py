@@ -43,6 +43,7 @@ from shoal.messages.control import (
     GroupChanged,
     ListActors,
     ListEndedProcesses,
+    ListGroups,
     ListJobs,
     ListNodes,
     ListTaskEvents,
@@ -83,6 +84,7 @@ _LOOKS: Final = (
     ListJobs,
     ListActors,
     ListEndedProcesses,
+    ListGroups,
     ListTaskEvents,
     SurveyNodes,
 )
