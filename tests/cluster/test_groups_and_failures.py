@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +15,12 @@ import pytest
 import shoal
 from shoal.exceptions import ActorUnavailableError, ActorUnschedulableError, TaskUnschedulableError
 from shoal.testing.cluster import Cluster, ClusterNode
-from shoal.util import placement_group, placement_group_table, remove_placement_group
+from shoal.util import (
+    get_placement_group,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from shoal.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tests.api.gates import wait_until
 from tests.cluster.placing import PATIENCE_S, Resident, get, places, where, within
@@ -114,3 +123,48 @@ def test_groups_outlive_the_control_store(tmp_path: Path) -> None:
             remove_placement_group(group)
             other = placement_group([{"CPU": 1}] * 2, strategy="STRICT_SPREAD", name="kept")
             assert sorted(places(other)) == sorted(before)
+
+
+DRIVER = """
+import sys, time
+import shoal
+from shoal.util import placement_group
+
+shoal.init(address=sys.argv[1], namespace="n")
+own = placement_group([{"CPU": 1}] * 2, strategy="STRICT_SPREAD", name="own")
+kept = placement_group([{"CPU": 1}] * 2, strategy="STRICT_SPREAD", name="kept", lifetime="detached")
+assert own.wait(60) and kept.wait(60)
+print(own.id.hex(), kept.id.hex(), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_the_groups_of_a_driver_go_with_it_unless_they_are_detached(number: int) -> None:
+    with Cluster(initialize_head=False) as cluster:
+        cluster.add_nodes([{"num_cpus": 2} for _ in range(2)])
+        environ = {**os.environ, "SHOAL_TOKEN": cluster.token.hex()}
+        with subprocess.Popen(
+            [sys.executable, "-c", DRIVER, cluster.address],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environ,
+        ) as driver:
+            assert driver.stdout is not None
+            own, kept = driver.stdout.readline().split()
+            driver.send_signal(number)
+            try:
+                driver.wait(PATIENCE_S)
+            finally:
+                driver.kill()
+        with cluster.connect(namespace="n"):
+            group = get_placement_group("kept")
+            assert group.id.hex() == kept
+            wait_until(lambda: placement_group_table()[own]["state"] == "REMOVED", "one goes")
+            assert "its driver" in placement_group_table()[own]["cause"]
+            wait_until(lambda: shoal.available_resources()["CPU"] == 2, "what it had is free")
+            nodes = places(group)
+            assert get(where.options(scheduling_strategy=within(group, 1)).remote()) == nodes[1]
+            remove_placement_group(group)
+            wait_until(lambda: shoal.available_resources()["CPU"] == 4, "all is free")
