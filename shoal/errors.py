@@ -20,7 +20,9 @@
     ├── NodeDiedError                  a node is gone
     ├── UnschedulableError             no node will ever satisfy the request
     │   ├── TaskUnschedulableError
+    │   │   └── TaskPlacementGroupRemoved
     │   └── ActorUnschedulableError
+    │       └── ActorPlacementGroupRemoved
     ├── RuntimeEnvSetupError           the environment of a task or actor could not be made
     ├── PendingCallsLimitExceeded      too many calls wait for one actor
     ├── ActorAlreadyExistsError        (ValueError) the name is taken
@@ -292,6 +294,14 @@ class TaskUnschedulableError(UnschedulableError):
 
 class ActorUnschedulableError(UnschedulableError):
     """The actor can never be placed."""
+
+
+class TaskPlacementGroupRemoved(TaskUnschedulableError):  # noqa: N818 - Ray's name, which programs catch
+    """The placement group that the task was to run in, or ran in, was removed."""
+
+
+class ActorPlacementGroupRemoved(ActorUnschedulableError):  # noqa: N818 - Ray's name, which programs catch
+    """The placement group that the actor was in, or was to be in, was removed."""
 
 
 class RuntimeEnvSetupError(ShoalError):

@@ -7,14 +7,12 @@ from shoal.api.actors import ActorClassInheritanceException
 from shoal.errors import *  # noqa: F403 - this module is exactly that set of names, and aliases
 from shoal.errors import (
     ActorError,
-    ActorUnschedulableError,
     InternalError,
     NodeDiedError,
     ObjectLostError,
     ShoalError,
     StreamEndError,
     TaskError,
-    TaskUnschedulableError,
     UnserializableError,
 )
 
@@ -25,8 +23,6 @@ RaySystemError = InternalError
 LocalRayletDiedError = NodeDiedError
 ObjectFetchTimedOutError = ObjectLostError
 ObjectRefStreamEndOfStreamError = StreamEndError
-TaskPlacementGroupRemoved = TaskUnschedulableError
-ActorPlacementGroupRemoved = ActorUnschedulableError
 UnserializableException = UnserializableError
 
 

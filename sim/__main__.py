@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from sim.control import Costs
 from sim.costs import DecisionCosts, measure
 from sim.world import Plan, Result, World
 
@@ -34,7 +33,7 @@ _ROWS: tuple[tuple[str, Callable[[Result], str]], ...] = (
 
 def table(plans: Sequence[Plan], results: Sequence[Result]) -> str:
     """The results as a Markdown table."""
-    heads = [f"{plan.nodes:,} nodes" + (" *" if plan.costs.once else "") for plan in plans]
+    heads = [f"{plan.nodes:,} nodes" for plan in plans]
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for name, text in _ROWS:
         lines.append(f"| {name} | " + " | ".join(text(result) for result in results) + " |")
@@ -76,10 +75,8 @@ def main() -> int:
             options.lease_s,
             options.homes,
             seed=options.seed,
-            costs=Costs(once=once),
         )
         for nodes in options.nodes
-        for once in ((False, True) if nodes >= 1_000 else (False,))
     ]
     print(costs_table([measure(nodes) for nodes in options.nodes]), end="\n\n", flush=True)
     results = []
@@ -89,7 +86,6 @@ def main() -> int:
         results.append(world.run())
         world.check()
     print(table(plans, results))
-    print("\n* with each row encoded once for all nodes, not once for each")
     return 0
 
 

@@ -164,6 +164,7 @@ class ActorClass:
         options = self._checked
         packed, deps, holds = process.owner.pack_args(args, kwargs, f"{self._name}.__init__")
         code = register(process, self._cls, self._name)
+        here = partial(process.shape_here, capturable=options.capturable, inherits=options.inherits)
         spec = ActorSpec(
             actor_id=process.ids.task_id(),
             class_name=self._name,
@@ -171,8 +172,8 @@ class ActorClass:
             code=code.code,
             args=wire_args(packed),
             deps=[],
-            shape=process.with_job_env(options.shape),
-            placement_shape=process.with_job_env(options.placement_shape),
+            shape=here(options.shape),
+            placement_shape=here(options.placement_shape),
             owner=process.address,
             name=options.name,
             namespace=options.namespace or process.namespace,

@@ -22,6 +22,7 @@ from shoal.serial.values import serialize_function
 
 if TYPE_CHECKING:
     from shoal.core.lanes import SchedulingClass
+    from shoal.messages.placement import InBundle
     from shoal.runtime.process import Process
 
 P = ParamSpec("P")
@@ -53,6 +54,7 @@ class RemoteFunction(Generic[P, R]):
         self._process: Process | None = None
         self._record: Function
         self._queue: SchedulingClass
+        self._captured: InBundle | None = None
         self._retries = 0
         self._base: RemoteFunction[P, R] = self
         functools.update_wrapper(self, function, updated=())
@@ -79,6 +81,8 @@ class RemoteFunction(Generic[P, R]):
         process = current_process.process
         if process is not self._process or process is None:
             process = self._bind()
+        elif process.captured is not self._captured:
+            self._bind_queue(process)
         signature = self._signature
         if signature is None:
             signature = self._signature = Signature.of(self._function, self._name)
@@ -101,9 +105,7 @@ class RemoteFunction(Generic[P, R]):
         process = current_process.require()
         retries = self._checked.max_retries
         self._retries = process.config.max_retries if retries is None else retries
-        self._queue = process.owner.tasks.scheduling_class(
-            process.with_job_env(self._checked.shape)
-        )
+        self._bind_queue(process)
         base = self._base
         if base is self or self._checked.max_calls != base._checked.max_calls:
             self._record = register(process, self._function, self._name, self._checked.max_calls)
@@ -113,6 +115,15 @@ class RemoteFunction(Generic[P, R]):
             self._record = base._record
         self._process = process
         return process
+
+    def _bind_queue(self, process: Process) -> None:
+        """Find the queue for the tasks, in the placement group that captures them, if one does now."""
+        checked = self._checked
+        shape = process.shape_here(
+            checked.shape, capturable=checked.capturable, inherits=checked.inherits
+        )
+        self._queue = process.owner.tasks.scheduling_class(shape)
+        self._captured = process.captured
 
     # --- variants ------------------------------------------------------------------------------------------------
 

@@ -7,13 +7,14 @@ error that says what is wrong and what would be right.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
 
-from shoal.messages.node import UNIT, Shape
+from shoal.api.amounts import amount_of
+from shoal.api.strategies import PLACE_OPTIONS, where
+from shoal.messages.node import Shape
 
 STREAMING: Final = -1
 """`num_returns` of a generator whose items are results of their own."""
@@ -24,8 +25,8 @@ _RESOURCE_OPTIONS: Final = frozenset(
 _COMMON: Final = _RESOURCE_OPTIONS | {
     "name",
     "runtime_env",
-    "scheduling_strategy",
     "enable_task_events",
+    *PLACE_OPTIONS,
 }
 TASK_OPTIONS: Final = _COMMON | {
     "num_returns",
@@ -59,9 +60,11 @@ METHOD_OPTIONS: Final = frozenset(
 
 
 class TaskOptions(msgspec.Struct, frozen=True):
-    """The checked options of a remote function."""
+    """The checked options of a remote function. `capturable` and `inherits` are as in `strategies.Where`."""
 
     shape: Shape
+    capturable: bool = True
+    inherits: bool = False
     num_returns: int | None = None
     max_retries: int | None = None
     retry_exceptions: bool | tuple[str, ...] = False
@@ -71,10 +74,12 @@ class TaskOptions(msgspec.Struct, frozen=True):
 
 
 class ActorOptions(msgspec.Struct, frozen=True):
-    """The checked options of an actor class."""
+    """The checked options of an actor class. `capturable` and `inherits` are as in `strategies.Where`."""
 
     shape: Shape
     placement_shape: Shape
+    capturable: bool = True
+    inherits: bool = False
     name: str = ""
     namespace: str | None = None
     get_if_exists: bool = False
@@ -106,9 +111,12 @@ def task_options(options: Mapping[str, Any], function_name: str) -> TaskOptions:
         TypeError: a value of the wrong type.
     """
     _refuse_unknown(options, TASK_OPTIONS, f"remote function {function_name}()")
-    _refuse_unbuilt(options)
+    amounts = resources(options, default_cpus=1.0)
+    place = where(options, f"{function_name}()", amounts)
     return TaskOptions(
-        shape=Shape(resources(options, default_cpus=1.0), _runtime_env(options)),
+        shape=Shape(amounts, _runtime_env(options), place.strategy),
+        capturable=place.capturable,
+        inherits=place.inherits,
         num_returns=_num_returns(options.get("num_returns")),
         max_retries=_at_least(options, "max_retries", -1),
         retry_exceptions=_retry_exceptions(options),
@@ -126,7 +134,6 @@ def actor_options(options: Mapping[str, Any], class_name: str) -> ActorOptions:
         TypeError: a value of the wrong type.
     """
     _refuse_unknown(options, ACTOR_OPTIONS, f"actor class {class_name}")
-    _refuse_unbuilt(options)
     env = _runtime_env(options)
     held = resources(options, default_cpus=0.0)
     placed = held if options.get("num_cpus") is not None else resources(options, default_cpus=1.0)
@@ -146,9 +153,12 @@ def actor_options(options: Mapping[str, Any], class_name: str) -> ActorOptions:
         raise ValueError(
             f"concurrency_groups must be a dict of names to positive limits, such as {{'io': 2}}, not {groups!r}"
         )
+    place = where(options, f"actor class {class_name}", held, placed)
     return ActorOptions(
-        shape=Shape(held, env),
-        placement_shape=Shape(placed, env),
+        shape=Shape(held, env, place.strategy),
+        placement_shape=Shape(placed, env, place.strategy),
+        capturable=place.capturable,
+        inherits=place.inherits,
         name=name,
         namespace=_text(options, "namespace") or None,
         get_if_exists=bool(options.get("get_if_exists")),
@@ -187,9 +197,9 @@ def resources(options: Mapping[str, Any], default_cpus: float) -> tuple[tuple[st
     """What the options ask of a node, in units, sorted by name; what is 0 is left out."""
     cpus = options.get("num_cpus")
     amounts = {
-        "CPU": _amount("num_cpus", default_cpus if cpus is None else cpus),
-        "GPU": _amount("num_gpus", options.get("num_gpus") or 0),
-        "memory": _amount("memory", options.get("memory") or 0),
+        "CPU": amount_of("num_cpus", default_cpus if cpus is None else cpus),
+        "GPU": amount_of("num_gpus", options.get("num_gpus") or 0),
+        "memory": amount_of("memory", options.get("memory") or 0),
     }
     custom = options.get("resources") or {}
     if not isinstance(custom, Mapping):
@@ -200,24 +210,11 @@ def resources(options: Mapping[str, Any], default_cpus: float) -> tuple[tuple[st
         if name in {"CPU", "GPU", "memory"}:
             option = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}[name]
             raise ValueError(f"resources must not name {name!r}; use {option}= instead")
-        amounts[name] = _amount(f"resources[{name!r}]", amount)
+        amounts[name] = amount_of(f"resources[{name!r}]", amount)
     kind = options.get("accelerator_type")
     if kind is not None:
         amounts[f"accelerator_type:{kind}"] = 10
     return tuple(sorted((name, amount) for name, amount in amounts.items() if amount))
-
-
-def _amount(option: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{option} must be a number, not {value!r}")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{option} must be 0 or more, not {value!r}")
-    units = round(value * UNIT)
-    if value and not units:
-        raise ValueError(f"{option}={value!r} is too small: amounts have a precision of 0.0001")
-    if value > 1 and option == "num_gpus" and value != int(value):
-        raise ValueError(f"num_gpus={value!r}: above 1, GPUs are assigned whole; use an integer")
-    return units
 
 
 # --- single options -----------------------------------------------------------------------------------------------
@@ -229,15 +226,6 @@ def _refuse_unknown(options: Mapping[str, Any], known: frozenset[str], what: str
             raise ValueError(
                 f"Invalid option keyword {name!r} for {what}; the options are: {', '.join(sorted(known))}"
             )
-
-
-def _refuse_unbuilt(options: Mapping[str, Any]) -> None:
-    strategy = options.get("scheduling_strategy")
-    if strategy not in {None, "DEFAULT", "SPREAD"}:
-        raise ValueError(
-            f"scheduling_strategy={strategy!r}: on one machine there are only 'DEFAULT' and 'SPREAD'; "
-            "strategies that choose nodes come with clusters"
-        )
 
 
 def _num_returns(value: Any) -> int | None:

@@ -6,6 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from shoal.api.groups import current_group
 from shoal.ids import ActorID, JobID, NodeID, TaskID, WorkerID
 from shoal.messages.node import UNIT
 from shoal.runtime import current_process
@@ -141,7 +142,13 @@ class RuntimeContext:
 
     def get_placement_group_id(self) -> str | None:
         """Hex id of the placement group; None outside of one."""
-        return None
+        bundle = current_group(self._process)
+        return None if bundle is None else bundle.group_id.hex()
+
+    @property
+    def should_capture_child_tasks_in_placement_group(self) -> bool:
+        """Whether what is submitted from here runs in the same placement group, unless it says otherwise."""
+        return self._process.captured is not None
 
     def get_session_name(self) -> str:
         """Name of the session."""

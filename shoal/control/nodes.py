@@ -13,10 +13,11 @@ from typing import Final
 
 from shoal.control.link import OnOrder
 from shoal.control.placing import Chosen, choose_node
+from shoal.core.candidates import charge
 from shoal.core.streams import Board
 from shoal.core.view import View
 from shoal.messages.node import ActorSpec, NodeRow
-from shoal.messages.placement import ViewRow
+from shoal.messages.placement import InBundle, NodeAffinity, NodeLabels, ViewRow
 from shoal.wire.addresses import place_of
 
 REMEMBERED: Final = 1_000
@@ -24,7 +25,7 @@ REMEMBERED: Final = 1_000
 
 
 class Nodes:
-    """See the module's docstring. `board` has what views are made of."""
+    """See the module's docstring. `board` has what views are made of; `view` is the control store's own."""
 
     def __init__(self) -> None:
         self.board: Board[ViewRow] = Board()
@@ -35,7 +36,7 @@ class Nodes:
         # Nodes of this very process. A session of one machine has one, and no other: what does not fit waits there.
         self._local: dict[bytes, None] = {}
         # For choosing: with placements deducted that the nodes have not told of yet.
-        self._view = View()
+        self.view = View()
         self._rng = Random()
         self._listeners: list[Callable[[], None]] = []
 
@@ -63,7 +64,7 @@ class Nodes:
             return None
         self._ways.pop(node_id, None)
         self._local.pop(node_id, None)
-        self._view.on_removed(node_id)
+        self.view.on_removed(node_id)
         self.board.discard(node_id)
         if self._at.get(row.place) == node_id:
             del self._at[row.place]
@@ -88,7 +89,7 @@ class Nodes:
         before = self.board.get(view.node_id)
         if row is None or (before is not None and view.version < before.version):
             return False
-        self._view.on_row(view)
+        self.view.on_row(view)
         self.board.put(view.node_id, view)
         row.total, row.labels = view.total, view.labels
         row.available = {name: max(0, amount) for name, amount in view.available.items()}
@@ -135,12 +136,15 @@ class Nodes:
 
     def choose(self, spec: ActorSpec) -> Chosen:
         """Where a life of an actor is to go."""
-        if self._local and len(self._local) == len(self._rows):
+        shape = spec.placement_shape
+        alone = self._local and len(self._local) == len(self._rows)
+        if alone and not isinstance(shape.strategy, NodeAffinity | NodeLabels | InBundle):
             return Chosen(next(iter(self._local)))
-        chosen = choose_node(spec, self._view, self.home_of(spec.owner), self._rng)
+        chosen = choose_node(spec, self.view, self.home_of(spec.owner), self._rng)
         row = self.board.get(chosen.node_id)
         if row is not None:
             # The next row that the node sends shows it.
-            number = self._view.deduct(row.node_id, spec.placement_shape.resources)
-            self._view.settle(number, row.version + 1)
+            number = self.view.deduct(row.node_id, charge(shape.resources, shape.strategy))
+            # In a session of one machine there may be none: its queue knows better.
+            self.view.settle(number, 0 if alone else row.version + 1)
         return chosen

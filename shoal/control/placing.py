@@ -15,11 +15,13 @@ from shoal.messages.node import ActorSpec
 
 
 class Chosen(NamedTuple):
-    """The node for a life of an actor, or why there is none; `never` if there never will be."""
+    """The node for a life of an actor, or why there is none; `never` if there never will be, `soon` if the cluster can serve it and
+    what it waits for is under way (its placement group)."""
 
     node_id: bytes
     reason: str = ""
     never: bool = False
+    soon: bool = False
 
 
 def choose_node(spec: ActorSpec, view: View, home: bytes, rng: Random) -> Chosen:
@@ -31,7 +33,9 @@ def choose_node(spec: ActorSpec, view: View, home: bytes, rng: Random) -> Chosen
             return Chosen(home)
         case Forward(node_id):
             return Chosen(node_id)
-        case Wait(reason) | Infeasible(reason):
+        case Wait(reason):
+            return Chosen(b"", reason, soon=True)
+        case Infeasible(reason):
             return Chosen(b"", reason)
         case Fail(reason):
             return Chosen(b"", reason, never=True)

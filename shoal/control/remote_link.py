@@ -39,6 +39,7 @@ from shoal.messages.control import (
     ActorChanged,
     Call,
     ClientGone,
+    GroupChanged,
     NodeDied,
     NodeJoined,
     NodeState,
@@ -46,6 +47,7 @@ from shoal.messages.control import (
     Post,
     ViewChanged,
     WatchActor,
+    WatchGroup,
 )
 from shoal.messages.membership import (
     Alive,
@@ -64,7 +66,7 @@ from shoal.messages.membership import (
     ViewTaken,
 )
 from shoal.messages.node import NodeRow
-from shoal.messages.placement import ViewRow
+from shoal.messages.placement import BundleHeld, ViewRow
 from shoal.version import __version__
 from shoal.wire.addresses import make_place
 from shoal.wire.aio import PeerConnection, dial
@@ -91,7 +93,7 @@ class _Asked(NamedTuple):
 
 
 class RemoteLink:
-    """See the module's docstring. `lives` says which lives of actors the node has, as (actor, incarnation); `context` is for TLS."""
+    """See the module's docstring. `lives` says which lives of actors the node has, as (actor, incarnation), `bundles` what it has reserved; `context` is for TLS."""
 
     def __init__(
         self,
@@ -104,6 +106,7 @@ class RemoteLink:
         row: NodeRow,
         session: int,
         lives: Callable[[], list[tuple[bytes, int]]],
+        bundles: Callable[[], list[BundleHeld]] = list,
         on_order: OnOrder,
         on_end: Callable[[str], None],
         context: ssl.SSLContext | None = None,
@@ -117,6 +120,7 @@ class RemoteLink:
         self._row = row
         self._session = session
         self._lives = lives
+        self._bundles = bundles
         self._on_order = on_order
         self._on_end = on_end
         self._context = context
@@ -128,6 +132,7 @@ class RemoteLink:
         self._nodes: dict[bytes, NodeRow] = {}
         self._req = 0
         self._watches: dict[tuple[bytes, int], WatchActor] = {}
+        self._group_watches: dict[bytes, WatchGroup] = {}
         self._view: ViewRow | None = None
         self._view_unsent = False
         self._view_timer: asyncio.TimerHandle | None = None
@@ -223,6 +228,7 @@ class RemoteLink:
                 self._incoming.last,
                 min(self._asked, default=self._req + 1),
                 self._lives(),
+                self._bundles(),
             )
         )
 
@@ -240,6 +246,8 @@ class RemoteLink:
             self._outgoing.rewind([asked.entry for asked in self._asked.values()])
             for watch in self._watches.values():
                 self._outgoing.push(watch)
+            for group_watch in self._group_watches.values():
+                self._outgoing.push(group_watch)
             self._catch_up(message.nodes)
         self._heard_at = monotonic_ns()
         self._beat_at = 0
@@ -349,6 +357,8 @@ class RemoteLink:
         if isinstance(message, ActorChanged) and message.change.state == "DEAD":
             for client in message.clients:
                 self._watches.pop((message.change.actor_id, client), None)
+        elif isinstance(message, GroupChanged) and message.change.state == "REMOVED":
+            self._group_watches.pop(message.change.group_id, None)
         if isinstance(message, NodeJoined | NodeDied):
             self._on_news(message)
         else:
@@ -401,6 +411,8 @@ class RemoteLink:
                 self._row = row
             case WatchActor(actor_id, client, _):
                 self._watches[actor_id, client] = message
+            case WatchGroup(group_id):
+                self._group_watches[group_id] = message
             case ClientGone(client, _, _, _):
                 for watch in [watch for watch in self._watches if watch[1] == client]:
                     del self._watches[watch]

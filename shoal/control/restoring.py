@@ -10,6 +10,7 @@
 | `nodes` | node id | `NodeRecord` of a node that is in the cluster |
 | `heard` | node id | `HeardRecord`: what a node need not say again |
 | `answers` | node id and number of the question | the answer that the node may not have, to a question that changed something |
+| `groups` | placement group id | `GroupRecord`, unless it was removed |
 | `cluster` | `id` | what this cluster is, for as long as its storage lives |
 """
 
@@ -23,6 +24,7 @@ import msgspec
 from shoal.control.storage import StorageError, Tables
 from shoal.ids import ID_SIZE
 from shoal.messages.node import ActorChange, ActorSpec
+from shoal.messages.placement import GroupRecord
 from shoal.messages.records import (
     ActorRecord,
     HeardRecord,
@@ -39,6 +41,7 @@ JOBS: Final = "jobs"
 NODES: Final = "nodes"
 HEARD: Final = "heard"
 ANSWERS: Final = "answers"
+GROUPS: Final = "groups"
 CLUSTER: Final = "cluster"
 CLUSTER_ID: Final = b"id"
 
@@ -70,6 +73,7 @@ class Restored(NamedTuple):
     answers: dict[bytes, dict[int, bytes]]
     """By node and number of the question."""
     cluster_id: bytes
+    groups: list[GroupRecord]
 
 
 def restored_from(tables: Tables) -> Restored:
@@ -80,7 +84,7 @@ def restored_from(tables: Tables) -> Restored:
     """
     cluster_id = tables.get(CLUSTER, {}).get(CLUSTER_ID, b"")
     forgotten = tables.get(FORGOTTEN, {})
-    restored = Restored({}, {}, [], [], forgotten, {}, {}, {}, {}, cluster_id)
+    restored = Restored({}, {}, [], [], forgotten, {}, {}, {}, {}, cluster_id, [])
     if not tables:
         # So most heads start, and they should start at once: making decoders takes longer than all else here.
         return restored
@@ -102,6 +106,10 @@ def restored_from(tables: Tables) -> Restored:
     for key, value in tables.get(ANSWERS, {}).items():
         node_id, req = key[:ID_SIZE], int.from_bytes(key[ID_SIZE:], "big")
         restored.answers.setdefault(node_id, {})[req] = value
+    decode_group = msgspec.msgpack.Decoder(GroupRecord).decode
+    # In the order of their ids, which is that in which each process made them.
+    for key, value in sorted(tables.get(GROUPS, {}).items()):
+        restored.groups.append(_decoded(decode_group, GROUPS, key, value))
     specs = tables.get(SPECS, {})
     for key, value in tables.get(ACTORS, {}).items():
         record = _decoded(decode_record, ACTORS, key, value)

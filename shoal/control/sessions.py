@@ -30,6 +30,7 @@ import msgspec
 
 from shoal.clock import monotonic_ns
 from shoal.config import Config
+from shoal.control.encoded_rows import EncodedRows
 from shoal.control.link import ControlError
 from shoal.control.store import ControlStore, Heard
 from shoal.core.membership import Identity, Membership, MemberState, NodeDown, NodeUp
@@ -39,8 +40,10 @@ from shoal.messages.control import (
     ActorChanged,
     ClusterStatus,
     EndJob,
+    GroupChanged,
     ListActors,
     ListEndedProcesses,
+    ListGroups,
     ListJobs,
     ListNodes,
     ListTaskEvents,
@@ -63,7 +66,6 @@ from shoal.messages.membership import (
     Said,
     Taken,
     ToControl,
-    View,
     ViewTaken,
 )
 from shoal.messages.node import NodeRow
@@ -82,6 +84,7 @@ _LOOKS: Final = (
     ListJobs,
     ListActors,
     ListEndedProcesses,
+    ListGroups,
     ListTaskEvents,
     SurveyNodes,
 )
@@ -102,6 +105,8 @@ def _key(order: Order) -> Any:
             return order.change.actor_id
         case NodeJoined() | NodeDied():
             return order.row.node_id
+        case GroupChanged(change):
+            return b"group", change.group_id
         case EndJob(job_id, _, _):
             return b"job", job_id
     return None
@@ -214,6 +219,7 @@ class Sessions:
         self._timer_at = 0
         self._claims_over = False
         self._views_due: asyncio.TimerHandle | None = None
+        self._rows = EncodedRows(store.nodes.board)
         store.nodes.on_change(self._plan_views)
 
     def start(self) -> None:
@@ -442,7 +448,7 @@ class Sessions:
             if joining.control != self._number:
                 # Before it is decided that nobody else is expected: what nobody claims is lost then.
                 self._store.forget_answers(row.node_id, before=joining.oldest_ask)
-                self._store.on_claims(row.node_id, joining.lives)
+                self._store.on_claims(row.node_id, joining.lives, joining.bundles)
         else:
             self._store.on_node_up(row, joining.session, session.give)
 
@@ -502,22 +508,25 @@ class Sessions:
     def _send_views(self) -> None:
         self._views_due = None
         board = self._store.nodes.board
-        # Most nodes have the same version: their rows are looked up once.
-        found: dict[int, list[ViewRow]] = {}
+        # Most nodes have the same version: what they are sent is looked up and encoded once.
+        found: dict[int, tuple[list[ViewRow], msgspec.Raw]] = {}
         for session in self._sessions.values():
             connection = session.connection
             if connection is None or session.view_on_way or session.view == board.version:
                 continue
-            rows = found.get(session.view)
-            if rows is None:
-                rows = found[session.view] = board.since(session.view)
             current = session.view > 0
+            known = found.get(session.view)
+            if known is None:
+                rows = board.since(session.view)
+                known = rows, self._rows.view(rows, current=current)
+                found[session.view] = known
+            rows, view = known
             session.view = board.version
             if current and all(row.node_id == session.node_id for row in rows):
                 # It told us itself.
                 continue
             session.view_on_way = True
-            connection.send(View(rows, current))
+            connection.send(view)
 
 
 def _identity(row: NodeRow, session: int) -> Identity:

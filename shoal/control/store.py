@@ -24,12 +24,14 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from shoal.config import Config
+from shoal.control.groups import Groups
 from shoal.control.history import History, latest
 from shoal.control.jobs import Jobs
 from shoal.control.journal import Journal
 from shoal.control.keys import Keys
 from shoal.control.link import ControlError, OnOrder
 from shoal.control.nodes import Nodes
+from shoal.control.placing import Chosen
 from shoal.control.restoring import (
     ACTORS,
     ANSWERS,
@@ -45,16 +47,8 @@ from shoal.control.restoring import (
 )
 from shoal.control.storage import Storage, StorageState
 from shoal.control.surveys import ActorRows, Surveys
-from shoal.core.actors import (
-    ActorDirectory,
-    NameTaken,
-    Place,
-    Save,
-    SaveForgotten,
-    Stop,
-    StopHow,
-    Tell,
-)
+from shoal.core.actor_records import Place, Save, SaveForgotten, Stop, StopHow, Tell
+from shoal.core.actors import ActorDirectory, NameTaken
 from shoal.ids import ID_SIZE
 from shoal.messages.control import (
     ActorChanged,
@@ -64,10 +58,13 @@ from shoal.messages.control import (
     ActorRefused,
     ActorRuns,
     ActorWaits,
+    BundlesPrepared,
+    BundlesReleased,
     Call,
     ClientGone,
     ClusterStatus,
     CreateActor,
+    CreateGroup,
     DeleteKey,
     DropActor,
     EndedProcess,
@@ -79,6 +76,7 @@ from shoal.messages.control import (
     KillActor,
     ListActors,
     ListEndedProcesses,
+    ListGroups,
     ListJobs,
     ListKeys,
     ListNames,
@@ -93,13 +91,16 @@ from shoal.messages.control import (
     PlaceActor,
     Post,
     PutKey,
+    RemoveGroup,
     StatusOfCluster,
     StopActor,
     SurveyNodes,
     TaskEvents,
     WatchActor,
+    WatchGroup,
 )
-from shoal.messages.node import NodeRow
+from shoal.messages.node import GROUP_REMOVED, UNPLACEABLE, NodeRow
+from shoal.messages.placement import BundleHeld
 from shoal.messages.records import HeardRecord, LivingActor, NodeRecord
 from shoal.version import __version__
 from shoal.wire.addresses import place_of
@@ -144,8 +145,20 @@ class ControlStore:
         self._journal = Journal(storage, on_storage_failure)
         self._actors = ActorDirectory()
         self._keys = Keys(self._journal)
-        self._history = History(config or Config())
+        config = config or Config()
+        self._history = History(config)
         self._jobs = Jobs(self._journal, self._history)
+        self._groups = Groups(
+            loop,
+            self.nodes,
+            self._journal,
+            config,
+            order=self._order,
+            home_of=self._jobs.node_of,
+            on_due=self._settle,
+            on_removed=self._actors.on_group_removed,
+            on_placed=self.place_again,
+        )
         self._surveys = Surveys(loop, self.nodes, self._order)
         self._rows = ActorRows()
         # Where each life of an actor was sent, and which were not sent anywhere because they fit nowhere.
@@ -167,6 +180,9 @@ class ControlStore:
             ListEndedProcesses: lambda m: latest(history.processes, m.limit),
             ListTaskEvents: lambda m: latest(history.tasks, m.limit),
             ClusterStatus: lambda _: self._status(),
+            CreateGroup: self._groups.create,
+            RemoveGroup: self._groups.remove,
+            ListGroups: self._groups.list,
             ListActors: lambda _: self._rows.listed(self._why_unplaced),
             SurveyNodes: self._surveys.ask,
         }
@@ -180,6 +196,7 @@ class ControlStore:
         restored = self.restored = restored_from(await self._storage.load())
         self._keys.restore(restored.keys)
         self._jobs.restore(restored.jobs)
+        self._groups.restore(restored.groups)
         self._placed_on = restored.placed_on
         self._actors.restore(restored.living, restored.dead, restored.forgotten)
         for actor_id in self._actors.known():
@@ -194,6 +211,7 @@ class ControlStore:
 
     async def close(self) -> None:
         """Finish what was written down, and let go of the storage. No message comes after this."""
+        self._groups.close()
         await self._storage.close()
 
     @property
@@ -245,6 +263,7 @@ class ControlStore:
         self._journal.write(HEARD, node_id, None)
         for req in self._answered.pop(node_id, {}):
             self._journal.write(ANSWERS, key_of_answer(node_id, req), None)
+        self._groups.on_node_gone(node_id)
         actors = self._actors
         died = f"its node {name} died: it {cause}"
         if row is not None:
@@ -266,8 +285,15 @@ class ControlStore:
         actors.on_node_gone(placed_there, died)
         self._settle()
 
-    def on_claims(self, node_id: bytes, lives: Iterable[tuple[bytes, int]]) -> None:
-        """A node has come back after the control store had restarted: (actor, incarnation) of each life it has."""
+    def on_claims(
+        self,
+        node_id: bytes,
+        lives: Iterable[tuple[bytes, int]],
+        bundles: Iterable[BundleHeld] = (),
+    ) -> None:
+        """A node has come back after the control store had restarted: (actor, incarnation) of each life it has, and what it has
+        reserved for placement groups."""
+        self._groups.on_claims(node_id, bundles)
         for actor_id, incarnation in lives:
             sent_here = self._placed_on.get(actor_id) == node_id
             if not (sent_here and self._actors.on_claim(actor_id, incarnation)):
@@ -357,6 +383,13 @@ class ControlStore:
             case NodeView(view):
                 if self.nodes.set_view(view):
                     self.place_again()
+                self._groups.on_view_changed()
+            case BundlesPrepared():
+                self._groups.on_prepared(node_id, message)
+            case BundlesReleased():
+                self._groups.on_released(message)
+            case WatchGroup(group_id):
+                self._groups.watch(node_id, group_id)
             case JobStarted(job):
                 self._jobs.start(job, node_id)
             case JobEnded(job_id, reason, kill):
@@ -385,13 +418,14 @@ class ControlStore:
                 actors.on_exiting(actor_id, incarnation, cause)
             case ActorGone(actor_id, incarnation, cause, expected):
                 actors.on_process_gone(actor_id, incarnation, cause, expected=expected)
-            case ActorRefused(actor_id, incarnation, reason):
-                actors.on_refused(actor_id, incarnation, reason)
+            case ActorRefused(actor_id, incarnation, reason, kind):
+                actors.on_refused(actor_id, incarnation, reason, kind)
         self._settle(node_id, heard)
 
     def _end_job(self, job_id: bytes, reason: str, *, kill: bool, but: bytes = b"") -> None:
         """A job is over. Told twice it is ended twice: first in good order, then not."""
         self._jobs.end(job_id, reason)
+        self._groups.on_job_gone(job_id, reason)
         self._actors.on_job_gone(job_id, reason)
         self._tell_nodes(EndJob(job_id, reason, kill), but=but)
 
@@ -400,6 +434,7 @@ class ControlStore:
     def _settle(self, node_id: bytes = b"", heard: Heard | None = None, result: Any = None) -> None:
         """Write down what has changed and, when it is durable, carry out what the directory decided. `heard` is the message from
         which it follows, and `result` its answer."""
+        self._groups.settle()
         # Each actor once, as it is after all of the effects: nothing is done before the flush.
         changed: dict[bytes, bool] = {}
         # That there is no place for an actor ever is an event of its own: the outbox may grow meanwhile.
@@ -451,7 +486,8 @@ class ControlStore:
     def _place(self, order: PlaceActor, *, again: bool = False) -> bool:
         """Send a life somewhere; whether that was possible. What fits nowhere waits, and its driver hears so once."""
         spec = order.spec
-        chosen = self.nodes.choose(spec)
+        gone = self._groups.why_gone(spec.placement_shape.strategy)
+        chosen = Chosen(b"", gone, never=True) if gone else self.nodes.choose(spec)
         if chosen.node_id:
             self._unplaced.pop(spec.actor_id, None)
             self._placed_on[spec.actor_id] = chosen.node_id
@@ -459,11 +495,12 @@ class ControlStore:
             return True
         if chosen.never:
             self._unplaced.pop(spec.actor_id, None)
-            self._actors.on_refused(spec.actor_id, order.incarnation, chosen.reason)
+            kind = GROUP_REMOVED if gone else UNPLACEABLE
+            self._actors.on_refused(spec.actor_id, order.incarnation, chosen.reason, kind)
             return False
         self._placed_on.pop(spec.actor_id, None)
         self._unplaced[spec.actor_id] = order, chosen.reason
-        if not again:
+        if not again and not chosen.soon:
             waits = ActorWaits(order.job_id, spec.name, spec.class_name, chosen.reason)
             # The driver's node; of a job whose driver has gone, that of its creator.
             self._order(self._jobs.node_of(order.job_id) or self.nodes.home_of(spec.owner), waits)

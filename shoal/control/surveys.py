@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from shoal.control.nodes import Nodes
-from shoal.core.actors import Actor
+from shoal.core.actor_records import Actor
 from shoal.core.task_rows import cut
 from shoal.messages.control import NodeFound, Order, SurveyNode, SurveyNodes
 from shoal.messages.records import DeadActor, LivingActor

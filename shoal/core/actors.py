@@ -27,184 +27,36 @@ one it was sent to, and only that one's claim counts: the shell sees to it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from enum import Enum
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
+from shoal.core.actor_records import (
+    MOVES,
+    Actor,
+    ActorState,
+    Effect,
+    Place,
+    Save,
+    SaveForgotten,
+    Stop,
+    StopHow,
+    Tell,
+    Watcher,
+)
 from shoal.errors import InternalError
 from shoal.ids import prefix_of
-from shoal.messages.node import ActorChange, ActorInfo, ActorSpec
+from shoal.messages.node import GROUP_REMOVED, ActorChange, ActorInfo, ActorSpec
+from shoal.messages.placement import InBundle
 from shoal.messages.records import ActorRecord, DeadActor, LivingActor
 
 REMEMBERED: Final = 10_000
 """Dead actors whose cause is kept. More: later askers get the true cause, at some 300 bytes each."""
 
-Watcher = Hashable
-
 _KILLED: Final = "it was killed by shoal.kill()"
-
-
-class ActorState(Enum):
-    """The values are those of `ActorChange.state`."""
-
-    PENDING = "PENDING"
-    ALIVE = "ALIVE"
-    RESTARTING = "RESTARTING"
-    DEAD = "DEAD"
-
-
-MOVES: Final[dict[ActorState, frozenset[ActorState]]] = {
-    ActorState.PENDING: frozenset({ActorState.ALIVE, ActorState.RESTARTING, ActorState.DEAD}),
-    ActorState.ALIVE: frozenset({ActorState.RESTARTING, ActorState.DEAD}),
-    ActorState.RESTARTING: frozenset({ActorState.ALIVE, ActorState.RESTARTING, ActorState.DEAD}),
-    ActorState.DEAD: frozenset(),
-}
-
-
-# --- effects --------------------------------------------------------------------------------------------------------
-
-
-class Place(NamedTuple):
-    """Find a process for this life of an actor; report `on_placed`, `on_started`, `on_process_gone`."""
-
-    spec: ActorSpec
-    incarnation: int
-    job_id: bytes
-
-
-class StopHow(Enum):
-    """How a life is ended."""
-
-    DRAIN = "drain"
-    """When what was called has run."""
-    EXIT = "exit"
-    """In good order, but now."""
-    KILL = "kill"
-    """By SIGKILL."""
-
-
-class Stop(NamedTuple):
-    """End this life: forget its placement, or end its process. `reason` is a clause."""
-
-    actor_id: bytes
-    incarnation: int
-    reason: str
-    how: StopHow
-
-
-class Tell(NamedTuple):
-    """Send a change to these watchers."""
-
-    watchers: tuple[Watcher, ...]
-    change: ActorChange
-
-
-class Save(NamedTuple):
-    """The record of this actor has changed (`ActorDirectory.record`); write it down before the effects that follow are carried
-    out. The specification of a new one, too."""
-
-    actor_id: bytes
-    new: bool = False
-
-
-class SaveForgotten(NamedTuple):
-    """What is remembered no more of this process's actors has changed (`ActorDirectory.forgotten`)."""
-
-    process: bytes
-
-
-Effect = Place | Stop | Tell | Save | SaveForgotten
 
 
 class NameTaken(Exception):  # noqa: N818 - the name is taken already when it is raised
     """Another living actor has the name."""
-
-
-class Actor:
-    """One actor, over all its lives."""
-
-    __slots__ = (
-        "address",
-        "cause",
-        "draining",
-        "ending",
-        "error",
-        "incarnation",
-        "job_id",
-        "pid",
-        "restarts_used",
-        "spec",
-        "state",
-        "watchers",
-    )
-
-    def __init__(self, spec: ActorSpec, job_id: bytes) -> None:
-        self.spec = spec
-        self.job_id = job_id
-        self.state = ActorState.PENDING
-        self.incarnation = 0
-        self.restarts_used = 0
-        self.address = ""
-        self.pid = 0
-        self.cause = ""
-        self.error = b""
-        # Its handles are gone: it ends when what was called has run. (It may not even run yet.)
-        self.draining = ""
-        # It said itself why it ends.
-        self.ending = ""
-        self.watchers: dict[Watcher, None] = {}
-
-    def change(self) -> ActorChange:
-        """Its present state, as watchers get it."""
-        return ActorChange(
-            self.spec.actor_id,
-            self.state.value,
-            self.incarnation,
-            self.address,
-            self.pid,
-            self.cause,
-            self.error,
-        )
-
-    def record(self) -> LivingActor:
-        """What a later control store must know of it."""
-        return LivingActor(
-            self.job_id,
-            self.state.value,
-            self.incarnation,
-            self.address,
-            self.pid,
-            self.cause,
-            self.draining,
-            self.ending,
-        )
-
-    @classmethod
-    def restored(cls, spec: ActorSpec, record: LivingActor) -> Actor:
-        """The actor that a record is of."""
-        actor = cls(spec, record.job_id)
-        actor.state = ActorState(record.state)
-        actor.incarnation = actor.restarts_used = record.incarnation
-        actor.address = record.address
-        actor.pid = record.pid
-        actor.cause = record.cause
-        actor.draining = record.draining
-        actor.ending = record.ending
-        return actor
-
-    def info(self, *, existed: bool) -> ActorInfo:
-        """What a handle to it needs."""
-        spec = self.spec
-        return ActorInfo(
-            spec.actor_id,
-            spec.class_name,
-            spec.owner,
-            spec.methods,
-            spec.max_task_retries,
-            spec.max_pending_calls,
-            spec.is_async,
-            existed,
-        )
 
 
 class _Expected:
@@ -447,11 +299,20 @@ class ActorDirectory:
                 # Nobody was told of a process: the same life begins elsewhere.
                 self.outbox.append(Place(actor.spec, actor.incarnation, actor.job_id))
 
-    def on_refused(self, actor_id: bytes, incarnation: int, reason: str) -> None:
-        """No process can be had for it, ever."""
+    def on_refused(self, actor_id: bytes, incarnation: int, reason: str, kind: str = "") -> None:
+        """No process can be had for it, ever. `kind` is as in `ActorChange`."""
         actor = self._current(actor_id, incarnation)
         if actor is not None:
+            actor.kind = kind
             self._end(actor, f"it could not be started: {reason}", None)
+
+    def on_group_removed(self, group_id: bytes, reason: str) -> None:
+        """A placement group is no more, and nor are the actors in it. `reason` is a clause: "its placement group was removed"."""
+        for actor in list(self._actors.values()):
+            strategy = actor.spec.placement_shape.strategy
+            if isinstance(strategy, InBundle) and strategy.group_id == group_id:
+                actor.kind = GROUP_REMOVED
+                self._end(actor, reason, StopHow.KILL)
 
     # --- coming back after a restart of the control store ----------------------------------------------------------
 

@@ -42,6 +42,7 @@ class ActorCalls:
         "error",
         "incarnation",
         "inflight",
+        "kind",
         "out_of_order",
         "pid",
         "push",
@@ -71,6 +72,8 @@ class ActorCalls:
         self.pid = 0
         self.cause = ""
         self.error = b""
+        # Why it is dead, as in `ActorChange`.
+        self.kind = ""
         self.connection: Any = None
         self.watched = False
 

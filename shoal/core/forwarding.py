@@ -362,7 +362,10 @@ class Home:
                 self._put(request, HERE)
             case Forward(node_id):
                 self._put(request, node_id)
-            case Wait(reason) | Infeasible(reason):
+            case Wait(reason):
+                # Somebody is about to change that, and has reported what stands in the way.
+                request.reason = reason
+            case Infeasible(reason):
                 if request.reason != reason:
                     request.reason = reason
                     self.outbox.append(Explain(request.owner, request.req, reason))

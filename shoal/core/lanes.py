@@ -35,6 +35,7 @@ class Lane:
         "queue",
         "retiring",
         "returned",
+        "revoked",
         "wanted",
     )
 
@@ -62,6 +63,8 @@ class Lane:
         self.wanted = False
         self.retiring = False
         self.returned = False
+        # Why its worker is about to end, if that is not for what it runs: a clause.
+        self.revoked = ""
 
     def is_open(self) -> bool:
         """Whether new tasks may be pushed at all."""

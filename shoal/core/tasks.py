@@ -306,15 +306,16 @@ class TaskTable:
         queue.room = True
         self.dispatch(queue)
 
-    def refused(self, req: int, queue: SchedulingClass) -> list[Task]:
-        """No worker could be had. Returns the tasks that fail by that: all that are queued, unless open lanes serve them.
+    def refused(self, req: int, queue: SchedulingClass, *, for_good: bool = False) -> list[Task]:
+        """No worker could be had. Returns the tasks that fail by that: all that are queued, unless open lanes serve them and it is
+        not `for_good`.
 
         Those keep the queue going, however slowly, and `queue.refused` says that no more are asked for before `ask_again`.
         Lanes that are not open do not count: the task of a paused one may be waiting for what is queued here.
         """
         queue.requests.pop(req, None)
         self._cancel_requests(queue)
-        if any(lane.is_open() for lane in queue.lanes):
+        if not for_good and any(lane.is_open() for lane in queue.lanes):
             queue.refused = True
             return []
         queue.refused = False

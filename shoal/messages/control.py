@@ -231,8 +231,6 @@ class ActorPlaced(msgspec.Struct, array_like=True, tag=27):
     incarnation: int
     address: str
     pid: int
-    version: int = 0
-    """The node's rows from this one on show it; 0: it tells none."""
 
 
 class ActorRuns(msgspec.Struct, array_like=True, tag=28):

@@ -143,5 +143,12 @@ class View(msgspec.Struct, array_like=True, tag=23):
     current: bool
 
 
+class EncodedView(msgspec.Struct, array_like=True, tag=23):
+    """A `View` as it is made: its rows are encoded already. The same bytes."""
+
+    rows: list[msgspec.Raw]
+    current: bool
+
+
 ToControl = Join | Ask | Said | Latest | ViewTaken | Leave | Taken | Alive
 ToMember = Joined | Answer | NotWanted | Given | View | Taken | Alive

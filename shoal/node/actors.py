@@ -13,7 +13,7 @@ from typing import Final
 from shoal.clock import monotonic_ns
 from shoal.control.link import ControlLink
 from shoal.core.endings import ended_clause, killed_clause
-from shoal.core.lease_records import AskBack, Grant, Pending, Refuse
+from shoal.core.lease_records import AskBack, Grant, Pending, Refuse, Revoke
 from shoal.messages.control import (
     ActorGone,
     ActorLeaves,
@@ -148,6 +148,9 @@ class ActorSeats:
             named = f" {name!r}" if name else ""
             text = f"the actor{named} of class {class_name} waits: {reason}"
             driver.send(LeasePending(0, text))
+
+    def on_revoked(self, _revoked: Revoke) -> None:
+        """The control store knows what becomes of an actor whose placement group is removed: it has removed it."""
 
     def on_asked_back(self, _ask: AskBack) -> None:
         """Nobody asks for the workers of actors."""

@@ -12,6 +12,7 @@ from shoal.control.storage.opening import open_storage
 from shoal.control.store import ControlStore
 from shoal.messages.boot import Boot
 from shoal.messages.node import NodeRow
+from shoal.messages.placement import BundleHeld
 from shoal.wire.addresses import split_place
 from shoal.wire.tls import Tls
 
@@ -24,6 +25,7 @@ class ControlWay:
 
     Args:
         lives: Which lives of actors the node has.
+        bundles: What it has reserved for placement groups.
         on_order: Takes the orders of the control store.
         on_end: The node's time is over, for this reason: the storage failed, or the cluster has given the node up.
     """
@@ -37,6 +39,7 @@ class ControlWay:
         row: NodeRow,
         *,
         lives: Callable[[], list[tuple[bytes, int]]],
+        bundles: Callable[[], list[BundleHeld]],
         on_order: OnOrder,
         on_end: Callable[[str], None],
     ) -> None:
@@ -67,6 +70,7 @@ class ControlWay:
             row=row,
             session=int.from_bytes(os.urandom(7), "big"),
             lives=lives,
+            bundles=bundles,
             on_order=on_order,
             on_end=on_end,
             context=None if tls is None else tls.client,

@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from shoal.core.endings import killed_clause
-from shoal.core.lease_records import AskBack, Grant, Lease, Owner, Pending, Refuse
-from shoal.core.resources import check_amounts
+from shoal.core.lease_records import AskBack, Grant, Lease, Owner, Pending, Refuse, Revoke
 from shoal.errors import ProtocolError
 from shoal.messages.boot import Boot
 from shoal.messages.control import (
@@ -65,25 +64,26 @@ from shoal.messages.node import (
     LeaseReturn,
     Leaving,
     Log,
-    NodeRow,
     NodesQuery,
     RegisterDriver,
     Registered,
     RegisterWorker,
     Reply,
-    Shape,
     Stay,
     ToNode,
     Unblocked,
     Watch,
 )
+from shoal.messages.placement import InBundle
 from shoal.messages.stores import Abandoned, FreeOrphans, InUse, LetGo, QuotaRequest, QuotaReturn
 from shoal.node.actors import DIRECTORY, ActorSeats
 from shoal.node.clients import Client, Clients
 from shoal.node.control_way import ControlWay
 from shoal.node.forwarding import LogForwarder
-from shoal.node.leasing import LeaseOwners, Leasing
+from shoal.node.groups import PlacementGroups
+from shoal.node.leasing import LeaseOwners, Leasing, check_shape
 from shoal.node.queries import Queries
+from shoal.node.showing import Showing, node_row
 from shoal.node.store import StoreKeeper
 from shoal.node.surveys import Surveys
 from shoal.node.workers import Process, Workers
@@ -91,7 +91,7 @@ from shoal.node.zygote_link import ZygoteLink
 from shoal.wire.addresses import LOCAL, creator_at, place_of
 from shoal.wire.aio import PeerConnection
 from shoal.wire.handshake import ServerHandshake
-from shoal.wire.session import node_path, remove_entrance
+from shoal.wire.session import remove_entrance
 
 if TYPE_CHECKING:
     from shoal.node.outside import Outside
@@ -128,19 +128,22 @@ class Daemon:
         self._way = ControlWay(
             loop,
             boot,
-            self._row(),
-            lives=self._lives,
+            node_row(boot, self.node_id, self._workers.queue.resources),
+            lives=lambda: self._actors.lives(),  # noqa: PLW0108 - the seats come later: they need the link
+            bundles=self._workers.queue.supply.ledger.held,
             on_order=self._on_order,
             on_end=lambda reason: self.stop(reason, 1),
         )
         self._control = self._way.link
         self._store = StoreKeeper(loop, boot, self._clients)
         self._outside = self._look_outside()
-        self._leasing = (
-            Leasing(self._workers, self._clients)
-            if self._outside is None
-            else self._outside.lending
-        )
+        if self._outside is None:
+            queue = self._workers.queue
+            self._showing = Showing(loop, boot, self.node_id, queue, self._control.post)
+            self._leasing = Leasing(self._workers, self._clients, self._showing.row)
+        else:
+            self._showing = self._outside.showing
+            self._leasing = self._outside.lending
         self._actors = ActorSeats(self._workers, self._clients, self._control, self._jobs)
         self._queries = Queries(self._control)
         self._surveys = Surveys(
@@ -153,6 +156,14 @@ class Daemon:
             self._control,
             self._queries,
             boot.config.task_events * _EVENTS_OF_PAST_PROCESSES,
+        )
+        self._groups = PlacementGroups(
+            self._workers,
+            self._clients,
+            self._control,
+            self._leasing,
+            self._queries,
+            self._showing,
         )
         self._handlers = self._make_handlers()
         self._server: asyncio.AbstractServer | None = None
@@ -218,6 +229,7 @@ class Daemon:
         self._surveys.close()
         self._store.close()
         self._workers.close()
+        self._showing.close()
         await self._way.close()
         if self._outside is not None:
             self._outside.close()
@@ -230,9 +242,6 @@ class Daemon:
     def worker_pids(self) -> list[int]:
         """The pids of all workers."""
         return self._workers.pids()
-
-    def _lives(self) -> list[tuple[bytes, int]]:
-        return self._actors.lives()
 
     # --- connections ---------------------------------------------------------------------------------------------
 
@@ -270,6 +279,7 @@ class Daemon:
         self._clients.remove(client)
         self._surveys.on_client_gone(client)
         self._store.on_client_gone(client)
+        self._groups.on_client_gone(client)
         if self._outside is not None:
             self._outside.transfers.on_client_gone(client)
         process = self._workers.process(client.worker_id) if client.worker_id else None
@@ -364,6 +374,7 @@ class Daemon:
             InUse: store.on_in_use,
             Abandoned: store.on_abandoned,
             LetGo: store.on_let_go,
+            **self._groups.client_handlers,
             **self._queries.client_handlers,
             **self._surveys.client_handlers,
             **({} if self._outside is None else self._outside.client_handlers),
@@ -377,9 +388,11 @@ class Daemon:
         return process is None or bool(process.ordered)
 
     def _on_lease_request(self, client: Client, message: LeaseRequest) -> None:
-        _check_shape(message.shape)
+        check_shape(message.shape)
         if not self._is_leaving(client):
             self._leasing.on_request(client, message)
+            if isinstance(message.shape.strategy, InBundle):
+                self._groups.on_lease_wanted(message.shape.strategy.group_id)
 
     def _on_watch(self, client: Client, message: Watch) -> None:
         address = message.address
@@ -424,8 +437,8 @@ class Daemon:
         return on_message
 
     def _on_actor_create(self, client: Client, message: ActorCreate) -> None:
-        _check_shape(message.spec.shape)
-        _check_shape(message.spec.placement_shape)
+        check_shape(message.spec.shape)
+        check_shape(message.spec.placement_shape)
         if self._is_leaving(client):
             client.send(Reply(message.req, error="ActorDiedError: its creator is ending"))
             return
@@ -433,7 +446,9 @@ class Daemon:
         self._queries.ask(client, message.req, call)
 
     def _on_nodes_query(self, client: Client, message: NodesQuery) -> None:
-        self._control.post(NodeState(self._row()))
+        self._control.post(
+            NodeState(node_row(self._boot, self.node_id, self._workers.queue.resources))
+        )
         self._queries.on_nodes(client, message)
 
     # --- what the lease queue decides ----------------------------------------------------------------------------
@@ -446,6 +461,9 @@ class Daemon:
 
     def on_asked_back(self, ask: AskBack) -> None:
         self._of_owner(ask.owner).on_asked_back(ask)
+
+    def on_revoked(self, revoked: Revoke) -> None:
+        self._of_owner(revoked.owner).on_revoked(revoked)
 
     def on_pending(self, pending: Pending) -> None:
         self._of_owner(pending.owner).on_pending(pending)
@@ -460,8 +478,7 @@ class Daemon:
         return self._outside.hosting
 
     def on_advanced(self) -> None:
-        if self._outside is not None:
-            self._outside.look()
+        self._showing.look()
 
     def on_lines(self, job_id: bytes, pid: int, source: str, stream: int, lines: list[str]) -> None:
         log = Log(pid, source, stream, lines)
@@ -496,6 +513,8 @@ class Daemon:
                     client = self._clients.get(number)
                     if client is not None:
                         client.send(change)
+            case _:
+                self._groups.on_order(order)
 
     # --- the zygote ----------------------------------------------------------------------------------------------
 
@@ -567,28 +586,3 @@ class Daemon:
         remove_entrance(self._boot.session_dir, address)
         if self._outside is not None:
             self._outside.abroad.on_process_gone(address, cause, expected=expected)
-
-    # --- the node itself -----------------------------------------------------------------------------------------
-
-    def _row(self) -> NodeRow:
-        boot, resources = self._boot, self._workers.queue.resources
-        return NodeRow(
-            self.node_id,
-            True,
-            boot.node_ip,
-            socket.gethostname(),
-            boot.node_name,
-            dict(resources.total),
-            {name: max(0, amount) for name, amount in resources.available.items()},
-            boot.labels,
-            node_path(boot.session_dir),
-            os.getpid(),
-            boot.place,
-        )
-
-
-def _check_shape(shape: Shape) -> None:
-    try:
-        check_amounts(shape.resources)
-    except ValueError as error:
-        raise ProtocolError(str(error)) from None

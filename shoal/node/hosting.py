@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from shoal.clock import monotonic_ns
-from shoal.core.candidates import Node
-from shoal.core.lease_records import AskBack, Grant, Pending, Refuse
+from shoal.core.candidates import Node, charge
+from shoal.core.lease_records import AskBack, Grant, Pending, Refuse, Revoke
 from shoal.core.policy import too_busy
 from shoal.messages.neighbours import (
     Ask,
@@ -23,13 +23,25 @@ from shoal.messages.neighbours import (
     Introduce,
     OwnerEnded,
     Refused,
+    Revoked,
     WantBack,
     Withdraw,
 )
-from shoal.messages.node import Job
-from shoal.messages.placement import ViewRow
+from shoal.messages.node import Job, Shape
+from shoal.messages.placement import InBundle, ViewRow
 from shoal.node.neighbours import Neighbour, Neighbours
 from shoal.node.workers import Process, Workers
+
+
+def _wait_us(row: ViewRow, shape: Shape) -> int:
+    """How long a newcomer would wait here."""
+    node, strategy = Node(row), shape.strategy
+    if not isinstance(strategy, InBundle):
+        return node.wait_us(shape.resources)
+    if strategy.index >= 0:
+        # It can be nowhere else.
+        return 0
+    return node.bundle_wait_us(charge(shape.resources, strategy))
 
 
 class Foreigner(NamedTuple):
@@ -66,7 +78,7 @@ class Hosting:
         queue = self._workers.queue
         if not queue.knows(owner, message.req):
             row = self._row()
-            if too_busy(Node(row).wait_us(message.shape.resources), message.expected_us):
+            if too_busy(_wait_us(row, message.shape), message.expected_us):
                 self._neighbours.send(node, Busy(message.owner, message.req, row))
                 return
         if message.job_id not in self._jobs:
@@ -137,6 +149,15 @@ class Hosting:
             self._neighbours.send(
                 node, Refused(owner.client, refusal.req, refusal.kind, refusal.reason)
             )
+
+    def on_revoked(self, revoked: Revoke) -> None:
+        """A lease ends with its placement group."""
+        owner = revoked.owner
+        assert isinstance(owner, Foreigner)
+        node = self._neighbours.get(owner.node_id)
+        if node is not None:
+            reason = revoked.reason
+            self._neighbours.send(node, Revoked(owner.client, revoked.lease_id, reason))
 
     def on_pending(self, _pending: Pending) -> None:
         """This node could not even give it if it were idle: home knows, from this node's row."""

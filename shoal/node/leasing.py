@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from shoal.clock import monotonic_ns
+from shoal.core import forwarding
 from shoal.core.forwarding import (
     HERE,
     NOWHERE,
@@ -28,9 +30,11 @@ from shoal.core.forwarding import (
     Recall,
     WithdrawAt,
 )
-from shoal.core.lease_records import AskBack, Grant, Pending, Refuse
-from shoal.core.policy import Demand
+from shoal.core.lease_records import AskBack, Grant, Pending, Refuse, Revoke
+from shoal.core.policy import Demand, Fail, Infeasible, Wait, choose
+from shoal.core.resources import check_amounts
 from shoal.core.view import View
+from shoal.errors import ProtocolError
 from shoal.messages.neighbours import (
     Ask,
     Busy,
@@ -39,10 +43,13 @@ from shoal.messages.neighbours import (
     Introduce,
     OwnerEnded,
     Refused,
+    Revoked,
     WantBack,
     Withdraw,
 )
 from shoal.messages.node import (
+    GROUP_REMOVED,
+    UNPLACEABLE,
     Job,
     LeaseCancel,
     LeaseGranted,
@@ -50,10 +57,11 @@ from shoal.messages.node import (
     LeaseRefused,
     LeaseRequest,
     LeaseReturn,
+    LeaseRevoked,
     LeaseWanted,
     Shape,
 )
-from shoal.messages.placement import ViewRow
+from shoal.messages.placement import GroupChange, NodeAffinity, NodeLabels, ViewRow
 from shoal.node.clients import Client, Clients
 from shoal.node.neighbours import Neighbour, Neighbours
 from shoal.node.workers import Process, Workers
@@ -71,22 +79,33 @@ class LeaseOwners(Protocol):
     def on_asked_back(self, ask: AskBack) -> None:
         """Others wait for it."""
 
+    def on_revoked(self, revoked: Revoke) -> None:
+        """It ends with its placement group."""
+
     def on_pending(self, pending: Pending) -> None:
         """It cannot be had as things stand."""
 
 
 class Leasing:
-    """From the workers of this node."""
+    """From the workers of this node. `row` gives its present state."""
 
-    def __init__(self, workers: Workers, clients: Clients) -> None:
+    def __init__(self, workers: Workers, clients: Clients, row: Callable[[], ViewRow]) -> None:
         self._workers = workers
         self._queue = workers.queue
         self._clients = clients
+        self._row = row
 
     # --- what clients say ----------------------------------------------------------------------------------------
 
     def on_request(self, client: Client, message: LeaseRequest) -> None:
         """A client wants a worker."""
+        strategy = message.shape.strategy
+        if isinstance(strategy, NodeAffinity | NodeLabels):
+            answer = self._may_run_here(message.shape)
+            if answer is not None:
+                answer.req = message.req
+                client.send(answer)
+                return
         self._queue.on_request(
             client.number,
             message.req,
@@ -95,6 +114,19 @@ class Leasing:
             monotonic_ns(),
             name=message.name,
         )
+
+    def _may_run_here(self, shape: Shape) -> LeaseRefused | LeasePending | None:
+        """Whether the only node will do (None), or what to answer."""
+        row = self._row()
+        view = View(row.node_id)
+        view.on_row(row)
+        match choose(view, Demand(shape.resources, shape.strategy), random.Random(0)):
+            case Fail(reason):
+                return LeaseRefused(0, UNPLACEABLE, reason)
+            case Wait(reason) | Infeasible(reason):
+                # No other node will ever join a session of one machine: there is nothing to ask again for.
+                return LeasePending(0, reason)
+        return None
 
     def on_cancel(self, client: Client, message: LeaseCancel) -> None:
         """It wants none any more."""
@@ -134,11 +166,44 @@ class Leasing:
         if client is not None:
             client.send(LeaseWanted(ask.lease_id))
 
+    def on_revoked(self, revoked: Revoke) -> None:
+        """It ends with its placement group."""
+        client = self._clients.get(revoked.owner)
+        if client is not None:
+            client.send(LeaseRevoked(revoked.lease_id, revoked.reason))
+
+    # --- placement groups ----------------------------------------------------------------------------------------
+
+    def on_group(self, change: GroupChange) -> None:
+        """What has become of a group, or is known of it."""
+        if change.state != "REMOVED":
+            return
+        for request in list(self._queue.requests):
+            source = request.claim.source
+            if source is not None and source.group_id == change.group_id:
+                client = self._clients.get(request.owner)
+                if client is not None:
+                    self._queue.on_cancel(request.owner, request.req)
+                    client.send(LeaseRefused(request.req, GROUP_REMOVED, why_removed(change)))
+
     def on_pending(self, pending: Pending) -> None:
         """It cannot be had as things stand."""
         client = self._clients.get(pending.owner)
         if client is not None:
             client.send(LeasePending(pending.req, pending.reason))
+
+
+def why_removed(change: GroupChange) -> str:
+    """Why nothing will run in a group that was removed, as a clause about the group."""
+    return f"placement group {change.group_id.hex()[:12]} {change.cause or 'was removed'}"
+
+
+def check_shape(shape: Shape) -> None:
+    """Raise `ProtocolError` if a client asks for what nobody can ask for."""
+    try:
+        check_amounts(shape.resources)
+    except ValueError as error:
+        raise ProtocolError(str(error)) from None
 
 
 class _Wish(NamedTuple):
@@ -150,7 +215,7 @@ class _Wish(NamedTuple):
 
 
 class Lending(Leasing):
-    """From the workers of the cluster. `row` gives the present state of this node."""
+    """From the workers of the cluster. `row` gives the present state of this node, `later` calls something when `explain_ms` are over."""
 
     def __init__(
         self,
@@ -159,14 +224,16 @@ class Lending(Leasing):
         clients: Clients,
         neighbours: Neighbours,
         row: Callable[[], ViewRow],
+        later: Callable[[Callable[[], None]], object],
     ) -> None:
-        super().__init__(workers, clients)
+        super().__init__(workers, clients, row)
         self.view = View(node_id)
         self.home = Home(self.view, random.Random())
         self._neighbours = neighbours
-        self._row = row
         self._wishes: dict[tuple[int, int], _Wish] = {}
         self._introduced: set[tuple[bytes, bytes]] = set()
+        self._later = later
+        self._unexplained: set[tuple[int, int]] = set()
         # Rows of nodes that have not joined yet, as far as we have heard.
         self._early: dict[bytes, ViewRow] = {}
         self.view.on_row(row())
@@ -257,6 +324,18 @@ class Lending(Leasing):
         self.home.on_want_back(node.node_id, message.lease_id)
         self._obey()
 
+    def on_node_revoked(self, node: Neighbour, message: Revoked) -> None:
+        """A node ends a lease of a client of ours."""
+        self.home.on_revoked(node.node_id, message.lease_id, message.reason)
+        self._obey()
+
+    def on_group(self, change: GroupChange) -> None:
+        if change.state == "REMOVED":
+            self.home.on_group_removed(change.group_id, why_removed(change))
+        elif change.state != "PENDING":
+            self.home.on_group(change.group_id, change.places)
+        self._obey()
+
     # --- the cluster ---------------------------------------------------------------------------------------------
 
     def on_rows(self, rows: list[ViewRow]) -> None:
@@ -329,16 +408,28 @@ class Lending(Leasing):
                 self._answer(owner, req, LeaseGranted(req, lease_id, address, pid, gpu_ids))
             case Deny(int(owner), req, kind, reason):
                 self._answer(owner, req, LeaseRefused(req, kind, reason))
-            case Explain(owner, req, reason):
+            case Explain(int(owner), req, _):
+                if (owner, req) not in self._unexplained:
+                    self._unexplained.add((owner, req))
+                    self._later(partial(self._explain, owner, req))
+            case forwarding.Revoke(owner, lease_id, reason):
                 client = self._clients.get(owner)
                 if client is not None:
-                    client.send(LeasePending(req, reason))
+                    client.send(LeaseRevoked(lease_id, reason))
             case Recall(owner, lease_id):
                 client = self._clients.get(owner)
                 if client is not None:
                     client.send(LeaseWanted(lease_id))
             case _:
                 raise AssertionError(effect)
+
+    def _explain(self, owner: int, req: int) -> None:
+        """Say why a request waits, if it still does."""
+        self._unexplained.discard((owner, req))
+        at, reason = self.home.where(owner, req) or (NOWHERE, "")
+        client = self._clients.get(owner)
+        if client is not None and at == NOWHERE and reason:
+            client.send(LeasePending(req, reason))
 
     def _ask(self, node_id: bytes, owner: int, req: int, expected_us: int) -> None:
         wish = self._wishes[owner, req]

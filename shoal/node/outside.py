@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.messages.boot import Boot
-from shoal.messages.control import NodeDied, NodeJoined, NodeView, Order, Post, ViewChanged
+from shoal.messages.control import NodeDied, NodeJoined, Order, Post, ViewChanged
 from shoal.messages.neighbours import (
     Ask,
     AskAgain,
@@ -34,6 +34,7 @@ from shoal.messages.neighbours import (
     OwnerEnded,
     ProcessEnded,
     Refused,
+    Revoked,
     UsesAsked,
     UsesTold,
     WantBack,
@@ -41,7 +42,6 @@ from shoal.messages.neighbours import (
     Withdraw,
 )
 from shoal.messages.node import Job, Log
-from shoal.messages.placement import ViewRow
 from shoal.messages.stores import FreeOrphans
 from shoal.messages.transfer import Freed, Pull, PullDone
 from shoal.node.abroad import Abroad
@@ -50,6 +50,7 @@ from shoal.node.doorkeeper import Doorkeeper
 from shoal.node.hosting import Hosting
 from shoal.node.leasing import Lending
 from shoal.node.neighbours import Neighbour, Neighbours, daemon_name
+from shoal.node.showing import Showing
 from shoal.node.store import StoreKeeper
 from shoal.node.transfer.links import open_bulk
 from shoal.node.transfer.service import Transfers
@@ -90,12 +91,9 @@ class Outside:
         self._boot = boot
         self._node_id = node_id
         self._workers = workers
+        self.showing = Showing(loop, boot, node_id, workers.queue, post, self._on_room)
+        self.showing.tell()
         self._store = keeper
-        self._post = post
-        self._version = 0
-        self._shown: tuple[Any, ...] = ()
-        self._look_s = config.view_ms / 1_000
-        self._timer: asyncio.TimerHandle | None = None
         self._keeper: Doorkeeper | None = None
         tls = Tls.of(config)
         self.neighbours = Neighbours(
@@ -106,9 +104,16 @@ class Outside:
             self._on_message,
             tls,
         )
-        self.lending = Lending(node_id, workers, clients, self.neighbours, self.row)
+        self.lending = Lending(
+            node_id,
+            workers,
+            clients,
+            self.neighbours,
+            self.showing.row,
+            partial(loop.call_later, config.explain_ms / 1_000),
+        )
         self.abroad = Abroad(loop, self.neighbours, clients, is_alive, config.node_timeout_s)
-        self.hosting = Hosting(workers, jobs, self.neighbours, self._promised_row)
+        self.hosting = Hosting(workers, jobs, self.neighbours, self.showing.promised_row)
         self.transfers = Transfers(
             loop,
             clients,
@@ -139,6 +144,7 @@ class Outside:
             Busy: self.lending.on_busy,
             Refused: self.lending.on_node_refused,
             WantBack: self.lending.on_want_back,
+            Revoked: self.lending.on_node_revoked,
             WatchProcess: self.abroad.on_watch,
             ProcessEnded: self.abroad.on_ended,
             EndProcess: lambda _, m: end_process(m.address, m.reason),
@@ -188,56 +194,14 @@ class Outside:
         self._store.inquiries.on_node_gone(node_id)
         self.lending.on_node_died(node_id)
 
-    # --- this node, as others see it -------------------------------------------------------------------------------
-
-    def row(self) -> ViewRow:
-        """The state of this node at this moment, in a version of its own."""
-        queue = self._workers.queue
-        waiting, leases, mean_ns = queue.load()
-        self._version += 1
-        return ViewRow(
-            self._node_id,
-            self._version,
-            dict(queue.resources.total),
-            dict(queue.resources.available),
-            self._boot.labels,
-            waiting,
-            leases,
-            mean_ns // 1_000,
-        )
-
-    def _promised_row(self) -> ViewRow:
-        """One of which a neighbour hears the version: it waits for a row that is not older."""
-        self._shown = ()
-        return self.row()
-
-    def look(self) -> None:
-        """The workers or the queue may have changed: tell the cluster, and see whether what waits elsewhere has room here.
-        At most once in `view_ms`."""
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._look_s, self._look_again)
-            self._tell()
-
-    def _look_again(self) -> None:
-        self._timer = None
-        if self._tell():
-            self.lending.on_room()
-            self._workers.advance()
-
-    def _tell(self) -> bool:
-        queue = self._workers.queue
-        waiting, leases, _ = queue.load()
-        shown = (waiting, leases, dict(queue.resources.available))
-        if shown == self._shown:
-            return False
-        self._shown = shown
-        self._post(NodeView(self.row()))
-        return True
+    def _on_room(self) -> None:
+        """This node may have room for what waits elsewhere."""
+        self.lending.on_room()
+        self._workers.advance()
 
     def close(self) -> None:
         """Leave, without a word: the control store tells the others."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self.showing.close()
         if self._keeper is not None:
             self._keeper.close()
         self.neighbours.close()

@@ -30,6 +30,7 @@ from shoal.core.lease_records import (
     Pending,
     Refuse,
     RetireWorker,
+    Revoke,
 )
 from shoal.core.leases import LeaseQueue
 from shoal.core.pool import WorkerKey, WorkerState
@@ -106,6 +107,9 @@ class WorkerEvents(Protocol):
 
     def on_asked_back(self, ask: AskBack) -> None:
         """A lease is wanted back."""
+
+    def on_revoked(self, revoked: Revoke) -> None:
+        """A lease ends with its placement group."""
 
     def on_pending(self, pending: Pending) -> None:
         """A request is infeasible as things stand."""
@@ -227,6 +231,8 @@ class Workers:
                     self._ask_to_retire(process, reason, spent=spent)
             case AskBack():
                 self._events.on_asked_back(effect)
+            case Revoke():
+                self._events.on_revoked(effect)
             case Refuse():
                 self._events.on_refused(effect)
             case Pending():

@@ -15,12 +15,15 @@ from shoal.core.references import Entry
 from shoal.core.tasks import State, Task
 from shoal.errors import (
     ActorDiedError,
+    ActorPlacementGroupRemoved,
     ActorUnavailableError,
     ActorUnschedulableError,
     PendingCallsLimitExceeded,
 )
 from shoal.ids import return_id
 from shoal.messages.node import (
+    GROUP_REMOVED,
+    UNPLACEABLE,
     ActorChange,
     ActorCreate,
     ActorInfo,
@@ -223,6 +226,7 @@ class Actors:
         if link is None or message.incarnation < link.incarnation or link.state == "DEAD":
             return
         if message.state == "DEAD":
+            link.kind = message.kind
             self._die(link, message.cause, message.error)
             return
         if message.incarnation > link.incarnation or message.state == "RESTARTING":
@@ -289,7 +293,12 @@ class Actors:
             )
             error.__cause__ = cause
             return error
-        return ActorDiedError(f"actor {self._name(link)} is dead: {link.cause}", actor_id)
+        dead = f"actor {self._name(link)} is dead: {link.cause}"
+        if link.kind == UNPLACEABLE:
+            return ActorUnschedulableError(dead)
+        if link.kind == GROUP_REMOVED:
+            return ActorPlacementGroupRemoved(dead)
+        return ActorDiedError(dead, actor_id)
 
     def _name(self, link: ActorCalls) -> str:
         short = link.actor_id.hex()

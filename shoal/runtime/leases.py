@@ -13,14 +13,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shoal.core.lanes import CancelLease, Lane, RequestLease, ReturnLease, SchedulingClass
 from shoal.core.tasks import Task, TaskTable
-from shoal.errors import RuntimeEnvSetupError, ShoalError, UnserializableError
+from shoal.errors import (
+    RuntimeEnvSetupError,
+    ShoalError,
+    TaskPlacementGroupRemoved,
+    TaskUnschedulableError,
+    UnserializableError,
+)
 from shoal.messages.node import (
+    GROUP_REMOVED,
+    UNPLACEABLE,
     LeaseCancel,
     LeaseGranted,
     LeasePending,
     LeaseRefused,
     LeaseRequest,
     LeaseReturn,
+    LeaseRevoked,
     LeaseWanted,
 )
 from shoal.messages.peer import Bind
@@ -64,6 +73,7 @@ class Leases:
             LeaseGranted: self._on_granted,
             LeaseRefused: self._on_refused,
             LeaseWanted: self._on_wanted,
+            LeaseRevoked: self._on_revoked,
             LeasePending: self._on_pending,
         }
 
@@ -143,15 +153,23 @@ class Leases:
         queue = self._requests.pop(message.req, None)
         if queue is None:
             return
+        error: ShoalError
+        for_good = False
         if message.kind == "env":
-            error: ShoalError = RuntimeEnvSetupError(message.reason)
+            error = RuntimeEnvSetupError(message.reason)
+        elif message.kind == GROUP_REMOVED:
+            for_good = True
+            error = TaskPlacementGroupRemoved(f"the task cannot run: {message.reason}")
+        elif message.kind == UNPLACEABLE:
+            for_good = True
+            error = TaskUnschedulableError(f"the task can never run: {message.reason}")
         else:
             error = ShoalError(
                 f"no worker could be started: {message.reason}. What they printed is in "
                 f"{log_dir(self._process.session_dir)}; once the cause is gone, submit the task again, which asks for "
                 "workers anew"
             )
-        self._refuse(message.req, queue, message.reason, error)
+        self._refuse(message.req, queue, message.reason, error, for_good=for_good)
 
     def unsent(self, req: int, reason: str) -> None:
         """A request cannot be sent to the node."""
@@ -163,11 +181,19 @@ class Leases:
             )
             self._refuse(req, queue, f"the request {reason}", error)
 
-    def _refuse(self, req: int, queue: SchedulingClass, reason: str, error: ShoalError) -> None:
+    def _refuse(
+        self,
+        req: int,
+        queue: SchedulingClass,
+        reason: str,
+        error: ShoalError,
+        *,
+        for_good: bool = False,
+    ) -> None:
         # The table withdraws them all. The refusals of the others are often in the same batch, before it is carried out.
         for other in queue.requests:
             self._requests.pop(other, None)
-        tasks = self._tasks.refused(req, queue)
+        tasks = self._tasks.refused(req, queue, for_good=for_good)
         if tasks:
             failed = Failed(dump_exception(error))
             for task in tasks:
@@ -190,6 +216,12 @@ class Leases:
         lane = self._lanes_by_lease.get(message.lease_id)
         if lane is not None:
             self._tasks.wanted(lane)
+
+    def _on_revoked(self, message: LeaseRevoked) -> None:
+        lane = self._lanes_by_lease.get(message.lease_id)
+        if lane is not None:
+            lane.revoked = message.reason
+            self._tasks.paused(lane, retiring=True)
 
     def _on_pending(self, message: LeasePending) -> None:
         if not message.req:

@@ -19,7 +19,9 @@ from shoal.core.references import Entry, FreeValue
 from shoal.core.tasks import Function, State, Task, TaskTable
 from shoal.errors import (
     NodeDiedError,
+    ShoalError,
     TaskCancelledError,
+    TaskPlacementGroupRemoved,
     WorkerCrashedError,
 )
 from shoal.ids import FIRST_RETURN, return_id
@@ -510,10 +512,14 @@ class Owner:
                     self.fail(task, cancelled(task.function.name, task.task_id))
                     continue
                 tries = task.attempt + 1
-                error = WorkerCrashedError(
+                error: ShoalError = WorkerCrashedError(
                     f"the worker that ran {task.function.name}() (pid={lane.pid}) {cause}; the task was tried "
                     f"{tries} time{'s' if tries > 1 else ''} and has no retries left (max_retries)"
                 )
+                if lane.revoked:
+                    error = TaskPlacementGroupRemoved(
+                        f"{task.function.name}() was ended (pid={lane.pid}): {lane.revoked}"
+                    )
                 self.fail(task, Failed(dump_exception(error)))
 
     def cancel(self, task: Task, force: bool, recursive: bool) -> None:

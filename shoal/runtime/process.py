@@ -38,6 +38,7 @@ from shoal.messages.node import (
     Reply,
     Shape,
 )
+from shoal.messages.placement import InBundle
 from shoal.messages.stores import QuotaGranted, QuotaWanted
 from shoal.messages.values import Failed
 from shoal.runtime.actors import Actors
@@ -47,6 +48,7 @@ from shoal.runtime.context import TaskContext, current
 from shoal.runtime.deliveries import Deliveries
 from shoal.runtime.entrance import Entrance
 from shoal.runtime.environment import merge_envs
+from shoal.runtime.groups import Groups
 from shoal.runtime.inquiries import Inquiries
 from shoal.runtime.node_link import NodeLink
 from shoal.runtime.owner import Owner
@@ -192,6 +194,7 @@ class Process:
         self.borrowing = Borrowing(self)
         self.owner = Owner(self)
         self.actors = Actors(self)
+        self.groups = Groups(self)
         self._inquiries = Inquiries(self)
         self.census = Census(self)
         self.waiting = Waiting(self, self.config.block_grace_us)
@@ -202,6 +205,7 @@ class Process:
         self.node_handlers: dict[type, Callable[[Any], None]] = {
             **self.owner.leases.node_handlers,
             **self.actors.node_handlers,
+            **self.groups.node_handlers,
             **self._inquiries.node_handlers,
             PeerGone: self.on_peer_gone,
             QuotaWanted: self._on_quota_wanted,
@@ -215,6 +219,8 @@ class Process:
         # What the worker's executor knows and the runtime context answers.
         self.host: Any = None
         self.assigned_shape: Shape | None = None
+        # The placement group of whatever is submitted from here and does not say where it is to run.
+        self.captured: InBundle | None = None
         self.gpu_ids: list[str] = []
         self.root = TaskContext(kind, self.ids.task_id(), self.ids)
         self.reactor.after_poll = self._after_poll
@@ -472,9 +478,16 @@ class Process:
         """The record of a task's stream."""
         return Stream(self, task)
 
-    def with_job_env(self, shape: Shape) -> Shape:
-        """A shape in the environment that the running code has, and its own in that."""
-        return Shape(shape.resources, merge_envs(self.env, shape.env)) if self.env else shape
+    def shape_here(self, shape: Shape, *, capturable: bool, inherits: bool = False) -> Shape:
+        """A shape as the running code submits it: in its environment, with the shape's own in that, and in its placement group, if that
+        captures what names no place (`capturable`). `inherits`: it captures if this group does."""
+        env = merge_envs(self.env, shape.env) if self.env else shape.env
+        captured, strategy = self.captured, shape.strategy
+        if captured is not None and capturable:
+            strategy = captured
+        elif captured is not None and inherits and isinstance(strategy, InBundle):
+            strategy = InBundle(strategy.group_id, strategy.index, captures=True)
+        return Shape(shape.resources, env, strategy)
 
     def next_req(self) -> int:
         """A number for a request to the node whose answer nobody waits for."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shoal.messages.node import UNIT
 from shoal.messages.peer import Bind, Define
+from shoal.messages.placement import InBundle
 from shoal.messages.values import Inline, Stored
 
 if TYPE_CHECKING:
@@ -76,10 +77,20 @@ class Functions:
         set_resources(self._process, message.shape, message.gpu_ids)
 
 
+def _capturing(before: InBundle | None, shape: Shape) -> InBundle | None:
+    """Where what is submitted from a shape goes that does not say where; `before`, if that is the same as it was."""
+    strategy = shape.strategy
+    if not isinstance(strategy, InBundle) or not strategy.captures:
+        return None
+    captured = InBundle(strategy.group_id, captures=True)
+    return before if before == captured else captured
+
+
 def set_resources(process: Process, shape: Shape, gpu_ids: list[str]) -> None:
     """Tell libraries, through the environment, which GPUs and how many threads they may use."""
     process.assigned_shape = shape
     process.env = shape.env
+    process.captured = _capturing(process.captured, shape)
     process.gpu_ids = gpu_ids
     resources = dict(shape.resources)
     if gpu_ids or resources.get("GPU"):

@@ -35,9 +35,18 @@ print(*shoal.get([*refs, answer]), flush=True)
 """
 
 
+TOO_SOON = """
+import sys, shoal
+shoal.init(address=sys.argv[1])
+work = shoal.remote(resources={"late": 1})(len).remote("abc")
+print("submitted", flush=True)
+print(shoal.get(work), flush=True)
+"""
+
+
 @pytest.fixture
 def one() -> Iterator[Cluster]:
-    with Cluster(head_node_args={"num_cpus": 1}) as cluster:
+    with Cluster(head_node_args={"num_cpus": 1}, system_config={"explain_ms": 0}) as cluster:
         yield cluster
 
 
@@ -71,3 +80,22 @@ def test_a_driver_is_warned_once_of_what_fits_nowhere_and_it_runs_when_a_node_jo
         "shoal: the actor 'big' of class Large waits: it needs CPU 100, and the only node has 1."
     )
     assert "--num-cpus=100" in actor
+
+
+def test_nobody_is_warned_of_what_fits_before_it_is_time_to_explain() -> None:
+    with Cluster(head_node_args={"num_cpus": 1}, system_config={"explain_ms": 60_000}) as cluster:
+        environ = {**os.environ, "SHOAL_TOKEN": cluster.token.hex()}
+        with subprocess.Popen(
+            [sys.executable, "-c", TOO_SOON, cluster.address],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environ,
+        ) as driver:
+            assert driver.stdout is not None
+            assert driver.stdout.readline() == "submitted\n"
+            # It takes much longer until there is a node than until the request has found none.
+            cluster.add_node(num_cpus=1, resources={"late": 1})
+            said, errors = driver.communicate(timeout=PATIENCE_S)
+    assert said == "3\n"
+    assert errors == ""

@@ -6,7 +6,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from shoal.core.actors import ActorDirectory, NameTaken, Save, Tell
+from shoal.core.actor_records import Save, Tell
+from shoal.core.actors import ActorDirectory, NameTaken
 from shoal.messages.node import ActorSpec, Shape
 from shoal.messages.values import Inline
 

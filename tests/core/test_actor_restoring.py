@@ -9,16 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.core import actors
-from shoal.core.actors import (
-    ActorDirectory,
-    NameTaken,
-    Place,
-    Save,
-    SaveForgotten,
-    Stop,
-    StopHow,
-    Tell,
-)
+from shoal.core.actor_records import Place, Save, SaveForgotten, Stop, StopHow, Tell
+from shoal.core.actors import ActorDirectory, NameTaken
 from shoal.messages.node import ActorSpec
 from shoal.messages.records import ActorRecord, DeadActor, LivingActor
 from tests.core.actor_directories import (

@@ -8,15 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.core.actors import (
-    ActorDirectory,
-    ActorState,
-    NameTaken,
-    Place,
-    Stop,
-    StopHow,
-    Tell,
-)
+from shoal.core.actor_records import ActorState, Place, Stop, StopHow, Tell
+from shoal.core.actors import ActorDirectory, NameTaken
 from shoal.messages.node import ActorChange, ActorSpec
 from tests.core.actor_directories import (
     JOB,

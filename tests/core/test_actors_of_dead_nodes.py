@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from shoal.core.actors import ActorDirectory, Place, Save
+from shoal.core.actor_records import Place, Save
+from shoal.core.actors import ActorDirectory
 from tests.core.actor_directories import JOB, drain, spec, start, told
 
 CAUSE = "its node n-1 died: it sent no heartbeat for 10 s"

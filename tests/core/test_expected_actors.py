@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from shoal.core import actors
-from shoal.core.actors import ActorDirectory, Place, StopHow
+from shoal.core.actor_records import Place, StopHow
+from shoal.core.actors import ActorDirectory
 from tests.core.actor_directories import JOB, drain, spec, start, told
 
 OWNER = "d-1.sock"

@@ -51,7 +51,7 @@ def test_nodes_have_what_they_were_given(two_nodes: Cluster) -> None:
     assert "node:__internal_head__" in rows[head.node_id].total
     assert "node:__internal_head__" not in rows[second.node_id].total
     assert rows[second.node_id].total["disk"] == 10_000
-    assert rows[second.node_id].labels == {"zone": "a"}
+    assert rows[second.node_id].labels["zone"] == "a"
     assert rows[second.node_id].place == second.place
     assert head.session_dir != second.session_dir
     assert two_nodes.head_node is head

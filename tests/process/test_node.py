@@ -414,7 +414,9 @@ def test_nodes_tell_what_is_there_and_what_is_free() -> None:
         assert row.total["CPU"] == 2 * UNIT
         assert row.available["CPU"] == UNIT
         assert row.total["slot"] == 3 * UNIT
-        assert row.labels == {"zone": "a"}
+        node_id = row.node_id.hex()
+        own = {"shoal.io/node-id": node_id, "ray.io/node-id": node_id}
+        assert row.labels == {"zone": "a", **own}
         assert (row.name, row.pid) == ("here", session.head.pid)
 
 

@@ -56,7 +56,7 @@ def test_load_is_spread_while_there_is_room() -> None:
 def test_a_slow_control_store_makes_views_old_and_loses_no_request() -> None:
     plan = Plan(nodes=60, seconds=4, homes=6, deaths=0, seed=5)
     quick = World(plan).run()
-    slow_world = World(plan._replace(costs=Costs(row_us=5_000)))
+    slow_world = World(plan._replace(costs=Costs(copy_us=5_000)))
     slow = slow_world.run()
     assert slow.view_age_s > 5 * quick.view_age_s
     assert slow.messages_out_s < quick.messages_out_s
