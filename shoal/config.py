@@ -144,6 +144,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     node_reconnect_s: float = 0.25
     """How long a node may take to come back after its connection to the control store has closed, before it is dead."""
 
+    explain_ms: int = 500
+    """How long a request may wait for the cluster to change before its owner is told why. Lower: those who ask for what no node has hear
+    sooner, and also those whose node only has not joined yet, or is not known everywhere."""
+
     control_retry_s: float = 60.0
     """How long a node tries to reach a control store that does not answer, before the node ends. Higher: a control store may take
     longer to be started again."""

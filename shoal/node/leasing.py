@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from shoal.clock import monotonic_ns
@@ -214,7 +215,7 @@ class _Wish(NamedTuple):
 
 
 class Lending(Leasing):
-    """From the workers of the cluster. `row` gives the present state of this node."""
+    """From the workers of the cluster. `row` gives the present state of this node, `later` calls something when `explain_ms` are over."""
 
     def __init__(
         self,
@@ -223,6 +224,7 @@ class Lending(Leasing):
         clients: Clients,
         neighbours: Neighbours,
         row: Callable[[], ViewRow],
+        later: Callable[[Callable[[], None]], object],
     ) -> None:
         super().__init__(workers, clients, row)
         self.view = View(node_id)
@@ -230,6 +232,8 @@ class Lending(Leasing):
         self._neighbours = neighbours
         self._wishes: dict[tuple[int, int], _Wish] = {}
         self._introduced: set[tuple[bytes, bytes]] = set()
+        self._later = later
+        self._unexplained: set[tuple[int, int]] = set()
         # Rows of nodes that have not joined yet, as far as we have heard.
         self._early: dict[bytes, ViewRow] = {}
         self.view.on_row(row())
@@ -404,10 +408,10 @@ class Lending(Leasing):
                 self._answer(owner, req, LeaseGranted(req, lease_id, address, pid, gpu_ids))
             case Deny(int(owner), req, kind, reason):
                 self._answer(owner, req, LeaseRefused(req, kind, reason))
-            case Explain(owner, req, reason):
-                client = self._clients.get(owner)
-                if client is not None:
-                    client.send(LeasePending(req, reason))
+            case Explain(int(owner), req, _):
+                if (owner, req) not in self._unexplained:
+                    self._unexplained.add((owner, req))
+                    self._later(partial(self._explain, owner, req))
             case forwarding.Revoke(owner, lease_id, reason):
                 client = self._clients.get(owner)
                 if client is not None:
@@ -418,6 +422,14 @@ class Lending(Leasing):
                     client.send(LeaseWanted(lease_id))
             case _:
                 raise AssertionError(effect)
+
+    def _explain(self, owner: int, req: int) -> None:
+        """Say why a request waits, if it still does."""
+        self._unexplained.discard((owner, req))
+        at, reason = self.home.where(owner, req) or (NOWHERE, "")
+        client = self._clients.get(owner)
+        if client is not None and at == NOWHERE and reason:
+            client.send(LeasePending(req, reason))
 
     def _ask(self, node_id: bytes, owner: int, req: int, expected_us: int) -> None:
         wish = self._wishes[owner, req]

@@ -104,7 +104,14 @@ class Outside:
             self._on_message,
             tls,
         )
-        self.lending = Lending(node_id, workers, clients, self.neighbours, self.showing.row)
+        self.lending = Lending(
+            node_id,
+            workers,
+            clients,
+            self.neighbours,
+            self.showing.row,
+            partial(loop.call_later, config.explain_ms / 1_000),
+        )
         self.abroad = Abroad(loop, self.neighbours, clients, is_alive, config.node_timeout_s)
         self.hosting = Hosting(workers, jobs, self.neighbours, self.showing.promised_row)
         self.transfers = Transfers(
