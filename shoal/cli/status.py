@@ -2,67 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from datetime import datetime
 
 import click
 
 from shoal.cli.amounts import bytes_text
-from shoal.cli.failures import Unreachable, told
-from shoal.cli.tokens import find_token
-from shoal.config import load_config
+from shoal.cli.failures import told
+from shoal.cli.reaching import of_cluster, reach
 from shoal.messages.control import ClusterStatus, StatusOfCluster
 from shoal.messages.node import UNIT, NodeRow
-from shoal.runtime.control_client import ControlClient
-from shoal.runtime.joining import AUTO, FoundNode, find_controls, find_nodes, resolve
-from shoal.runtime.session_folder import session_root
-from shoal.wire.tls import Tls
 
 _BYTES = ("memory", "object_store_memory")
 
 
 @click.command()
 @click.option("-v", "--verbose", is_flag=True, help="Each node by itself.")
-@click.option(
-    "--address",
-    metavar="HOST:PORT",
-    envvar="SHOAL_ADDRESS",
-    default=AUTO,
-    help="The cluster. [default: $SHOAL_ADDRESS, or the newest on this machine]",
-)
-@click.option(
-    "--temp-dir", help="Where session folders are. [default: $SHOAL_TMPDIR, /tmp/shoal-UID]"
-)
-@click.option("--tls-cert", type=click.Path(), help="A certificate of the cluster (PEM).")
-@click.option("--tls-key", type=click.Path(), help="The certificate's key (PEM).")
-@click.option("--tls-ca", type=click.Path(), help="The cluster's authority (PEM).")
-def status(verbose: bool, address: str, temp_dir: str | None, **tls: str | None) -> None:
+@of_cluster
+def status(verbose: bool, **cluster: str | None) -> None:
     """Show a cluster: its nodes, what they have and what is in use, what waits, and its storage."""
-    with told():
-        root = session_root(temp_dir)
-        nodes = find_nodes(root)
-        place = _newest(root, nodes) if address in {AUTO, "local", ""} else resolve(address)
-        here = [node for node in nodes if node.file.control == place]
-        token = here[0].token() if here else find_token()
-        given = {name: os.path.abspath(path) for name, path in tls.items() if path}
-        # A node of the cluster on this machine knows how it is spoken with.
-        config = load_config(given or (here[0].file.tls if here else {}))
-        with ControlClient(place, token, Tls.of(config)) as client:
-            found: StatusOfCluster = client.ask(ClusterStatus())
+    with told(), reach(**cluster) as (place, client):  # type: ignore[arg-type]  # the options of `of_cluster`
+        found: StatusOfCluster = client.ask(ClusterStatus())
     _show(place, found, verbose)
-
-
-def _newest(root: str, nodes: list[FoundNode]) -> str:
-    for node in nodes:
-        return node.file.control
-    for control in find_controls(root):
-        if control.alive and control.file is not None:
-            return control.file.control
-    raise Unreachable(
-        f"no cluster runs on this machine (as {root} has it): start one with `shoal start --head`, or say which one is meant with "
-        "--address=HOST:PORT"
-    )
 
 
 def _show(place: str, found: StatusOfCluster, verbose: bool) -> None:
@@ -106,8 +67,10 @@ def _show_node(row: NodeRow, waiting: int) -> None:
         click.echo(f"    {line}")
     if waiting:
         click.echo(f"    {waiting} requests for workers wait")
-    if row.labels:
-        labels = ", ".join(f"{name}={value}" for name, value in sorted(row.labels.items()))
+    # By its id a node can be asked for, too; that is said already.
+    own = {name: value for name, value in row.labels.items() if value != row.node_id.hex()}
+    if own:
+        labels = ", ".join(f"{name}={value}" for name, value in sorted(own.items()))
         click.echo(f"    labels: {labels}")
 
 

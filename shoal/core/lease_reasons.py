@@ -47,6 +47,7 @@ def why_request(
         return None
     amounts, source = request.claim.amounts, request.claim.source
     available = queue.supply.available(source)
+    infeasible = queue.requests.is_infeasible(request)
     missing = {name for name, amount in amounts if amount > available.get(name, 0)}
     return Reason(
         f"the request for a worker for {request.name}" if request.name else "the request",
@@ -54,8 +55,8 @@ def why_request(
         explain(queue, owner, req),
         node_id,
         request.since + epoch_ns,
-        queue.requests.before(request),
-        _holders(queue, source, missing, epoch_ns, pid_of),
+        -1 if infeasible else queue.requests.before(request),
+        [] if infeasible else _holders(queue, source, missing, epoch_ns, pid_of),
     )
 
 

@@ -84,6 +84,7 @@ class Task:
         return_count: Number of results; -1 for a stream.
         retries: Retries left after the loss of a worker; -1 for ever.
         siblings: The unfinished tasks that the same parent submitted, by id; for recursive cancelling.
+        waits_since_ns: Since when it waits for dependencies, in nanoseconds since the epoch. Only there if it has had to.
         error_retry: Which exceptions of the user's code are retried too: False, True, or class names.
     """
 
@@ -110,8 +111,10 @@ class Task:
         "suspect",
         "task_id",
         "unready",
+        "waits_since_ns",
         "window",
     )
+    waits_since_ns: int
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ told by those who have a clock anyhow, the nodes and the workers.
 | processes | the limit for processes of the node |
 | placement group | the reservation of a group |
 | actor | an actor that does not run yet |
+| dead | nothing any more |
 | calls | earlier calls of the same actor |
 | running | nothing: it runs, or was sent to a process and did not come back yet |
 | lost | somebody who does not answer |
@@ -33,13 +34,19 @@ from shoal.core.lanes import SchedulingClass
 from shoal.core.resources import amounts_text
 from shoal.core.tasks import State, Task
 from shoal.ids import task_of
-from shoal.messages.state import AskRequest, AskWhy, Follow, Reason
+from shoal.messages.placement import GroupInfo
+from shoal.messages.state import ActorRow, AskActor, AskRequest, AskWhy, Follow, Reason
 
 if TYPE_CHECKING:
     from shoal.core.references import Entry
 
 _MOST_FOLLOWED: Final = 3
 """Dependencies that are followed; of the others it is only said how many they are."""
+
+
+def short(id_: bytes) -> str:
+    """An id for people: what numbers the results of a task is left out."""
+    return id_.hex()[:26]
 
 
 def name_of(task: Task) -> str:
@@ -69,7 +76,7 @@ def state_of(task: Task) -> str:
 
 def why_task(task: Task, address: str, node_id: bytes) -> Reason:
     """Why a task is not finished. `address` and `node_id` are those of this process, its owner."""
-    subject = f"{name_of(task)}() ({task.task_id.hex()[:16]})"
+    subject = f"{name_of(task)}() ({short(task.task_id)})"
     if task.state is State.FINISHED:
         return Reason(subject, "running", "it has finished.")
     if task.unready:
@@ -85,13 +92,15 @@ def why_task(task: Task, address: str, node_id: bytes) -> Reason:
 
 def _why_unready(subject: str, task: Task) -> Reason:
     missing = [entry for _, entry in task.deps or () if entry.value is None]
-    told = [f"object {entry.object_id.hex()[:26]}, {_maker(entry)}" for entry in missing]
+    told = [f"object {short(entry.object_id)}, {_maker(entry)}" for entry in missing]
     more = len(told) - _MOST_FOLLOWED
     text = "; ".join(told[:_MOST_FOLLOWED]) + (f"; and {more} more" if more > 0 else "")
     count = "an argument" if len(missing) == 1 else f"{len(missing)} arguments"
     makers = {task_of(entry.object_id) for entry in missing[:_MOST_FOLLOWED]}
     follow = [Follow(AskWhy(task_id.hex())) for task_id in sorted(makers)]
-    return Reason(subject, "dependency", f"it waits for {count}: {text}.", follow=follow)
+    since_ns = getattr(task, "waits_since_ns", 0)
+    text = f"it waits for {count}: {text}."
+    return Reason(subject, "dependency", text, since_ns=since_ns, follow=follow)
 
 
 def _maker(entry: Entry) -> str:
@@ -102,7 +111,7 @@ def _maker(entry: Entry) -> str:
 
 
 def _why_call(subject: str, task: Task, link: ActorCalls) -> Reason:
-    actor = f"{link.class_name or 'its actor'} ({link.actor_id.hex()[:16]})"
+    actor = f"{link.class_name or 'its actor'} ({short(link.actor_id)})"
     if task.lane is not None:
         ahead = _ahead(list(link.inflight), task)
         first = "" if ahead else " and is the first of those that have no answer"
@@ -145,7 +154,7 @@ def _why_queued(
         ahead += other.state is State.QUEUED
     others = f"{ahead} tasks of its kind are before it in the queue of its owner" if ahead else ""
     busy = len(queue.lanes)
-    leased = f"{busy} workers have been leased for them" if busy else ""
+    leased = f"tasks of its kind have {busy} workers" if busy else ""
     rest = "".join(f"; {text}" for text in (others, leased) if text)
     follow = [Follow(AskRequest(address, req), node_id) for req in list(queue.requests)[:1]]
     return Reason(
@@ -155,4 +164,46 @@ def _why_queued(
         node_id,
         ahead=ahead,
         follow=follow,
+    )
+
+
+# --- what the control store knows -----------------------------------------------------------------------------------
+
+
+def why_actor(row: ActorRow) -> Reason:
+    """Why an actor does not run, if it does not."""
+    name = f" {row.name!r}" if row.name else ""
+    subject = f"the actor{name} of class {row.class_name or '?'} ({short(row.actor_id)})"
+    since = row.since_ns
+    if row.state == "DEAD":
+        return Reason(subject, "dead", f"it is dead. {row.cause}", row.node_id, since)
+    if row.state == "ALIVE":
+        text = f"it is alive, in the process with pid {row.pid}."
+        return Reason(subject, "running", text, row.node_id, since)
+    again = f" It is to live again. {row.cause}" if row.state == "RESTARTING" else ""
+    if row.waits:
+        return Reason(subject, "nowhere", f"{row.waits}{again}", since_ns=since)
+    if row.address:
+        text = f"it has a process, pid {row.pid}, which gets its arguments or runs its __init__.{again}"
+        return Reason(subject, "running", text, row.node_id, since)
+    follow = [Follow(AskActor(row.actor_id), row.node_id)] if row.node_id else []
+    text = f"it was sent to a node, where it waits for a worker.{again}"
+    return Reason(subject, "resource", text, row.node_id, since, follow=follow)
+
+
+def why_group(info: GroupInfo) -> Reason:
+    """Why a placement group is not reserved, if it is not."""
+    record = info.record
+    name = f" {record.spec.name!r}" if record.spec.name else ""
+    subject = f"the placement group{name} ({record.spec.group_id.hex()[:16]})"
+    if record.state == "REMOVED":
+        return Reason(subject, "dead", f"it was removed. {record.cause}".rstrip())
+    if record.state == "CREATED" and not info.waits:
+        return Reason(subject, "running", "it is reserved.")
+    there = sum(1 for place in record.places if place)
+    text = info.waits or "its bundles are being reserved."
+    return Reason(
+        subject,
+        "placement group",
+        f"{there} of {len(record.spec.bundles)} bundles are reserved; {text}",
     )

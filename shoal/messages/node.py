@@ -28,7 +28,7 @@ from shoal.messages.placement import (
     GroupWatch,
     Strategy,
 )
-from shoal.messages.state import Found, Inquire, Survey, WhyLease
+from shoal.messages.state import Found, Inquire, Look, Survey, WhyLease
 from shoal.messages.stores import (
     Abandoned,
     FreeAbandoned,
@@ -523,6 +523,7 @@ ToNode = (
     | Survey
     | Found
     | WhyLease
+    | Look
     | Pull
     | PullDone
     | Freed

@@ -228,3 +228,12 @@ class WhyLease(msgspec.Struct, array_like=True, tag=123):
 
     req: int
     request: int
+
+
+class Look(msgspec.Struct, array_like=True, tag=124):
+    """Client to node: ask the control store for a list, by the name of the question in `messages.control`: one of those that whoever is no
+    node may ask, too. Answered by `Reply`, as that question is. `limit` is for those that have one."""
+
+    req: int
+    kind: str
+    limit: int = 0

@@ -15,6 +15,10 @@ from shoal.messages.control import (
     DeleteKey,
     FindActor,
     GetKey,
+    ListActors,
+    ListEndedProcesses,
+    ListGroups,
+    ListJobs,
     ListKeys,
     ListNames,
     ListNodes,
@@ -30,8 +34,16 @@ from shoal.messages.node import (
     NodesQuery,
     Reply,
 )
+from shoal.messages.state import Look
 from shoal.node.clients import Client
 
+_LISTS: Final[dict[str, Callable[[int], Call]]] = {
+    "ListActors": lambda _: ListActors(),
+    "ListEndedProcesses": ListEndedProcesses,
+    "ListGroups": lambda _: ListGroups(),
+    "ListJobs": lambda _: ListJobs(),
+    "ListNodes": lambda _: ListNodes(),
+}
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -47,6 +59,7 @@ class Queries:
             KvKeys: self.on_kv_keys,
             ActorLookup: self.on_lookup,
             ActorNames: self.on_names,
+            Look: self.on_look,
         }
 
     def on_kv_put(self, client: Client, m: KvPut) -> None:
@@ -69,6 +82,13 @@ class Queries:
 
     def on_nodes(self, client: Client, m: NodesQuery) -> None:
         self.ask(client, m.req, ListNodes())
+
+    def on_look(self, client: Client, m: Look) -> None:
+        make = _LISTS.get(m.kind)
+        if make is None:
+            client.send(Reply(m.req, error=f"ValueError: there is no list {m.kind!r}"))
+        else:
+            self.ask(client, m.req, make(m.limit))
 
     def ask(self, client: Client, req: int, call: Call) -> None:
         """Pass a question on; the answer goes to the client as it comes."""

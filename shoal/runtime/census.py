@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from shoal.core.calls import ActorCalls
 from shoal.core.task_rows import cut
 from shoal.core.tasks import State, Task
-from shoal.core.waits import name_of, state_of, why_task
+from shoal.core.waits import name_of, short, state_of, why_task
 from shoal.messages.state import (
     AskObjects,
     AskRequest,
@@ -141,7 +141,7 @@ class Census:
 
     def _why_runs(self, row: TaskRow) -> Reason:
         process = self._process
-        subject = f"{row.name}() ({row.task_id.hex()[:16]})"
+        subject = f"{row.name}() ({short(row.task_id)})"
         text = f"it runs in the process with pid {process.pid}."
         return Reason(subject, "running", text, process.node_id, row.start_ns)
 
@@ -183,7 +183,7 @@ class Census:
             if not isinstance(task, Task):
                 owner = entry.owner or "this process"
                 steps.append(
-                    f"object {entry.object_id.hex()[:12]}… has not been produced by its owner ({owner})"
+                    f"object {short(entry.object_id)} has not been produced by its owner ({owner})"
                 )
                 break
             reason = why_task(task, process.address, process.node_id)

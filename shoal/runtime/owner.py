@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
-from time import monotonic
+from time import monotonic, time_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from shoal.core.lanes import Lane, SchedulingClass
@@ -221,6 +221,8 @@ class Owner:
                 elif type(entry.value) is Failed:
                     self.fail(task, entry.value)
                     return
+            if task.unready:
+                task.waits_since_ns = time_ns()
         if task.function is None:
             if not task.queue.submit(task):
                 self._process.actors.fail_dead(task.queue, task)

@@ -258,8 +258,9 @@ def test_two_drivers_share_a_cluster(two_nodes: Cluster) -> None:
             shoal.get(box.get.remote(), timeout=PATIENCE_S)
 
 
-def test_the_program_of_the_page_runs() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["clusters.md", "placement.md"])
+def test_the_program_of_the_page_runs(name: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / name).read_text(encoding="utf-8")
     (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
