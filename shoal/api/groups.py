@@ -67,7 +67,8 @@ class PlacementGroup:
         group is removed before."""
         process = current_process.require()
         self._must_be_one("ready")
-        return process.groups.when_ready(self.id.binary(), serialize(self).data)
+        value = serialize(_Reserved(self.id, self.bundle_cache)).data
+        return process.groups.when_ready(self.id.binary(), value)
 
     def wait(self, timeout_seconds: float = 30) -> bool:
         """Wait until all bundles are reserved; whether they are."""
@@ -90,7 +91,21 @@ class PlacementGroup:
         return f"PlacementGroup({self.id.hex()})"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        self.await_accepted()
         return PlacementGroup, (self.id, self.bundle_cache)
+
+    def await_accepted(self) -> None:
+        """Before anybody else hears of it: wait until it is known everywhere that there is such a group."""
+        process = current_process.process
+        if process is not None:
+            process.groups.await_accepted(self.id.binary())
+
+
+class _Reserved(PlacementGroup):
+    """What `ready` refers to: a group that others see when it is reserved, and accepted long since."""
+
+    def await_accepted(self) -> None:
+        pass
 
 
 _READY: Final = serialize(True).data

@@ -279,6 +279,8 @@ def _in_group(
                 "(an actor needs CPU 1 to start unless num_cpus=0 is given), or make the group with larger bundles"
             )
     captures = given.placement_group_capture_child_tasks
+    # Functions and classes with this option may be sent anywhere.
+    group.await_accepted()
     strategy = InBundle(group.id.binary(), index, bool(captures))
     return Where(strategy, inherits=captures is None)
 

@@ -8,6 +8,7 @@
 - `boot`: how processes are started, and what nodes leave in files for those who look for them;
 - `control`: between a node daemon and the control store; `membership`: how that travels when the two are processes;
 - `neighbours`: between the daemons of two nodes; `transfer`: about objects that are at another node;
+- `state`: what a cluster tells about itself when it is asked, and how the question travels;
 - `placement`: strategies, rows and placement groups, as parts of the others;
 - `records`: what the control store writes down.
 

@@ -135,11 +135,12 @@ class GroupCreate(msgspec.Struct, array_like=True, tag=110):
     """Make a placement group. Answered by `Reply` once it is accepted, not once it is reserved. The node fills in the job."""
 
     req: int
+    """0: there is no answer; what becomes of it `GroupChange` tells, which whoever makes a group gets without asking."""
     spec: GroupSpec
 
 
 class GroupRemove(msgspec.Struct, array_like=True, tag=111):
-    """Remove a placement group, and end what runs in it. Answered by `Reply`."""
+    """Remove a placement group, and end what runs in it. Answered by `Reply`, unless `req` is 0."""
 
     req: int
     group_id: bytes

@@ -9,6 +9,8 @@ Everything runs in the daemon's event loop.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -41,6 +43,7 @@ from shoal.node.queries import Queries
 from shoal.node.showing import Showing
 from shoal.node.workers import Workers
 
+_log = logging.getLogger("shoal.node")
 _REMEMBERED: Final = 1_000
 """Removed groups of which a node remembers that they are; it asks again about others."""
 
@@ -89,12 +92,18 @@ class PlacementGroups:
         """A client wants a group; it will want to know what becomes of it, too."""
         spec = message.spec
         spec.job_id = client.job.job_id
-        self._queries.ask(client, message.req, CreateGroup(spec))
+        self._ask(client, message.req, CreateGroup(spec))
         self._on_watch(client, GroupWatch(spec.group_id))
 
     def _on_remove(self, client: Client, message: GroupRemove) -> None:
         """A client wants a group no more."""
-        self._queries.ask(client, message.req, RemoveGroup(message.group_id, "was removed"))
+        self._ask(client, message.req, RemoveGroup(message.group_id, "was removed"))
+
+    def _ask(self, client: Client, req: int, call: CreateGroup | RemoveGroup) -> None:
+        if req:
+            self._queries.ask(client, req, call)
+        else:
+            self._control.call(call).add_done_callback(_unheard)
 
     def _on_query(self, client: Client, message: GroupQuery) -> None:
         """A client asks which groups there are."""
@@ -174,3 +183,9 @@ class PlacementGroups:
         if driver is not None:
             name = f" {order.name!r}" if order.name else ""
             driver.send(LeasePending(0, f"the placement group{name} waits: {order.reason}"))
+
+
+def _unheard(answer: asyncio.Future[Any]) -> None:
+    """Nobody waits for the answer: the changes of the group say what there is to say."""
+    if not answer.cancelled() and answer.exception() is not None:
+        _log.warning("a placement group: %s", answer.exception())

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from shoal.core.references import Entry
-from shoal.errors import TaskPlacementGroupRemoved
+from shoal.errors import ShoalError, TaskPlacementGroupRemoved
 from shoal.messages.placement import (
     GroupChange,
     GroupCreate,
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 _REMEMBERED: Final = 1_000
 """Removed groups that are known to be; about others the node is asked again."""
 
+_SMALL_BYTES: Final = 64 * 1024
+_encode: Final = msgspec.msgpack.Encoder().encode
+
 
 class Groups:
     """See the module's docstring."""
@@ -38,28 +43,49 @@ class Groups:
         # Groups that are watched: None until the node has told.
         self._known: dict[bytes, GroupChange | None] = {}
         self._removed: dict[bytes, GroupChange] = {}
+        # Those that we have made and heard nothing of.
+        self._on_way: dict[bytes, None] = {}
         self._waiting: dict[bytes, list[tuple[Entry, Any]]] = {}
         self.node_handlers: dict[type, Callable[[Any], None]] = {GroupChange: self._on_change}
 
     def create(self, spec: GroupSpec) -> None:
-        """Make a group; returns when it is accepted, not when it is reserved.
+        """Make a group; it need not be reserved when this returns. With a name, it is accepted then; without, there is nothing that speaks
+        against it, and nobody waits for the control store.
 
         Raises:
             ValueError: it cannot be made; says why.
         """
-        with self._process.lock:
+        process = self._process
+        group_id = spec.group_id
+        with process.lock:
             # Whoever makes a group watches it, the node sees to that.
-            self._known[spec.group_id] = None
+            self._known[group_id] = None
+            if not spec.name and not process.node.lost and _is_small(spec):
+                self._on_way[group_id] = None
+                process.node.send_locked(GroupCreate(0, spec))
+                process.reactor.flush_locked()
+                return
         try:
-            self._process.node.query(lambda req: GroupCreate(req, spec), None, None)
+            process.node.query(lambda req: GroupCreate(req, spec), None, None)
         except BaseException:
-            with self._process.lock:
-                self._known.pop(spec.group_id, None)
+            with process.lock:
+                self._known.pop(group_id, None)
             raise
 
+    def await_accepted(self, group_id: bytes) -> None:
+        """Before others hear of a group: the control store must know it when they ask. (It takes what comes by way of this node in order.)"""
+        if group_id in self._on_way:
+            self.query(group_id)
+            self._on_way.pop(group_id, None)
+
     def remove(self, group_id: bytes) -> None:
-        """Remove a group; worth nothing if it is gone already."""
-        self._process.node.query(lambda req: GroupRemove(req, group_id), None, None)
+        """Remove a group; worth nothing if it is gone already. It is on the way when this returns."""
+        process = self._process
+        with process.lock:
+            if process.node.lost:
+                raise ShoalError(process.node.lost)
+            process.node.send_locked(GroupRemove(0, group_id))
+            process.reactor.flush_locked()
 
     def query(self, group_id: bytes = b"", name: str = "", namespace: str = "") -> list[GroupInfo]:
         """The group of an id or a name, or all that there are."""
@@ -87,6 +113,7 @@ class Groups:
 
     def _on_change(self, change: GroupChange) -> None:
         group_id = change.group_id
+        self._on_way.pop(group_id, None)
         if change.state == "REMOVED":
             self._known.pop(group_id, None)
             self._removed[group_id] = change
@@ -114,3 +141,11 @@ class Groups:
         else:
             return False
         return True
+
+
+def _is_small(spec: GroupSpec) -> bool:
+    """Whether it can surely be sent. If not, whoever makes the group waits, and hears of it."""
+    try:
+        return len(_encode(spec)) <= _SMALL_BYTES
+    except UnicodeEncodeError:
+        return False

@@ -15,7 +15,7 @@ from shoal.exceptions import (
     TaskPlacementGroupRemoved,
 )
 from shoal.testing.cluster import Cluster
-from shoal.util import placement_group, remove_placement_group
+from shoal.util import placement_group, placement_group_table, remove_placement_group
 from shoal.util.placement_group import PlacementGroup
 from shoal.util.scheduling_strategies import (
     In,
@@ -232,3 +232,34 @@ def test_actors_spread_too(four: Cluster) -> None:
         return set(get([actor.where.remote() for actor in actors]))
 
     wait_until(lambda: nodes_of_actors() == ids, "all nodes are used")
+
+
+@shoal.remote(resources={"node1": 1})
+class Elsewhere:
+    """Gets groups that were made a moment ago."""
+
+    def wait(self, group: PlacementGroup) -> bool:
+        return group.wait(PATIENCE_S)
+
+    def use(self, task: Any) -> str:
+        return str(shoal.get(task.remote()))
+
+
+def test_a_group_may_be_given_away_as_soon_as_it_is_made(four: Cluster, make: Group) -> None:
+    elsewhere = Elsewhere.remote()
+    for _ in range(20):
+        group = make({"CPU": 1, "node2": 1})
+        assert get(elsewhere.wait.remote(group))
+        remove_placement_group(group)
+    for _ in range(20):
+        group = make({"CPU": 1, "node2": 1})
+        task = where.options(num_cpus=1, scheduling_strategy=within(group))
+        assert get(elsewhere.use.remote(task)) == four.nodes[2].node_id
+        remove_placement_group(group)
+
+
+def test_a_group_that_was_made_and_removed_is_gone(four: Cluster, make: Group) -> None:
+    group = make({"CPU": 1})
+    remove_placement_group(group)
+    assert placement_group_table(group)["state"] == "REMOVED"
+    assert not group.wait(PATIENCE_S)
