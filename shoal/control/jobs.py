@@ -25,10 +25,15 @@ class Jobs:
         self._journal = journal
         self._history = history
         self._records: dict[bytes, JobRecord] = {}
+        # Those of them that are over, and whether one may be forgotten since somebody last looked.
+        self._ended: set[bytes] = set()
+        self._look = False
 
     def restore(self, records: dict[bytes, JobRecord]) -> None:
         """What an earlier control store knew."""
         self._records = records
+        self._ended = {job_id for job_id, record in records.items() if record.ended}
+        self._look = True
 
     def __iter__(self) -> Iterator[JobRecord]:
         """Those that run."""
@@ -62,16 +67,24 @@ class Jobs:
     def _write(self, record: JobRecord) -> None:
         job_id = record.job.job_id
         self._records[job_id] = record
+        if record.ended:
+            self._ended.add(job_id)
+            self._look = True
         self._journal.write(JOBS, job_id, _encode(record))
 
     def forget(self, living: Collection[bytes]) -> None:
         """Drop the jobs that are over and are not among those of which something lives."""
-        for job_id, record in list(self._records.items()):
-            if record.ended and job_id not in living:
-                del self._records[job_id]
-                self._journal.write(JOBS, job_id, None)
+        self._look = False
+        for job_id in self._ended.difference(living):
+            self._ended.discard(job_id)
+            del self._records[job_id]
+            self._journal.write(JOBS, job_id, None)
+
+    def on_actor_gone(self) -> None:
+        """It may have been the last of its job."""
+        self._look = True
 
     @property
-    def has_ended(self) -> bool:
-        """Whether any is kept that is over."""
-        return any(record.ended for record in self._records.values())
+    def may_forget(self) -> bool:
+        """Whether `forget` may find any. Not after each message: whoever asks looks through all actors."""
+        return self._look and bool(self._ended)

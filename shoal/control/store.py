@@ -164,6 +164,8 @@ class ControlStore:
         # Where each life of an actor was sent, and which were not sent anywhere because they fit nowhere.
         self._placed_on: dict[bytes, bytes] = {}
         self._unplaced: dict[bytes, tuple[PlaceActor, str]] = {}
+        # After a restart, that no node fits says nothing until those have come back that are expected.
+        self._expecting = False
         # By node, the questions that changed something and whose answers it may not have: these are written down.
         self._answered: dict[bytes, dict[int, bool]] = {}
         actors, keys, history = self._actors, self._keys, self._history
@@ -198,6 +200,7 @@ class ControlStore:
         self._jobs.restore(restored.jobs)
         self._groups.restore(restored.groups)
         self._placed_on = restored.placed_on
+        self._expecting = bool(restored.nodes)
         self._actors.restore(restored.living, restored.dead, restored.forgotten)
         for actor_id in self._actors.known():
             self._note(actor_id)
@@ -303,6 +306,9 @@ class ControlStore:
 
     def on_claims_over(self) -> None:
         """No more nodes are expected to come back."""
+        self._expecting = False
+        # Of these nobody has heard yet.
+        self._place_unplaced(again=False)
         self._actors.on_claims_over()
         self._settle()
 
@@ -457,7 +463,7 @@ class ControlStore:
         self._actors.outbox.clear()
         for actor_id, new in changed.items():
             self._save(actor_id, new)
-        if self._jobs.has_ended:
+        if self._jobs.may_forget:
             self._jobs.forget({actor.job_id for actor in self._actors})
         if heard is not None and self._journal.dirty:
             record = HeardRecord(heard.session, heard.number)
@@ -478,6 +484,7 @@ class ControlStore:
                 write(SPECS, actor_id, _encode(actor.spec))
             record.node_id = self._placed_on.get(actor_id, b"")
         else:
+            self._jobs.on_actor_gone()
             self._placed_on.pop(actor_id, None)
             self._unplaced.pop(actor_id, None)
             write(SPECS, actor_id, None)
@@ -500,7 +507,7 @@ class ControlStore:
             return False
         self._placed_on.pop(spec.actor_id, None)
         self._unplaced[spec.actor_id] = order, chosen.reason
-        if not again and not chosen.soon:
+        if not again and not chosen.soon and not self._expecting:
             waits = ActorWaits(order.job_id, spec.name, spec.class_name, chosen.reason)
             # The driver's node; of a job whose driver has gone, that of its creator.
             self._order(self._jobs.node_of(order.job_id) or self.nodes.home_of(spec.owner), waits)
@@ -508,11 +515,14 @@ class ControlStore:
 
     def place_again(self) -> None:
         """Nodes have more than before, or something else has changed: what fitted nowhere may fit now. `_settle` follows."""
+        self._place_unplaced(again=True)
+
+    def _place_unplaced(self, *, again: bool) -> None:
         for actor_id, (order, _) in list(self._unplaced.items()):
             actor = self._actors.get(actor_id)
             if actor is None or actor.incarnation != order.incarnation:
                 del self._unplaced[actor_id]
-            elif self._place(order, again=True):
+            elif self._place(order, again=again):
                 self._save(actor_id, new=False)
 
     def _order(self, node_id: bytes, order: Order) -> None:

@@ -68,9 +68,10 @@ def _of_group(name: str, group_id: bytes) -> str:
 
 
 class Node:
-    """A node as a view has it: its latest row, and what is free after the deductions."""
+    """A node as a view has it: its latest row, and what is free after the deductions. `turn` is the number of the last of these: of
+    nodes that are as good, the one whose turn was longest ago is taken."""
 
-    __slots__ = ("deducted", "free", "node_id", "row")
+    __slots__ = ("deducted", "free", "node_id", "row", "turn")
 
     def __init__(self, row: ViewRow) -> None:
         self.node_id = row.node_id
@@ -78,6 +79,18 @@ class Node:
         self.free = free_of(row)
         # By number: amounts, and the version of the row that shows them, 0 while that is not known.
         self.deducted: dict[int, tuple[Amounts, int]] = {}
+        self.turn = 0
+
+    def take(self, amounts: Amounts) -> None:
+        """So much less is free."""
+        free = self.free
+        for name, amount in amounts:
+            free[name] = free.get(name, 0) - amount
+
+    def give_back(self, amounts: Amounts) -> None:
+        """So much more is free."""
+        for name, amount in amounts:
+            self.free[name] += amount
 
     def could_serve(self, amounts: Amounts) -> bool:
         """Whether the node could, if it were idle."""
@@ -151,7 +164,8 @@ class _NodeSet:
             self._places[last.node_id] = place
 
     def best(self, rng: Random, without: Collection[bytes], sign: int) -> Node | None:
-        """Of a sample, the node with the smallest key (`sign` 1) or the largest (-1); None if all that were seen are in `without`."""
+        """Of a sample, the node with the smallest key (`sign` 1) or the largest (-1), of several the one whose turn was longest ago; None
+        if all that were seen are in `without`."""
         nodes, keys = self.nodes, self._keys
         count = len(nodes)
         if not count:
@@ -165,8 +179,9 @@ class _NodeSet:
         for _ in range(min(count, SAMPLE + len(without))):
             key = sign * keys[place]
             if not without or nodes[place].node_id not in without:
-                if found is None or key < least:
-                    found, least = nodes[place], key
+                node = nodes[place]
+                if found is None or key < least or (key == least and node.turn < found.turn):
+                    found, least = node, key
                 seen += 1
                 if seen == SAMPLE:
                     break

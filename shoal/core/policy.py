@@ -161,7 +161,11 @@ def _with_room(
     if other != level:
         return node if other is not None and order.index(other) < order.index(level) else local
     amounts = index.amounts
-    return node if node.fullness(amounts) < local.fullness(amounts) else local
+    here, there = local.fullness(amounts), node.fullness(amounts)
+    if order is SPREAD and here == there:
+        # What asks for nothing leaves all nodes as they are, and is to be spread all the same.
+        return min(local, node, key=lambda each: each.turn)
+    return node if there < here else local
 
 
 def _least_busy(

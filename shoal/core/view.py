@@ -101,10 +101,9 @@ class View:
         self._new_generation()
 
     def _recount(self, node: Node) -> None:
-        free = node.free = free_of(node.row)
+        node.free = free_of(node.row)
         for amounts, _ in node.deducted.values():
-            for name, amount in amounts:
-                free[name] = free.get(name, 0) - amount
+            node.take(amounts)
 
     def _update(self, node: Node) -> None:
         for index in self._indices.values():
@@ -122,8 +121,10 @@ class View:
         node = self._nodes.get(node_id)
         if node is not None:
             node.deducted[self._last_deduction] = (amounts, 0)
+            node.turn = self._last_deduction
             self._deductions[self._last_deduction] = node
-            self._recount(node)
+            # By the difference: thousands of requests may wait for one node, each with a deduction of its own.
+            node.take(amounts)
             self._update(node)
         return self._last_deduction
 
@@ -135,8 +136,9 @@ class View:
         if version > node.row.version:
             node.deducted[number] = (node.deducted[number][0], version)
             return
-        del node.deducted[number], self._deductions[number]
-        self._recount(node)
+        amounts, _ = node.deducted.pop(number)
+        del self._deductions[number]
+        node.give_back(amounts)
         self._update(node)
 
     # --- demands -------------------------------------------------------------------------------------------------
@@ -200,7 +202,9 @@ class View:
                 assert not shown_by or shown_by > node.row.version
                 for name, amount in amounts:
                     free[name] = free.get(name, 0) - amount
-            assert free == node.free
+            # A name of which the row knows nothing stays behind, with nothing.
+            for name in free.keys() | node.free.keys():
+                assert free.get(name, 0) == node.free.get(name, 0)
         assert numbers == self._deductions.keys()
         assert len(self._indices) <= INDICES
         assert not self._gone.keys() & self._nodes.keys()

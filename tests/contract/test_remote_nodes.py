@@ -433,6 +433,39 @@ def test_nodes_come_back_to_a_control_store_that_was_started_anew() -> None:
     run(scenario)
 
 
+def test_nobody_is_told_that_there_is_no_node_while_nodes_are_expected_back() -> None:
+    place = MemoryPlace()
+
+    async def scenario() -> None:
+        async with serving(MemoryStorage(place)) as control:
+            first = Node(1, control.port)
+            second = Node(2, control.port, row=node_row(2, disk=1))
+            await first.link.join()
+            await second.link.join()
+            port = control.port
+        await until(lambda: second.link._returning is not None)
+        assert second.link._returning is not None
+        second.link._returning.cancel()
+        async with serving(MemoryStorage(place), port=port):
+            owner = "10.0.0.1:7000/d-00000001"
+            here = spec(1, owner=owner, placement_shape=Shape((("disk", UNIT),)))
+            nowhere = spec(2, owner=owner, placement_shape=Shape((("tape", UNIT),)))
+            for made in (here, nowhere):
+                await first.link.call(CreateActor(made, JOB.job_id, False))
+            assert len((await first.link.call(ClusterStatus())).waiting) == 2
+            assert first.heard(ActorWaits) == []
+            await second.link._return()
+            (order,) = await second.ordered(PlaceActor)
+            assert order.spec.actor_id == here.actor_id
+            # Now all are here, and of what still fits nowhere its driver hears.
+            (waits,) = await first.ordered(ActorWaits)
+            assert waits.reason.startswith("it needs tape 1, and of the 2 nodes none has any")
+            first.link.close()
+            second.link.close()
+
+    run(scenario)
+
+
 def test_what_happened_between_two_control_stores_is_told() -> None:
     place = MemoryPlace()
 

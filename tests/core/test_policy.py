@@ -152,6 +152,16 @@ def test_a_demand_for_nothing_stays_here() -> None:
 # --- waiting --------------------------------------------------------------------------------------------------------
 
 
+def test_what_asks_for_nothing_is_spread_all_the_same() -> None:
+    """It leaves the nodes as they are: of those that are as good, the one is taken whose turn was longest ago."""
+    cluster = Cluster()
+    for node_id in (HERE, b"a", b"b", b"c"):
+        cluster.node(node_id)
+    assert set(cluster.place(40, (), Spread()).values()) == {10}
+    cluster.node(b"a", used=2)
+    assert set(cluster.place(30, (), Spread())) == {HERE, b"b", b"c"}
+
+
 def test_when_all_are_full_work_goes_where_one_waits_much_less() -> None:
     cluster = Cluster()
     cluster.node(HERE, used=4, waiting=8, servers=4, mean_run_us=100_000)
@@ -170,6 +180,20 @@ def test_what_was_forwarded_counts_before_a_row_shows_it() -> None:
     cluster.node(b"a", used=4, servers=4)
     places = cluster.place(100)
     assert 20 < places[b"a"] < 60, "not all at once to the node that was the shorter queue"
+
+
+def test_deductions_of_what_a_node_has_not_got_leave_nothing_behind() -> None:
+    cluster = Cluster()
+    cluster.node(HERE)
+    odd = as_amounts({"odd": 1})
+    numbers = [cluster.view.deduct(HERE, amounts) for amounts in (odd, CPU1, odd)]
+    for number in numbers:
+        cluster.view.check()
+        cluster.view.settle(number, 0)
+    cluster.view.check()
+    node = cluster.view.get(HERE)
+    assert node is not None
+    assert node.free == {CPU: 4 * UNIT, "odd": 0}
 
 
 def test_a_node_that_was_busy_is_asked_last() -> None:
