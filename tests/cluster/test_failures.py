@@ -273,9 +273,8 @@ def test_a_driver_hears_why_its_node_has_ended() -> None:
         Cluster(head_node_args={"num_cpus": 1}, system_config={"control_retry_s": 0.5}) as cluster,
         cluster.connect(),
     ):
-        pid, _ = get(node_and_pid.remote())
-        assert pid
+        get(node_and_pid.remote())
         cluster.kill_control()
         wait_until(lambda: not cluster.head_node.is_alive(), "the node gives up", PATIENCE_S)
-        with pytest.raises(NodeDiedError, match=r"cannot reach the control store .* shoal\.init"):
+        with pytest.raises(NodeDiedError, match=r"ended .cannot reach the control store"):
             get(node_and_pid.remote())
