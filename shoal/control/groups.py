@@ -95,6 +95,7 @@ class Groups:
         self._table = GroupTable(nodes.view, limits, Random())
         self._watchers: dict[bytes, dict[bytes, None]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: int | None = None
 
     def restore(self, records: Iterable[GroupRecord]) -> None:
         """The groups that were written down."""
@@ -204,13 +205,20 @@ class Groups:
             outbox.clear()
             for effect in taken:
                 self._carry_out(effect)
+        deadline = table.next_deadline()
+        if deadline == self._timer_at:
+            return
+        self._timer_at = deadline
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        deadline = table.next_deadline()
         if deadline is not None:
             delay_s = max(0, deadline - monotonic_ns()) / _SECOND
-            self._timer = self._loop.call_later(delay_s, self._on_due)
+            self._timer = self._loop.call_later(delay_s, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = self._timer_at = None
+        self._on_due()
 
     def _carry_out(self, effect: effects.Effect) -> None:
         match effect:

@@ -218,22 +218,31 @@ class GroupTable:
     def advance(self, now: int) -> None:
         """Begin rounds, and end those that take too long. The shell calls this after every batch of events and at
         `next_deadline`."""
-        for group in list(self._rounds.values()):
-            if group.round is not None and group.round.deadline <= now:
-                self._abort(group, now)
+        while (first := self._first_deadline()) is not None and first <= now:
+            self._abort(next(iter(self._rounds.values())), now)
+        if len(self._unsettled) == len(self._rounds):
+            # Nobody waits for a round: the most frequent case by far, and there may be thousands of both.
+            return
         for group in list(self._unsettled.values()):
             if group.round is None and group.retry_at <= now and group.seen != self._seen:
                 self._begin(group, now)
 
     def next_deadline(self) -> int | None:
         """When to call `advance` though nothing happened."""
-        times = [group.round.deadline for group in self._rounds.values() if group.round is not None]
-        times.extend(
-            group.retry_at
-            for group in self._unsettled.values()
-            if group.round is None and group.seen != self._seen
-        )
+        first = self._first_deadline()
+        times = [] if first is None else [first]
+        if len(self._unsettled) > len(self._rounds):
+            times.extend(
+                group.retry_at
+                for group in self._unsettled.values()
+                if group.round is None and group.seen != self._seen
+            )
         return min(times, default=None)
+
+    def _first_deadline(self) -> int | None:
+        """When the first round is over. All rounds take as long at most, so the oldest is the first."""
+        group = next(iter(self._rounds.values()), None)
+        return None if group is None or group.round is None else group.round.deadline
 
     def _begin(self, group: Group, now: int) -> None:
         spec = group.spec
@@ -387,6 +396,10 @@ class GroupTable:
 
     def check(self) -> None:
         """Assert the invariants."""
+        deadlines = [group.round.deadline for group in self._rounds.values() if group.round]
+        assert deadlines == sorted(deadlines)
+        assert len(deadlines) == len(self._rounds)
+        assert self._rounds.keys() <= self._unsettled.keys()
         for group_id, group in self._groups.items():
             assert group_id == group.spec.group_id
             assert (group.state in _UNSETTLED) == (group_id in self._unsettled)

@@ -86,6 +86,16 @@ class LeaseOwners(Protocol):
         """It cannot be had as things stand."""
 
 
+class Whereabouts(NamedTuple):
+    """Where a request waits (`HERE`, `NOWHERE` or a node's id, see `core.forwarding`), why nowhere, what it is for, and since when. Of one
+    that is here, the lease queue knows the rest."""
+
+    at: bytes
+    reason: str = ""
+    name: str = ""
+    since: int = 0
+
+
 class Leasing:
     """From the workers of this node. `row` gives its present state."""
 
@@ -140,9 +150,9 @@ class Leasing:
         """A client has ended."""
         self._queue.on_owner_gone(number, monotonic_ns(), reason)
 
-    def where(self, number: int, req: int) -> tuple[bytes, str]:
-        """Where a request of a client waits (see `core.forwarding`), and why nowhere."""
-        return HERE, ""
+    def where(self, number: int, req: int) -> Whereabouts | None:
+        """Where a request of a client waits; None if it does not."""
+        return Whereabouts(HERE) if self._queue.knows(number, req) else None
 
     # --- what the queue of this node decides about requests of its clients -----------------------------------------
 
@@ -207,11 +217,12 @@ def check_shape(shape: Shape) -> None:
 
 
 class _Wish(NamedTuple):
-    """What a request was for."""
+    """What a request was for, and when it was made."""
 
     job: Job
     shape: Shape
     name: str
+    since: int
 
 
 class Lending(Leasing):
@@ -242,7 +253,7 @@ class Lending(Leasing):
 
     def on_request(self, client: Client, message: LeaseRequest) -> None:
         key = client.number, message.req
-        self._wishes[key] = _Wish(client.job, message.shape, message.name)
+        self._wishes[key] = _Wish(client.job, message.shape, message.name, monotonic_ns())
         self._look_at_myself()
         shape = message.shape
         holders: dict[bytes, int] = {}
@@ -273,8 +284,11 @@ class Lending(Leasing):
             del self._wishes[key]
         self._obey()
 
-    def where(self, number: int, req: int) -> tuple[bytes, str]:
-        return self.home.where(number, req) or (NOWHERE, "")
+    def where(self, number: int, req: int) -> Whereabouts | None:
+        found, wish = self.home.where(number, req), self._wishes.get((number, req))
+        if found is None or wish is None:
+            return None
+        return Whereabouts(*found, wish.name, wish.since)
 
     # --- what the queue of this node decides -----------------------------------------------------------------------
 

@@ -241,18 +241,23 @@ class Surveys:
 
     def _why_request(self, client: Client, req: int) -> Reason | None:
         """Why a request of a client of this node waits, here or wherever it was forwarded."""
-        at, text = self._leasing.where(client.number, req)
-        if at == HERE:
+        found = self._leasing.where(client.number, req)
+        if found is None:
+            return None
+        if found.at == HERE:
             return self._reason(client.number, req)
-        if at == NOWHERE:
-            subject = "the request for a worker"
-            return Reason(subject, "nowhere", text, self._node_id) if text else None
+        subject = f"the request for a worker for {found.name}" if found.name else "the request"
+        since_ns = found.since + _epoch_ns()
+        if found.at == NOWHERE:
+            text = found.reason or "it is being decided which node to ask."
+            return Reason(subject, "nowhere", text, self._node_id, since_ns)
         return Reason(
-            "the request for a worker",
+            subject,
             "turn",
             "another node was asked for a worker, since it can be expected there first.",
             self._node_id,
-            follow=[Follow(AskHosted(self._node_id, client.number, req), at)],
+            since_ns,
+            follow=[Follow(AskHosted(self._node_id, client.number, req), found.at)],
         )
 
     def _why(self, owner: Any, req: int) -> Findings:

@@ -18,6 +18,8 @@ import pytest
 import shoal
 from shoal.testing.cluster import Cluster
 from shoal.util import state
+from shoal.util.placement_group import placement_group, remove_placement_group
+from shoal.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from tests.api.gates import Gate, wait_until
 
 PATIENCE_S = 60
@@ -164,7 +166,7 @@ def test_a_task_behind_a_dependency_names_the_task_that_makes_it_and_where_it_ru
     first = hold.options(**on(2)).remote(gate)
     second = hold.remote(gate, first)
     third = hold.remote(gate, second)
-    steps = why(third, lambda found: found[-1].waits_s is not None and len(found) == 4)
+    steps = why(third, lambda found: found[-1].kind == "running" and len(found) == 4)
     assert [step.kind for step in steps] == ["dependency", "dependency", "running", "running"]
     assert [step.depth for step in steps] == [0, 1, 2, 2]
     assert f"object {second.hex()[:26]}, which hold() makes" in steps[0].text
@@ -180,9 +182,16 @@ def test_a_task_behind_a_dependency_names_the_task_that_makes_it_and_where_it_ru
 def test_tasks_behind_busy_cpus_name_who_has_them_and_how_many_are_ahead(
     three: Cluster, gate: Gate
 ) -> None:
-    busy = [hold.options(**on(1)).remote(gate) for _ in range(2)]
-    wait_until(lambda: len(running()) == 2, "both CPUs are busy")
-    waiting = [hold.options(**on(1)).remote(gate) for _ in range(5)]
+    # One that has not run yet: those that are known to be short are sent to busy workers in advance.
+    @shoal.remote
+    def occupy(gate: Gate) -> str:
+        gate.wait(PATIENCE_S)
+        return shoal.get_runtime_context().get_node_id()
+
+    there = occupy.options(name="occupy", **on(1))
+    busy = [there.remote(gate) for _ in range(2)]
+    wait_until(lambda: len(running("occupy")) == 2, "both CPUs are busy")
+    waiting = [there.remote(gate) for _ in range(5)]
     steps = why(waiting[3], lambda found: len(found) > 1 and found[-1].holders)
     assert steps[0].kind == "resource"
     assert steps[0].ahead == 3
@@ -191,7 +200,7 @@ def test_tasks_behind_busy_cpus_name_who_has_them_and_how_many_are_ahead(
     assert "CPU 1 is not free (0 of 2 is)" in last.text
     assert last.node_id == three.nodes[1].node_id
     assert last.waits_s is not None
-    pids = {task.worker_pid for task in running()}
+    pids = {task.worker_pid for task in running("occupy")}
     assert all(any(f"pid {pid} " in holder for holder in last.holders) for pid in pids)
     # Whoever waited in vain is told by the node, too.
     with pytest.raises(shoal.exceptions.GetTimeoutError, match="waits for a worker"):
@@ -236,6 +245,24 @@ def test_a_task_that_no_node_can_serve_says_what_would_help(three: Cluster, gate
     shoal.cancel(ref)
 
 
+def test_placement_groups_and_what_waits_for_them_say_why(three: Cluster, gate: Gate) -> None:
+    group = placement_group([{"CPU": 1}, {"CPU": 64}], name="wide")
+    strategy = PlacementGroupSchedulingStrategy(placement_group=group)
+    ref = hold.options(scheduling_strategy=strategy).remote(gate)
+    steps = why(group.id.hex(), lambda found: "it needs CPU 64" in found[0].text)
+    assert [step.kind for step in steps] == ["placement group"]
+    assert "0 of 2 bundles are reserved" in steps[0].text
+    (row,) = state.list_placement_groups(filters=[("name", "=", "wide")], detail=True)
+    assert (row.state, row.strategy) == ("PENDING", "PACK")
+    assert row.pending_reason is not None
+    assert "CPU 64" in row.pending_reason
+    waiting = why(ref, lambda found: len(found) > 1)
+    assert "placement group" in str(waiting)
+    remove_placement_group(group)
+    with pytest.raises(shoal.exceptions.TaskPlacementGroupRemoved):
+        shoal.get(ref, timeout=PATIENCE_S)
+
+
 @contextlib.contextmanager
 def no_forks(cluster: Cluster) -> Iterator[None]:
     """While this lasts, no node can start a worker."""
@@ -269,17 +296,21 @@ def test_a_task_waits_for_the_start_of_a_worker_in_its_environment(
 
 
 def test_lists_have_what_runs_on_all_nodes_also_for_who_is_no_driver(
-    three: Cluster, gate: Gate
+    three: Cluster, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refs = [hold.options(name=f"held {i}", **on(i)).remote(gate) for i in range(3)]
     names = {f"held {i}" for i in range(3)}
     nodes = {f"held {i}": node.node_id for i, node in enumerate(three.nodes)}
 
-    def held(address: str | None = None) -> dict[str, str | None]:
-        tasks = state.list_tasks(address, filters=[("state", "=", "running")])
+    def held(**where: str) -> dict[str, str | None]:
+        tasks = state.list_tasks(**where, filters=[("state", "=", "running")])
         return {task.name: task.node_id for task in tasks if task.name in names}
 
     wait_until(lambda: held() == nodes, "all are listed")
+    # By address, straight from the control store.
+    monkeypatch.setenv("SHOAL_TOKEN", three.token.hex())
+    assert held(address=three.address) == nodes
+    assert "runs in the process with pid" in str(state.why(refs[0].hex(), address=three.address))
     environ = {**os.environ, "SHOAL_TOKEN": three.token.hex()}
 
     def command(*arguments: str) -> str:
