@@ -81,6 +81,7 @@ from shoal.node.clients import Client, Clients
 from shoal.node.control_way import ControlWay
 from shoal.node.forwarding import LogForwarder
 from shoal.node.groups import PlacementGroups
+from shoal.node.jobs import Jobs
 from shoal.node.leasing import LeaseOwners, Leasing, check_shape
 from shoal.node.queries import Queries
 from shoal.node.showing import Showing, node_row
@@ -117,7 +118,7 @@ class Daemon:
         self.node_id = os.urandom(16)
         self._decoder = msgspec.msgpack.Decoder(list[ToNode])
         self._connections: dict[PeerConnection, None] = {}
-        self._jobs: dict[bytes, Job] = {}
+        self._jobs = Jobs()
         self._preloaded: dict[str, None] = {}
         # Of drivers that have said goodbye: what to answer, 0 once that is done.
         self._goodbyes: dict[bytes, tuple[Client, int]] = {}
@@ -501,6 +502,7 @@ class Daemon:
                 self._workers.end_job(job_id, reason, kill=kill)
                 if kill:
                     self._store.on_job_gone(job_id)
+                self._on_job_over(job_id)
             case NodeJoined() | NodeDied() | ViewChanged():
                 if self._outside is not None:
                     self._outside.on_order(order)
@@ -580,6 +582,11 @@ class Daemon:
         self._store.on_process_gone(client.address, job_id)
         self._store.on_job_gone(job_id)
         self._tell_end(client.address, how, expected=orderly)
+        self._on_job_over(job_id)
+
+    def _on_job_over(self, job_id: bytes) -> None:
+        self._jobs.on_over(job_id, self._workers.has_job)
+        self._leasing.on_job_over(job_id)
 
     def _tell_end(self, address: str, cause: str, *, expected: bool) -> None:
         self._clients.gone(address, cause, expected=expected)

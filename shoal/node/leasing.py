@@ -150,6 +150,9 @@ class Leasing:
         """A client has ended."""
         self._queue.on_owner_gone(number, monotonic_ns(), reason)
 
+    def on_job_over(self, job_id: bytes) -> None:
+        """A job has ended."""
+
     def where(self, number: int, req: int) -> Whereabouts | None:
         """Where a request of a client waits; None if it does not."""
         return Whereabouts(HERE) if self._queue.knows(number, req) else None
@@ -226,7 +229,8 @@ class _Wish(NamedTuple):
 
 
 class Lending(Leasing):
-    """From the workers of the cluster. `row` gives the present state of this node, `later` calls something when `explain_ms` are over."""
+    """From the workers of the cluster. `row` gives the present state of this node, `later` calls something when `explain_ms` are over;
+    `is_over` tells whether a job has ended."""
 
     def __init__(
         self,
@@ -236,13 +240,16 @@ class Lending(Leasing):
         neighbours: Neighbours,
         row: Callable[[], ViewRow],
         later: Callable[[Callable[[], None]], object],
+        is_over: Callable[[bytes], bool],
     ) -> None:
         super().__init__(workers, clients, row)
         self.view = View(node_id)
         self.home = Home(self.view, random.Random())
         self._neighbours = neighbours
         self._wishes: dict[tuple[int, int], _Wish] = {}
-        self._introduced: set[tuple[bytes, bytes]] = set()
+        # By job, the nodes that know it from here.
+        self._introduced: dict[bytes, set[bytes]] = {}
+        self._is_over = is_over
         self._later = later
         self._unexplained: set[tuple[int, int]] = set()
         # Rows of nodes that have not joined yet, as far as we have heard.
@@ -283,6 +290,9 @@ class Lending(Leasing):
         for key in [key for key in self._wishes if key[0] == number]:
             del self._wishes[key]
         self._obey()
+
+    def on_job_over(self, job_id: bytes) -> None:
+        self._introduced.pop(job_id, None)
 
     def where(self, number: int, req: int) -> Whereabouts | None:
         found, wish = self.home.where(number, req), self._wishes.get((number, req))
@@ -374,7 +384,8 @@ class Lending(Leasing):
     def on_node_died(self, node_id: bytes) -> None:
         """A node cannot be asked any more."""
         self._early.pop(node_id, None)
-        self._introduced = {known for known in self._introduced if known[0] != node_id}
+        for known in self._introduced.values():
+            known.discard(node_id)
         self._look_at_myself()
         self.home.on_node_gone(node_id)
         self._obey()
@@ -448,8 +459,10 @@ class Lending(Leasing):
     def _ask(self, node_id: bytes, owner: int, req: int, expected_us: int) -> None:
         wish = self._wishes[owner, req]
         job_id = wish.job.job_id
-        if (node_id, job_id) not in self._introduced:
-            self._introduced.add((node_id, job_id))
+        known = self._introduced.setdefault(job_id, set())
+        # Of a job that is over an actor may live on: the other node may have forgotten the job.
+        if node_id not in known or self._is_over(job_id):
+            known.add(node_id)
             self._tell(node_id, Introduce(wish.job))
         self._tell(node_id, Ask(owner, req, job_id, wish.shape, wish.name, expected_us))
 

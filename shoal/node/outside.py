@@ -41,13 +41,14 @@ from shoal.messages.neighbours import (
     WatchProcess,
     Withdraw,
 )
-from shoal.messages.node import Job, Log
+from shoal.messages.node import Log
 from shoal.messages.stores import FreeOrphans
 from shoal.messages.transfer import Freed, Pull, PullDone
 from shoal.node.abroad import Abroad
 from shoal.node.clients import Client, Clients
 from shoal.node.doorkeeper import Doorkeeper
 from shoal.node.hosting import Hosting
+from shoal.node.jobs import Jobs
 from shoal.node.leasing import Lending
 from shoal.node.neighbours import Neighbour, Neighbours, daemon_name
 from shoal.node.showing import Showing
@@ -78,7 +79,7 @@ class Outside:
         node_id: bytes,
         clients: Clients,
         workers: Workers,
-        jobs: dict[bytes, Job],
+        jobs: Jobs,
         keeper: StoreKeeper,
         *,
         is_alive: Callable[[str], bool],
@@ -111,6 +112,7 @@ class Outside:
             self.neighbours,
             self.showing.row,
             partial(loop.call_later, config.explain_ms / 1_000),
+            jobs.is_over,
         )
         self.abroad = Abroad(loop, self.neighbours, clients, is_alive, config.node_timeout_s)
         self.hosting = Hosting(workers, jobs, self.neighbours, self.showing.promised_row)

@@ -178,6 +178,12 @@ class Workers:
         """The workers of a job that were told to end and have not."""
         return [p for p in self._processes.values() if p.ordered and p.job.job_id == job_id]
 
+    def has_job(self, job_id: bytes) -> bool:
+        """Whether a worker of a job lives, or is asked for."""
+        return any(p.job.job_id == job_id for p in self._processes.values()) or any(
+            request.claim.key.job_id == job_id for request in self.queue.requests
+        )
+
     def pids(self) -> list[int]:
         """The pids of all workers."""
         return list(self._by_pid)

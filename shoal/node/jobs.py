@@ -1,0 +1,47 @@
+"""The jobs of which a node has heard: what its workers must know of each.
+
+A job that is over may still be asked for: by actors that outlive it, and by nodes that have not heard. So it is forgotten only when
+`REMEMBERED` later ones are over, too, and nothing of it is left here.
+
+Used from the daemon's loop only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from shoal.messages.node import Job
+
+REMEMBERED: Final = 1_000
+"""Jobs that are over and are kept, at some kilobytes each."""
+
+_LOOKS: Final = 2
+
+
+class Jobs(dict[bytes, Job]):
+    """By id; see the module's docstring."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._over: dict[bytes, None] = {}
+
+    def on_over(self, job_id: bytes, in_use: Callable[[bytes], bool]) -> None:
+        """A job has ended. `in_use` tells whether anything of a job runs or waits here."""
+        if job_id in self:
+            self._over.pop(job_id, None)
+            self._over[job_id] = None
+        # Two for one, so that those that stay in use do not stand before the others for long.
+        for _ in range(_LOOKS):
+            if len(self._over) <= REMEMBERED:
+                return
+            oldest = next(iter(self._over))
+            del self._over[oldest]
+            if in_use(oldest):
+                self._over[oldest] = None
+            else:
+                del self[oldest]
+
+    def is_over(self, job_id: bytes) -> bool:
+        """Whether a job has ended, of those that are remembered."""
+        return job_id in self._over
