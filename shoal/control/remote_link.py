@@ -170,6 +170,9 @@ class RemoteLink:
                     f"the control store at {self._where} cannot be spoken with: {explain(error, server=False)}"
                 ) from error
             except OSError as error:
+                if isinstance(error, TimeoutError):
+                    # It had its time already; and if it did hear us, it takes the end of that attempt for ours.
+                    pause = _FIRST_PAUSE_S
                 if monotonic_ns() >= deadline:
                     raise ControlUnreachable(
                         f"cannot reach the control store at {self._where}, tried for {retry_s:g} s: {self._why(error)}. Is `shoal start "
@@ -208,8 +211,15 @@ class RemoteLink:
 
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-                await dial(self._loop, self._host, self._port, CONTROL, make, self._context)
-                return await joined
+                connection = await dial(
+                    self._loop, self._host, self._port, CONTROL, make, self._context
+                )
+                while not joined.done():
+                    await asyncio.wait([joined], timeout=self._config.node_heartbeat_s)
+                    if connection.trusted:
+                        # It may take long to say that we have joined, while its storage is away, and counts our signs of life.
+                        connection.send(Alive())
+                return joined.result()
         finally:
             trial, self._trial = self._trial, None
             if trial is not None and trial[0] is not self._connection:

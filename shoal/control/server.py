@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Final
 
 from shoal.errors import ProtocolError
-from shoal.wire.aio import PeerConnection
+from shoal.wire.aio import PeerConnection, adopt
 from shoal.wire.door import CONTROL
 from shoal.wire.doorway import PREFACE_TIMEOUT_S, Doorway
 from shoal.wire.tls import await_client_hello, explain
@@ -90,7 +90,7 @@ class Server:
                 await await_client_hello(self._loop, sock)
         host = sock.getpeername()[0]
         try:
-            await self._loop.connect_accepted_socket(self._accept, sock, ssl=self._context)
+            await adopt(self._loop, sock, self._accept, self._context)
         except ssl.SSLError as error:
             _log.warning("refused a connection from %s: %s", host, explain(error, server=True))
         except OSError as error:

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from random import Random
 
 _MOST_MOVES: Final = 256
-"""Requests that are looked at again for one change of the view; the others' turn comes with the next."""
+"""Requests in queues that are looked at again for one change of the view; the others' turn comes with the next. Those that are nowhere are
+all looked at, but only when nodes have come, gone or changed: there may be no next change."""
 
 Owner = Hashable
 
@@ -189,6 +190,8 @@ class Home:
         self._leases: dict[int, _Lease] = {}
         self._numbers: dict[tuple[bytes, int], int] = {}
         self._last_lease_id = 0
+        # Of the view, when requests that are nowhere were last looked at.
+        self._generation = view.generation
 
     # --- the owners ----------------------------------------------------------------------------------------------
 
@@ -313,13 +316,16 @@ class Home:
 
     def on_view_changed(self) -> None:
         """Rows are new: what waits may be served elsewhere."""
+        if self._generation != self.view.generation:
+            self._generation = self.view.generation
+            for request in [r for r in self._requests.values() if r.at == NOWHERE]:
+                request.without.clear()
+                self._place(request)
         for key, request in list(islice(self._requests.items(), _MOST_MOVES)):
             # To the end of the line, so that the others have their turn the next time.
             self._requests[key] = self._requests.pop(key)
-            request.without.clear()
-            if request.at == NOWHERE:
-                self._place(request)
-            else:
+            if request.at != NOWHERE:
+                request.without.clear()
                 self._move(request)
 
     # --- placement groups ----------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from shoal.messages.neighbours import (
     Welcome,
 )
 from shoal.wire.addresses import NODE, make_address, make_name, split_place
-from shoal.wire.aio import HANDSHAKE_TIMEOUT_S, PeerConnection, dial
+from shoal.wire.aio import HANDSHAKE_TIMEOUT_S, PeerConnection, adopt, dial
 from shoal.wire.handshake import ClientHandshake, ServerHandshake
 from shoal.wire.tls import Tls, await_client_hello, explain
 
@@ -208,7 +208,7 @@ class Neighbours:
                 context = self._tls.server
                 async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
                     await await_client_hello(self._loop, sock)
-            await self._loop.connect_accepted_socket(make, sock, ssl=context)
+            await adopt(self._loop, sock, make, context)
         except ssl.SSLError as error:
             _log.warning("refused a daemon at the door: %s", explain(error, server=True))
             raise

@@ -7,18 +7,21 @@ nobody asks it costs nothing. A worker adds what it runs (`runs`, see `worker.ru
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from shoal.core.calls import ActorCalls
 from shoal.core.task_rows import cut
 from shoal.core.tasks import State, Task
 from shoal.core.waits import name_of, short, state_of, why_task
+from shoal.ids import task_of
 from shoal.messages.state import (
     AskObjects,
     AskRequest,
     AskTasks,
     AskWhy,
     Findings,
+    Follow,
     Found,
     Inquire,
     ObjectRow,
@@ -27,6 +30,7 @@ from shoal.messages.state import (
     TaskRow,
 )
 from shoal.messages.values import Failed, Inline, Stored
+from shoal.runtime.waiting import GetWaiter
 from shoal.wire.addresses import place_of
 
 if TYPE_CHECKING:
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
     from shoal.runtime.process import Process
 
 _MOST_REASONS: Final = 3
-"""Tasks that are explained if several ids begin with the same digits."""
+"""Tasks that are explained if several ids begin with the same digits, and objects that are named if several are waited for."""
 
 _MOST_STEPS: Final = 8
 """How far a chain of dependencies is followed in a text."""
@@ -142,8 +146,25 @@ class Census:
     def _why_runs(self, row: TaskRow) -> Reason:
         process = self._process
         subject = f"{row.name}() ({short(row.task_id)})"
-        text = f"it runs in the process with pid {process.pid}."
-        return Reason(subject, "running", text, process.node_id, row.start_ns)
+        text = f"it runs in the process with pid {process.pid}"
+        awaited = self._awaited()
+        if awaited:
+            names = ", ".join(f"object {short(entry.object_id)}" for entry in awaited)
+            text += f", where get() waits for {names}"
+        makers = dict.fromkeys(task_of(entry.object_id) for entry in awaited)
+        follow = [Follow(AskWhy(task_id.hex())) for task_id in makers]
+        return Reason(subject, "running", f"{text}.", process.node_id, row.start_ns, follow=follow)
+
+    def _awaited(self) -> list[Entry]:
+        """What threads of this process wait for at this moment."""
+        entries = self._process.objects.entries.values()
+        found = (
+            entry
+            for entry in entries
+            if entry.waiters is not None
+            and any(type(one) is GetWaiter and one.current is entry for one in entry.waiters)
+        )
+        return list(islice(found, _MOST_REASONS))
 
     # --- objects -------------------------------------------------------------------------------------------------
 

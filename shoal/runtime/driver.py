@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.config import Config
 from shoal.errors import ShoalError
-from shoal.messages.node import Goodbye, Job, Log, RegisterDriver, Reply
+from shoal.messages.node import Exit, Goodbye, Job, Log, RegisterDriver, Reply
 from shoal.runtime import current_process, reducers
 from shoal.runtime.console import Console
 from shoal.runtime.interrupts import Interrupts
@@ -103,6 +103,7 @@ class Driver:
         process.namespace = job.namespace
         process.env = job.env
         process.node_handlers[Log] = self._on_log
+        process.node_handlers[Exit] = self._on_exit
         process.on_node_lost = self._on_node_lost
         process.reactor.interrupted = interrupted
         current_process.set_process(process)
@@ -117,6 +118,9 @@ class Driver:
         self._console.show(message)
         if not self._console_timer:
             self._arm_console()
+
+    def _on_exit(self, message: Exit) -> None:
+        self.process.last_words = message.reason
 
     def _arm_console(self) -> None:
         """See to it that the counts of repeated lines are told in time (with the lock held)."""

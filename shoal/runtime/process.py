@@ -159,6 +159,8 @@ class Process:
         self.tick_waiters: list[Waiter] = []
         self.peer_died: list[Callable[[str], None]] = []
         self.on_node_lost: Callable[[str], None] | None = None
+        # Why the node ends, by its own word.
+        self.last_words = ""
         self.node = NodeLink(self.reactor)
         self._req = 0
         self._warned: set[str] = set()
@@ -360,7 +362,8 @@ class Process:
         """The node daemon is gone: the session is over."""
         if self.closed:
             return
-        why = "the session is over: its node daemon ended" + (f" ({error})" if error else "")
+        cause = self.last_words or error
+        why = "the session is over: its node daemon ended" + (f" ({cause})" if cause else "")
         with self.lock:
             self.node.lose(why)
             self._fail_everything(

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("shoal")
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0
+CLOSE_TIMEOUT_S: Final = 5.0
+"""How long what was written last may take to leave when a connection is closed. A machine that has vanished takes nothing, and TCP alone
+would try for a quarter of an hour."""
 MAX_OUTPUT_BYTES: Final = 256 * 1024 * 1024
 """What may wait for a peer that does not read. Far beyond what a sound peer lets pile up, so only lost ones reach it."""
 
@@ -213,7 +216,7 @@ class PeerConnection(asyncio.Protocol):
             self._flush()
             self.closed = True
             if self._transport is not None:
-                self._transport.close()
+                self._close_in_time(self._transport)
 
     def fail(self, error: Exception) -> None:
         """End the connection because of what the peer did."""
@@ -226,7 +229,18 @@ class PeerConnection(asyncio.Protocol):
             if self.pending_bytes > self._max_output_bytes:
                 self._transport.abort()
             else:
-                self._transport.close()
+                self._close_in_time(self._transport)
+
+    def _close_in_time(self, transport: asyncio.Transport) -> None:
+        """Without this, the end of a connection on which something waits would be reported when the peer reads, or never."""
+        transport.close()
+        self._stop_waiting()
+        self._patience = self._loop.call_later(CLOSE_TIMEOUT_S, transport.abort)
+
+    def never_made(self) -> None:
+        """TLS failed before there was a connection: asyncio tells nobody of that end."""
+        if self._transport is None and not self.closed:
+            self.connection_lost(None)
 
     def eof_received(self) -> bool:
         return False
@@ -243,6 +257,31 @@ class PeerConnection(asyncio.Protocol):
             )
         reason = self._error or (None if isinstance(error, ConnectionError) else error)
         self._handler.on_closed(self, reason)
+
+
+async def adopt(
+    loop: asyncio.AbstractEventLoop,
+    sock: socket.socket,
+    make: Callable[[], PeerConnection],
+    context: ssl.SSLContext | None = None,
+) -> None:
+    """Make a connection, by `make()`, of a socket that was accepted; its handler hears of its end also if that comes before TLS is open.
+
+    Raises:
+        OSError: it is not to be (`ssl.SSLError`, if the two do not agree about TLS).
+    """
+    made: list[PeerConnection] = []
+
+    def factory() -> PeerConnection:
+        made.append(make())
+        return made[0]
+
+    try:
+        await loop.connect_accepted_socket(factory, sock, ssl=context)
+    except BaseException:
+        for connection in made:
+            connection.never_made()
+        raise
 
 
 async def dial(

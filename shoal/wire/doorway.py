@@ -50,9 +50,11 @@ class Doorway:
             try:
                 sock, (host, *_) = await self._loop.sock_accept(self._listening)
             except OSError as error:
+                # The kernel may also pass on what has befallen one connection (its network is down, a firewall forbids it). Whatever it
+                # is: a door that stays shut because of it would cut off the node.
                 self._room.release()
                 if not is_shortage(error) and not isinstance(error, ConnectionError):
-                    raise
+                    self._log.warning("cannot accept a connection: %s", error)
                 await asyncio.sleep(_SHORT_AGAIN_S)
                 continue
             visitor = self._loop.create_task(self._receive(sock, str(host)))

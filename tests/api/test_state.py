@@ -196,6 +196,30 @@ def test_the_beginning_of_several_ids_is_refused_with_all_of_them(
     shoal.get(refs, timeout=PATIENCE_S)
 
 
+def test_a_task_that_waits_inside_for_another_leads_on_to_that(
+    gates: Callable[[str], Gate],
+) -> None:
+    gate = gates("gate")
+
+    @shoal.remote(name="outer one", num_cpus=0.5)
+    def outer() -> int:
+        # Another shape: it cannot run in place.
+        inner = hold.options(name="inner one", num_cpus=0.25).remote(gate)
+        return shoal.get(inner)
+
+    ref = outer.remote()
+
+    def explained() -> list[str]:
+        return [step.subject.partition("(")[0] for step in state.why(ref.hex())]
+
+    wait_until(lambda: explained() == ["outer one"] * 2 + ["inner one"] * 2, "it leads on")
+    steps = state.why(ref.hex())
+    assert "where get() waits for object" in steps[1].text
+    assert [step.depth for step in steps] == [0, 0, 1, 1]
+    gate.open()
+    shoal.get(ref, timeout=PATIENCE_S)
+
+
 def test_records_are_read_by_attribute_key_and_as_dictionaries() -> None:
     (node,) = state.list_nodes()
     assert dict(node) == node.asdict()

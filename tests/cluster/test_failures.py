@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 import shoal
+from shoal.exceptions import NodeDiedError
 from shoal.testing.cluster import Cluster
 from tests.api.gates import Gate, wait_until
 
@@ -265,3 +266,15 @@ def test_a_node_that_stops_answering_is_given_up_and_ends_when_it_wakes() -> Non
             wait_until(lambda: not psutil.pid_exists(pid), "and its workers with it")
             assert "heartbeat" in second.log_tail()
             cluster.remove_node(second)
+
+
+def test_a_driver_hears_why_its_node_has_ended() -> None:
+    with (
+        Cluster(head_node_args={"num_cpus": 1}, system_config={"control_retry_s": 0.5}) as cluster,
+        cluster.connect(),
+    ):
+        get(node_and_pid.remote())
+        cluster.kill_control()
+        wait_until(lambda: not cluster.head_node.is_alive(), "the node gives up", PATIENCE_S)
+        with pytest.raises(NodeDiedError, match=r"ended .cannot reach the control store"):
+            get(node_and_pid.remote())

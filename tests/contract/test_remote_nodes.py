@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ import pytest
 
 from shoal.config import Config
 from shoal.control.link import ControlError, ControlUnreachable, NotAdmitted
+from shoal.control.storage import Write
 from shoal.control.storage.memory import MemoryPlace, MemoryStorage
 from shoal.errors import AuthenticationError
 from shoal.messages.control import (
@@ -153,6 +155,60 @@ def test_nothing_is_lost_or_done_twice_when_connections_break() -> None:
             assert first.ended == second.ended == control.failures == []
             first.link.close()
             second.link.close()
+
+    run(scenario)
+
+
+class Away(MemoryStorage):
+    """A storage that can be told to let every commit wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = False
+        self.held: list[asyncio.Future[None]] = []
+
+    def commit(self, writes: Sequence[Write]) -> asyncio.Future[None] | None:
+        durable = super().commit(writes)
+        if not self.away:
+            return durable
+        self.held.append(asyncio.get_running_loop().create_future())
+        return self.held[-1]
+
+    def come_back(self) -> None:
+        self.away = False
+        for waiting in self.held:
+            waiting.set_result(None)
+
+
+def test_a_node_that_comes_back_while_the_storage_is_away_shows_that_it_lives() -> None:
+    """It is told that it is back when the storage is, and must not be counted as dead until then."""
+
+    async def scenario() -> None:
+        storage = Away()
+        async with serving(storage) as control:
+            node = Node(1, control.port)
+            await node.link.join()
+            storage.away = True
+            put = node.link.call(PutKey("ns", b"k", b"v", False))
+            await until(lambda: storage.held)
+            heard = 0
+            on_heard = control.sessions._members.on_heard
+
+            def count(node_id: bytes, session: int, now: int) -> str:
+                nonlocal heard
+                heard += 1
+                return on_heard(node_id, session, now)
+
+            control.cut()
+            await until(lambda: node.link._trial is not None)
+            control.sessions._members.on_heard = count  # type: ignore[method-assign]  # to see that they come
+            # One is of its joining.
+            await until(lambda: heard > 3)
+            assert not put.done()
+            storage.come_back()
+            assert await put is True
+            assert node.ended == control.failures == []
+            node.link.close()
 
     run(scenario)
 

@@ -334,3 +334,23 @@ def test_what_waits_in_a_queue_moves_when_another_node_has_room() -> None:
     assert [where for where in before if where is not None and where[0] == HERE]
     world.drain()
     assert set(world.state.values()) == {"returned"}
+
+
+def test_of_many_that_are_nowhere_all_are_placed_when_a_node_comes() -> None:
+    """There may be no other change of the view after that."""
+    view = View(LOCAL)
+    view.on_row(ViewRow(LOCAL, 1, {CPU: UNIT}, {CPU: UNIT}))
+    home = Home(view, random.Random(1))
+    for number in range(600):
+        home.on_request("owner", number, Demand(((f"r{number}", UNIT),)))
+        assert home.where("owner", number) != (HERE, "")
+    home.outbox.clear()
+    for number in (599, 300):
+        node_id = b"new %d" % number
+        amounts = {f"r{number}": UNIT}
+        view.on_row(ViewRow(node_id, 1, amounts, dict(amounts)))
+        home.on_view_changed()
+        home.check()
+        asked = [effect for effect in home.outbox if isinstance(effect, AskAt)]
+        home.outbox.clear()
+        assert [(effect.node_id, effect.req) for effect in asked] == [(node_id, number)]
