@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 from shoal.messages.node import UNIT, NodeRow, NodesQuery
@@ -13,7 +14,7 @@ from shoal.wire.addresses import LOCAL, place_of
 if TYPE_CHECKING:
     from shoal.runtime.process import Process
 
-_MOST_EVENTS: Final = 1_000_000
+_MOST_EVENTS: Final = 100_000
 _ANSWER_WITHIN_MS: Final = 5_000
 
 
@@ -83,6 +84,11 @@ def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
         lambda req: Survey(req, question, [], _ANSWER_WITHIN_MS), Findings
     )
     events = found.tasks
+    if found.left_out:
+        warnings.warn(
+            f"the timeline has the latest {len(events):,} tasks only, and {found.left_out:,} others are left out",
+            stacklevel=2,
+        )
     lines = _lines(events)
     trace: list[dict[str, Any]] = [
         {"name": "process_name", "ph": "M", "pid": number, "args": {"name": name}}

@@ -154,7 +154,7 @@ class Groups:
     def on_released(self, message: BundlesReleased) -> None:
         """A node has given bundles up."""
         self._nodes.set_view(message.row)
-        self._table.on_view_changed()
+        self._table.on_released(monotonic_ns())
 
     def on_view_changed(self) -> None:
         """A node has told its row: there may be room where there was none."""

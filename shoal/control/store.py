@@ -315,7 +315,9 @@ class ControlStore:
     def forget_answers(self, node_id: bytes, reqs: Iterable[int] = (), *, before: int = 0) -> None:
         """A node has the answers to these questions, and to all before one."""
         kept = self._answered.get(node_id, {})
-        for req in [*(req for req in kept if req < before), *(req for req in reqs if req in kept)]:
+        # Acknowledgements name them; only who comes back has some that are older, and looks at all.
+        older = [req for req in kept if req < before] if before else []
+        for req in [*older, *reqs]:
             if kept.pop(req, False):
                 self._journal.write_with_next(ANSWERS, key_of_answer(node_id, req), None)
 

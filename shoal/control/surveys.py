@@ -24,6 +24,9 @@ _MOST_OPEN: Final = 16
 
 _MOST_MS: Final = 60_000
 
+_MOST_ROWS: Final = 100_000
+"""Rows of one answer, some 15 MB of tasks. More: a longer timeline; the control store does nothing else while it takes that apart."""
+
 
 class _Open:
     """A question that is not answered yet."""
@@ -59,7 +62,10 @@ class Surveys:
         """Ask; the answer comes in time."""
         answer: asyncio.Future[Findings] = self._loop.create_future()
         number = next(self._numbers)
-        survey = self._open[number] = _Open(message.question, answer)
+        question = message.question
+        if isinstance(question, AskTasks | AskObjects | AskWorkers):
+            question.limit = min(question.limit, _MOST_ROWS)
+        survey = self._open[number] = _Open(question, answer)
         within_ms = min(max(message.within_ms, 1), _MOST_MS)
         for row in self._nodes.living():
             node_id = row.node_id
@@ -72,7 +78,7 @@ class Surveys:
                 continue
             self._open_at[node_id] = self._open_at.get(node_id, 0) + 1
             survey.asked[node_id] = f"node {row.name or node_id.hex()[:8]}"
-            self._order(node_id, SurveyNode(number, message.question, within_ms * 9 // 10))
+            self._order(node_id, SurveyNode(number, question, within_ms * 9 // 10))
         survey.timer = self._loop.call_later(within_ms / 1_000, self._finish, number)
         self._look(number, survey)
         return answer

@@ -30,7 +30,8 @@ effects in `outbox`, in order, and writes a group's `record` down before anybody
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 from shoal.core.bundle_placing import STRATEGIES, place, why_impossible
 from shoal.core.bundles import ALL
@@ -54,6 +55,10 @@ from shoal.messages.placement import BundleHeld, GroupRecord, GroupSpec
 
 if TYPE_CHECKING:
     from random import Random
+
+_LOOK_AT_ONCE: Final = 16
+"""How many groups look at once when bundles were released; the others when their time comes. More: room is used sooner when many
+wait, and each release costs more then."""
 
 _UNSETTLED = frozenset({GroupState.PENDING, GroupState.RESCHEDULING})
 
@@ -130,6 +135,19 @@ class GroupTable:
     def on_view_changed(self) -> None:
         """Rows have changed: there may be room where there was none."""
         self._seen += 1
+
+    def on_released(self, now: int) -> None:
+        """A node has given bundles up, and the view shows it: those that found no room, and have waited longest, may look at once. (Those
+        whose round failed have just released what they had, and wait, or they would begin again for ever.)"""
+        self._seen += 1
+        if len(self._unsettled) > len(self._rounds):
+            waiting = (
+                group
+                for group in self._unsettled.values()
+                if group.round is None and not group.refusals
+            )
+            for group in islice(waiting, _LOOK_AT_ONCE):
+                group.retry_at = min(group.retry_at, now)
 
     def on_prepared(
         self, node_id: bytes, group_id: bytes, attempt: int, version: int, now: int

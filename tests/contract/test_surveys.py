@@ -76,6 +76,21 @@ def test_answers_of_nodes_are_put_together_within_the_limit() -> None:
     run(scenario)
 
 
+def test_nobody_gets_more_rows_than_a_control_store_can_take() -> None:
+    async def scenario() -> None:
+        async with serving(MemoryStorage()) as control:
+            node = Node(1, control.port)
+            await node.link.join()
+            answer = node.link.call(SurveyNodes(AskTasks(1 << 40), [], LONG_MS))
+            order = await asked(node)
+            assert order.question == AskTasks(100_000)
+            node.link.post(NodeFound(order.number, Findings(tasks=[task(1)])))
+            assert (await answer).tasks == [task(1)]
+            node.link.close()
+
+    run(scenario)
+
+
 def test_only_the_nodes_that_are_named_are_asked() -> None:
     async def scenario() -> None:
         async with serving(MemoryStorage()) as control:

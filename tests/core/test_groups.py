@@ -101,7 +101,7 @@ class Table:
                     case Release(node_id, group_id, attempt):
                         assert self.nodes[node_id].release(group_id, attempt) == []
                         self.tell(node_id)
-                        self.table.on_view_changed()
+                        self.table.on_released(self.now)
                     case _:
                         self.told.append(effect)
             for ledger in self.nodes.values():
@@ -374,6 +374,20 @@ def test_groups_end_with_their_job_unless_detached() -> None:
     ]
     assert table.free(A) == 2
     assert table.table.explain(mine) == "it ended with its job."
+
+
+def test_who_waits_longest_looks_as_soon_as_bundles_are_released() -> None:
+    table = Table(a=1)
+    first, second, third = (table.create("PACK", {CPU: 1}) for _ in range(3))
+    assert [table.state(each) for each in (first, second, third)] == [
+        "CREATED",
+        "PENDING",
+        "PENDING",
+    ]
+    table.table.on_remove(first, "was removed", table.now)
+    # No time passes.
+    table.settle()
+    assert [table.state(each) for each in (second, third)] == ["CREATED", "PENDING"]
 
 
 def test_a_name_belongs_to_one_group_and_is_free_after_it() -> None:
