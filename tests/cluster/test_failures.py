@@ -278,3 +278,21 @@ def test_a_driver_hears_why_its_node_has_ended() -> None:
         wait_until(lambda: not cluster.head_node.is_alive(), "the node gives up", PATIENCE_S)
         with pytest.raises(NodeDiedError, match=r"ended .cannot reach the control store"):
             get(node_and_pid.remote())
+
+
+@shoal.remote(num_cpus=0)
+class Lender:
+    def elsewhere(self) -> str:
+        return str(get(node_and_pid.options(**on(1)).remote())[0])
+
+
+def test_an_actor_that_outlives_its_job_has_its_tasks_run_on_other_nodes(two: Cluster) -> None:
+    with two.connect(namespace="lenders"):
+        lender = Lender.options(name="lender", lifetime="detached", **on(0)).remote()
+        # The other node knows the job from here, and later that it is over.
+        assert get(lender.elsewhere.remote()) == two.nodes[1].node_id
+    with two.connect(namespace="lenders"):
+        lender = shoal.get_actor("lender")
+        for _ in range(2):
+            assert get(lender.elsewhere.remote()) == two.nodes[1].node_id
+        shoal.kill(lender)
