@@ -18,7 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Tests of the pure layers: no processes, hence quick enough for every change.
-CORE_TESTS := tests/layers tests/core tests/sim tests/wire tests/serial tests/runtime bench/tests
+CORE_TESTS := tests/layers tests/core tests/sim tests/wire tests/serial
 PYTEST := $(BIN)/python -m pytest
 
 say = @printf '\033[1m==>\033[0m %s\n' $(1)
