@@ -80,6 +80,7 @@ _SECOND: Final = 1_000_000_000
 _FIRST_PAUSE_S: Final = 0.02
 _LONGEST_PAUSE_S: Final = 1.0
 _ANSWER_TIMEOUT_S: Final = 10.0
+_LEAVE_TIMEOUT_S: Final = 1.0
 _MOST_UNREAD_BYTES: Final = 64 * 1024
 """While the control store has so much to read, views are not sent, but replaced."""
 
@@ -145,6 +146,8 @@ class RemoteLink:
         self._beat_at = 0
         self._heard_at = 0
         self._over = ""
+        # The connection on which it was said that this node leaves has ended.
+        self._left = asyncio.Event()
 
     # --- joining -------------------------------------------------------------------------------------------------
 
@@ -342,6 +345,7 @@ class RemoteLink:
         if connection is not self._connection:
             return
         self._connection = None
+        self._left.set()
         if self._heartbeat is not None:
             self._heartbeat.cancel()
         if not self._over:
@@ -490,6 +494,22 @@ class RemoteLink:
         if self._connection is not None:
             self._connection.send(Leave(reason))
         self._stop("this node has left the cluster")
+
+    async def leave(self, reason: str = "was stopped") -> None:
+        """The same, and be sure that the control store has heard of it, unless that takes long."""
+        connection = self._connection
+        if self._over or connection is None:
+            self.close(reason)
+            return
+        self._left.clear()
+        connection.send(Leave(reason))
+        connection.finish()
+        self._stop("this node has left the cluster")
+        try:
+            async with asyncio.timeout(_LEAVE_TIMEOUT_S):
+                await self._left.wait()
+        except TimeoutError:
+            connection.abort()
 
     def _stop(self, reason: str) -> None:
         self._over = reason

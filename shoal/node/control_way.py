@@ -90,6 +90,9 @@ class ControlWay:
 
     async def close(self) -> None:
         """Leave."""
-        self.link.close()
+        if self._remote is not None:
+            await self._remote.leave()
+        else:
+            self.link.close()
         if self._here is not None:
             await self._here.close()

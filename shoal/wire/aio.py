@@ -218,6 +218,19 @@ class PeerConnection(asyncio.Protocol):
             if self._transport is not None:
                 self._close_in_time(self._transport)
 
+    def finish(self) -> None:
+        """Send what waits, and hear nothing more; it is for the peer to close, or for `abort`. Whoever closes at once while the other
+        side speaks resets the connection, and what was sent last may be lost with that."""
+        if not self.closed:
+            self._flush()
+            self.closed = True
+
+    def abort(self) -> None:
+        """End it at once, whatever waits."""
+        self.closed = True
+        if self._transport is not None:
+            self._transport.abort()
+
     def fail(self, error: Exception) -> None:
         """End the connection because of what the peer did."""
         if self.closed:

@@ -68,7 +68,7 @@ def test_nodes_join_and_hear_of_each_other() -> None:
             assert news.row.node_id == second.node_id
             rows = await first.link.call(ListNodes())
             assert [row.name for row in rows] == ["node-1", "node-2"]
-            second.link.close("was stopped")
+            await second.link.leave("was stopped")
             (died,) = await first.ordered(NodeDied)
             assert (died.row.node_id, died.cause) == (second.node_id, "was stopped")
             rows = await first.link.call(ListNodes())
@@ -541,7 +541,7 @@ def test_what_happened_between_two_control_stores_is_told() -> None:
             joined = await newcomer.link.join()
             # The one that has not come back yet is not given up.
             assert {row.name for row in joined.nodes} == {"node-1", "node-2", "node-3"}
-            leaver.link.close()
+            await leaver.link.leave()
             await newcomer.ordered(NodeDied)
             await late.link._return()
             (died,) = await late.ordered(NodeDied)
