@@ -213,8 +213,7 @@ class TaskTable:
         while tasks and tasks[0].state is not _QUEUED:
             tasks.popleft()
         if not tasks:
-            if queue.requests:
-                self._cancel_requests(queue)
+            self._withdraw(queue)
             return
         lanes = queue.lanes
         if lanes:
@@ -232,8 +231,8 @@ class TaskTable:
         if tasks:
             queue.room = False
             self._request(queue)
-        elif queue.requests:
-            self._cancel_requests(queue)
+        else:
+            self._withdraw(queue)
 
     def _deal(self, lanes: list[Lane], tasks: deque[Task]) -> None:
         """Each task to the lane that was given fewest, of those with room."""
@@ -292,6 +291,12 @@ class TaskTable:
                     req, queue, len(queue.queue), head.function.name if head.function else ""
                 )
             )
+
+    def _withdraw(self, queue: SchedulingClass) -> None:
+        """Nothing is queued. Classes that are spread keep their requests until a lane has idled: nodes whose grants take longer than the
+        others take for all that is queued would never get anything."""
+        if queue.requests and not (queue.even and queue.lanes):
+            self._cancel_requests(queue)
 
     def _cancel_requests(self, queue: SchedulingClass) -> None:
         self.outbox.extend(CancelLease(req) for req in queue.requests)
@@ -387,6 +392,8 @@ class TaskTable:
         self.outbox.append(ReturnLease(lane))
         if lane.queue.queue:
             self.dispatch(lane.queue)
+        elif lane.queue.requests:
+            self._cancel_requests(lane.queue)
 
     # --- out -----------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from shoal.core.lanes import (
 from shoal.core.tasks import Function, State, Task, TaskTable
 from shoal.errors import InternalError
 from shoal.messages.node import UNIT, Shape
+from shoal.messages.placement import Spread
 
 CPU = Shape((("CPU", UNIT),))
 GPU = Shape((("GPU", UNIT),))
@@ -572,3 +573,23 @@ def test_check_sees_tasks_that_nothing_will_ever_run() -> None:
     bench.queue.requests.clear()
     with pytest.raises(InternalError, match="nothing will ever run them"):
         bench.table.check()
+
+
+def test_a_class_that_is_spread_keeps_its_requests_until_a_lane_has_idled() -> None:
+    # The queue may be empty before a distant node can answer.
+    bench = Bench(lease_idle_ms=50)
+    bench.queue = bench.table.scheduling_class(Shape((("CPU", UNIT),), "", Spread()))
+    tasks = [bench.task(name, queue=bench.queue) for name in ("one", "two", "three")]
+    for task in tasks:
+        bench.table.submit(task)
+    bench.grant(1)
+    assert bench.requests() == [1, 2, 3]
+    for task in tasks:
+        bench.reply(task)
+    assert bench.effects() == []
+    late = bench.grant(2, now=0.01)
+    assert late in bench.queue.lanes
+    bench.table.expire(0.1)
+    assert CancelLease(3) in bench.effects()
+    assert bench.queue.lanes == []
+    assert bench.queue.requests == {}
