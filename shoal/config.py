@@ -167,9 +167,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ended_processes: int = 10_000
     """Ended workers and drivers of which the control store remembers the cause, at some 300 bytes each."""
 
-    cluster_task_events: int = 100_000
-    """Finished tasks that the control store remembers for the whole cluster, at some 300 bytes each."""
-
     # --- ways between nodes -----------------------------------------------------------------------------------
     tls_cert: str = ""
     """Path of this node's certificate (PEM, with the chain up to the authority). With it, every TCP connection is in TLS; all nodes

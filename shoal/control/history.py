@@ -1,4 +1,4 @@
-"""What the control store remembers of what is over: processes, jobs, tasks. Bounded, in memory only: it explains, and nothing depends on it."""
+"""What the control store remembers of what is over: processes and jobs. Bounded, in memory only: it explains, and nothing depends on it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Final, TypeVar
 
 from shoal.config import Config
 from shoal.messages.control import EndedProcess, JobRow
-from shoal.messages.node import TaskEvent
 
 ENDED_JOBS: Final = 1_000
 
@@ -20,7 +19,6 @@ class History:
     def __init__(self, config: Config) -> None:
         self.processes: deque[EndedProcess] = deque(maxlen=config.ended_processes)
         self.jobs: deque[JobRow] = deque(maxlen=ENDED_JOBS)
-        self.tasks: deque[TaskEvent] = deque(maxlen=config.cluster_task_events)
 
 
 def latest(items: deque[T], limit: int) -> list[T]:

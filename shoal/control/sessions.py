@@ -46,7 +46,6 @@ from shoal.messages.control import (
     ListGroups,
     ListJobs,
     ListNodes,
-    ListTaskEvents,
     NodeDied,
     NodeJoined,
     NodeView,
@@ -85,7 +84,6 @@ _LOOKS: Final = (
     ListActors,
     ListEndedProcesses,
     ListGroups,
-    ListTaskEvents,
     SurveyNodes,
 )
 """What may be asked without being a node."""

@@ -81,7 +81,6 @@ from shoal.messages.control import (
     ListKeys,
     ListNames,
     ListNodes,
-    ListTaskEvents,
     NodeDied,
     NodeFound,
     NodeJoined,
@@ -95,7 +94,6 @@ from shoal.messages.control import (
     StatusOfCluster,
     StopActor,
     SurveyNodes,
-    TaskEvents,
     WatchActor,
     WatchGroup,
 )
@@ -180,7 +178,6 @@ class ControlStore:
             ListNodes: lambda _: self.nodes.listed(),
             ListJobs: lambda _: self._jobs.rows(),
             ListEndedProcesses: lambda m: latest(history.processes, m.limit),
-            ListTaskEvents: lambda m: latest(history.tasks, m.limit),
             ClusterStatus: lambda _: self._status(),
             CreateGroup: self._groups.create,
             RemoveGroup: self._groups.remove,
@@ -404,8 +401,6 @@ class ControlStore:
                 self._end_job(job_id, reason, kill=kill, but=node_id)
             case NodeFound():
                 self._surveys.on_found(node_id, message)
-            case TaskEvents(events):
-                self._history.tasks.extend(events)
             case WatchActor(actor_id, client, owner):
                 actors.on_watch(actor_id, (node_id, client), owner)
             case ClientGone(client, address, who, how):

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from shoal.messages.node import ActorChange, ActorInfo, ActorSpec, Job, NodeRow, TaskEvent
+from shoal.messages.node import ActorChange, ActorInfo, ActorSpec, Job, NodeRow
 from shoal.messages.placement import GroupChange, GroupInfo, GroupSpec, ViewRow
 from shoal.messages.state import ActorRow, Findings, Question
 
@@ -80,12 +80,6 @@ class ListJobs(msgspec.Struct, array_like=True, tag=9):
 
 class ListEndedProcesses(msgspec.Struct, array_like=True, tag=10):
     """Answered by a list of `EndedProcess`, the latest last."""
-
-    limit: int
-
-
-class ListTaskEvents(msgspec.Struct, array_like=True, tag=11):
-    """Answered by a list of `TaskEvent`, the latest last."""
 
     limit: int
 
@@ -274,12 +268,6 @@ class NodeView(msgspec.Struct, array_like=True, tag=32):
     row: ViewRow
 
 
-class TaskEvents(msgspec.Struct, array_like=True, tag=33):
-    """Tasks that have finished on the node."""
-
-    events: list[TaskEvent]
-
-
 class WatchGroup(msgspec.Struct, array_like=True, tag=34):
     """Send `GroupChanged` for this placement group to the node, now and on every change."""
 
@@ -431,7 +419,6 @@ Call = (
     | ListNodes
     | ListJobs
     | ListEndedProcesses
-    | ListTaskEvents
     | ClusterStatus
     | CreateGroup
     | RemoveGroup
@@ -453,7 +440,6 @@ Post = (
     | ActorGone
     | ActorRefused
     | NodeView
-    | TaskEvents
     | WatchGroup
     | BundlesPrepared
     | BundlesReleased
@@ -487,7 +473,6 @@ ANSWERS: Final[dict[type, Any]] = {
     ListNodes: list[NodeRow],
     ListJobs: list[JobRow],
     ListEndedProcesses: list[EndedProcess],
-    ListTaskEvents: list[TaskEvent],
     ClusterStatus: StatusOfCluster,
     CreateGroup: None,
     RemoveGroup: None,

@@ -31,18 +31,16 @@ from shoal.messages.control import (
     ListEndedProcesses,
     ListJobs,
     ListNodes,
-    ListTaskEvents,
     NodeDied,
     NodeJoined,
     NodeView,
     PlaceActor,
     PutKey,
     StopActor,
-    TaskEvents,
     ViewChanged,
     WatchActor,
 )
-from shoal.messages.node import UNIT, Job, Shape, TaskEvent
+from shoal.messages.node import UNIT, Job, Shape
 from shoal.messages.placement import NodeAffinity, ViewRow
 from tests.contract.members import QUICK, TOKEN, Node, node_row, serving, until
 from tests.contract.servers import free_port
@@ -102,13 +100,10 @@ def test_every_call_has_its_answer_and_errors_are_told() -> None:
             )
             node.link.post(JobStarted(JOB))
             node.link.post(ClientGone(3, "a/w-1", "the worker, pid 12", "was killed by SIGKILL"))
-            event = TaskEvent(b"t" * 16, "f", "task", 1, 2, 3, True)
-            node.link.post(TaskEvents([event] * 5))
             (job,) = await call(ListJobs())
             assert (job.job, job.node_id, job.ended) == (JOB, node.node_id, "")
             (ended,) = await call(ListEndedProcesses(10))
             assert (ended.who, ended.how) == ("the worker, pid 12", "was killed by SIGKILL")
-            assert await call(ListTaskEvents(2)) == [event] * 2
             status = await call(ClusterStatus())
             assert (status.name, status.storage, status.storage_state) == ("test", "memory:", "ok")
             assert (status.actors, status.jobs, status.waiting) == (1, 1, [])
