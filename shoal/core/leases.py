@@ -19,7 +19,8 @@ Rule 6. A request of a placement group takes from the group's bundles here, and 
 
 Every lease is settled by its return, by the end of its owner, or by the end of its worker, whichever comes first; the
 others then find nothing to do. A worker that is not needed any more *retires*: it stays while others count on objects that it
-owns (see `core.pool`). One whose lease's owner has ended may still run that owner's task: it retires and is not reused.
+owns (see `core.pool`). One whose lease's owner has ended may still run that owner's task: it interrupts that first, and is not
+reused.
 
 The shell turns the effects in `outbox` into messages, forks and signals, in order, and reports what comes of them.
 """
@@ -147,8 +148,7 @@ class LeaseQueue:
         self._changed = True
 
     def on_owner_gone(self, owner: Owner, now: int, reason: str) -> None:
-        """An owner has ended: what it asked for is dropped, and the workers it held end with it, but for those that run
-        nothing and own what others use."""
+        """An owner has ended: what it asked for is dropped, and the workers it held retire."""
         for request in self._requests.those(lambda r: r.owner == owner):
             self._withdraw(request)
         for lease in [held for held in self._leases.values() if held.request.owner == owner]:

@@ -356,12 +356,16 @@ class ObjectTable:
         tokens = [token for token, asked in self._asked.items() if asked.owner == owner]
         return entries, [countdown for token in tokens for countdown in self.acknowledge(token)]
 
+    def has_lent(self) -> bool:
+        """Whether another process has references to objects that this one owns."""
+        return any(borrower != self.address for borrower in self.by_borrower)
+
     def is_counted_on(self) -> bool:
         """Whether another process counts on an object that this one owns, or something here waits for a value or an
         acknowledgement."""
         return (
             bool(self._asked)
-            or any(borrower != self.address for borrower in self.by_borrower)
+            or self.has_lent()
             or any(entry.waiters for entry in list(self.entries.values()))
         )
 

@@ -231,8 +231,8 @@ class Exit(msgspec.Struct, array_like=True, tag=23):
 
 class Retire(msgspec.Struct, array_like=True, tag=26):
     """Node to worker: end in good order, unless others count on what this process owns or has begun. Answered by its end or by
-    `Stay`. A `spent` worker that stays ends by itself later, and one that still runs something ends at once: it is for an owner
-    that has ended. Others may be leased again."""
+    `Stay`. A `spent` worker that stays ends by itself later. One that still runs something does so for an owner that has ended: it
+    ends at once or, when it has lent objects to others, interrupts what it runs before it answers. Others may be leased again."""
 
     reason: str
     spent: bool

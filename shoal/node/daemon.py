@@ -539,7 +539,7 @@ class Daemon:
         """A worker has ended."""
         number = process.number
         if number:
-            self._leasing.on_client_gone(number, "its owner has ended")
+            self._leasing.on_client_gone(number, "the process that it worked for has ended")
         self._actors.on_process_gone(process, cause)
         self._control.post(
             ClientGone(number, process.address, f"the worker, pid {process.pid}", cause)

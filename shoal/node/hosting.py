@@ -114,7 +114,7 @@ class Hosting:
 
     def on_node_died(self, node: Neighbour, cause: str) -> None:
         """All processes of another node have ended."""
-        reason = f"its owner was lost with its {node}, which {cause}"
+        reason = f"the process that it worked for was lost with its {node}, which {cause}"
         for owner in self._workers.queue.owners():
             if isinstance(owner, Foreigner) and owner.node_id == node.node_id:
                 self._workers.queue.on_owner_gone(owner, monotonic_ns(), reason)

@@ -178,6 +178,16 @@ class Executor:
         """Whether anything runs or waits to be run (with the lock held)."""
         return bool(self.inbox or self._running)
 
+    def abandon(self) -> None:
+        """Forget what waits to be run and interrupt what runs, once: nobody wants the results (with the lock held)."""
+        self.inbox.clear()
+        begun = [context for context in self._running.values() if not context.cancelled]
+        for context in begun:
+            context.cancelled = True
+            self._cancel_children(context)
+        if begun:
+            self._interrupt()
+
     def take_no_more(self) -> None:
         """Hand back whatever still comes (with the lock held)."""
         self._lent += 1

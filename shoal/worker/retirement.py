@@ -1,7 +1,10 @@
 """What a worker does when the node has no more use for it: ends, unless others count on what it owns.
 
-A worker owns what its tasks put and what they submitted; references to that may have gone out with their results.
-All methods are called with the runtime's lock held, but for the one that a timer calls.
+A worker owns what its tasks put and what they submitted; references to that may have gone out with their results. So it stays
+for that even when the owner of what it runs has ended: then it interrupts that work first, for which the node gives it
+`exit_grace_s`, as for every answer.
+
+All methods are called with the runtime's lock held, but for those that a timer calls.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from shoal.worker.executor import Executor
 
 _LOOK_AGAIN_S: Final = 1.0
+_INTERRUPTED_S: Final = 0.02
+"""After which it is looked whether what was interrupted has ended."""
 
 
 class Retirement:
@@ -29,26 +34,47 @@ class Retirement:
         """End, or say that this worker stays."""
         process, executor = self._process, self._executor
         process.settle()
-        busy = executor.is_busy()
-        if busy and message.spent:
-            # With what an owner began that has ended.
-            output.flush()
-            os._exit(0)
-        if not busy and not process.is_counted_on():
-            executor.leave(message.reason)
-            return
-        process.node.send_locked(Stay())
         if message.spent:
             executor.take_no_more()
-            self._look_later(message.reason)
+            self._end_spent(message.reason)
+        elif executor.is_busy() or process.is_counted_on():
+            process.node.send_locked(Stay())
+        else:
+            executor.leave(message.reason)
+
+    def _end_spent(self, reason: str) -> None:
+        """Nobody leases this worker any more."""
+        process, executor = self._process, self._executor
+        if executor.is_busy():
+            # With what an owner began that has ended.
+            if not process.objects.has_lent():
+                output.flush()
+                os._exit(0)
+            executor.abandon()
+
+            def look() -> None:
+                with process.lock:
+                    process.settle()
+                    self._end_spent(reason)
+
+            process.reactor.call_later(_INTERRUPTED_S, look)
+        elif process.is_counted_on():
+            process.node.send_locked(Stay())
+            self._look_later(reason)
+        else:
+            executor.leave(reason)
 
     def _look_later(self, reason: str) -> None:
-        """Nobody leases this worker any more: it ends when nobody counts on what it owns."""
+        """It ends when nobody counts on what it owns."""
 
         def look() -> None:
             with self._process.lock:
                 self._process.settle()
-                if self._process.is_counted_on():
+                if self._executor.is_busy():
+                    # It had been taken out of the inbox and had not begun.
+                    self._executor.abandon()
+                    self._look_later(reason)
+                elif self._process.is_counted_on():
                     self._look_later(reason)
                 else:
                     self._process.node.send_locked(Leaving())

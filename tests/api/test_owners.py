@@ -15,7 +15,7 @@ import pytest
 
 import shoal
 from shoal.exceptions import OwnerDiedError
-from tests.api.gates import Gate, alive, wait_until
+from tests.api.gates import Gate, Trace, alive, wait_until
 
 pytestmark = pytest.mark.cluster(
     num_cpus=2, object_store_memory=10**9, _system_config={"idle_worker_s": 0.2}
@@ -113,6 +113,50 @@ def test_a_worker_with_its_last_call_stays_while_others_use_what_it_owns(cluster
     assert get(ref) == 10
     del ref
     wait_until(lambda: not alive(pid), "it ends when nobody uses what it owned")
+
+
+@shoal.remote
+def sleep(pids: Trace, stubborn: bool) -> None:
+    pids.add(os.getpid())
+    while True:
+        try:
+            time.sleep(1000)
+        except BaseException:
+            if not stubborn:
+                raise
+
+
+@shoal.remote(num_cpus=0)
+class Starter:
+    def start(self, pids: Trace, stubborn: bool) -> int:
+        self.refs = [sleep.remote(pids, stubborn) for _ in range(2)]
+        return os.getpid()
+
+
+@pytest.mark.parametrize("stubborn", [False, True], ids=["", "that cannot be interrupted"])
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_a_worker_that_lent_something_outlives_whoever_it_works_for(
+    cluster: Any, traces: Callable[[str], Trace], size: int, stubborn: bool
+) -> None:
+    """It does not outlive work that ignores the interrupt: the CPU is wanted by others."""
+    lender, (ref,) = get(lend.remote(size))
+    pids = traces("pids")
+    starter = Starter.remote()
+    pid = get(starter.start.remote(pids, stubborn))
+    wait_until(lambda: len(pids) == 2, "both sleep")
+    assert str(lender) in pids.words()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: shoal.available_resources().get("CPU") == 2, "nobody works for the dead")
+    others = [int(word) for word in pids.words() if word != str(lender)]
+    wait_until(lambda: not any(map(alive, others)), "who has lent nothing ends at once")
+    if stubborn:
+        assert not alive(lender)
+        with pytest.raises(OwnerDiedError, match="the process that it worked for has ended"):
+            get(ref)
+        return
+    assert get(ref).sum() == size
+    del ref
+    wait_until(lambda: not alive(lender), "it is not used again")
 
 
 def test_what_a_dead_actor_owned_goes_with_its_last_view(cluster: Any) -> None:
