@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from shoal.messages.memory import MemoryEnd
 from shoal.messages.neighbours import EndProcess, Lines, ProcessEnded, WatchProcess
 from shoal.messages.node import Log
 from shoal.node.clients import Client, Clients
@@ -103,7 +104,9 @@ class Abroad:
         address = message.address
         gone = self._clients.end_of(address)
         if gone is not None:
-            self._neighbours.send(node, ProcessEnded(address, gone.cause, gone.expected))
+            self._neighbours.send(
+                node, ProcessEnded(address, gone.cause, gone.expected, gone.memory)
+            )
         elif self._is_alive(address):
             self._watchers.setdefault(address, {})[node.node_id] = None
         else:
@@ -117,16 +120,18 @@ class Abroad:
             _log.warning("%s speaks for %s, which is not its own", node, address)
             return
         self._watched.get(node.place, set()).discard(address)
-        self._clients.gone(address, message.cause, expected=message.expected)
+        self._clients.gone(address, message.cause, expected=message.expected, memory=message.memory)
 
     # --- ends ----------------------------------------------------------------------------------------------------
 
-    def on_process_gone(self, address: str, cause: str, *, expected: bool) -> None:
+    def on_process_gone(
+        self, address: str, cause: str, expected: bool, memory: MemoryEnd | None
+    ) -> None:
         """A process of ours has ended."""
         for node_id in self._watchers.pop(address, ()):
             node = self._neighbours.get(node_id)
             if node is not None:
-                self._neighbours.send(node, ProcessEnded(address, cause, expected))
+                self._neighbours.send(node, ProcessEnded(address, cause, expected, memory))
 
     def on_node_joined(self, place: str) -> None:
         """A node is known now; what clients watch there can be asked for."""
@@ -149,7 +154,7 @@ class Abroad:
 
     def _bury(self, place: str, cause: str) -> None:
         for address in self._watched.pop(place, ()):
-            self._clients.gone(address, cause, expected=False)
+            self._clients.gone(address, cause, expected=False, memory=None)
 
     def close(self) -> None:
         """Stop the timers."""

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, Final
 
+from shoal.messages.memory import MemoryEnd
 from shoal.messages.node import Job, PeerGone
 from shoal.wire.aio import PeerConnection
 
@@ -131,11 +132,11 @@ class Clients:
         gone = self._gone.get(address)
         return "has ended" if gone is None else gone.cause
 
-    def gone(self, address: str, cause: str, *, expected: bool) -> None:
-        """The process at `address` has ended."""
+    def gone(self, address: str, cause: str, *, expected: bool, memory: MemoryEnd | None) -> None:
+        """The process at `address` has ended; see `PeerGone`."""
         if address in self._gone:
             return
-        notice = PeerGone(address, cause, expected)
+        notice = PeerGone(address, cause, expected, memory)
         self._gone[address] = notice
         if len(self._gone) > _REMEMBERED:
             del self._gone[next(iter(self._gone))]

@@ -47,6 +47,7 @@ from shoal.messages.control import (
     ViewChanged,
     WatchActor,
 )
+from shoal.messages.memory import MemoryEnd, Runs
 from shoal.messages.node import (
     ActorCreate,
     ActorExiting,
@@ -361,6 +362,7 @@ class Daemon:
             KillProcess: self._on_kill_process,
             Stay: self._of_worker(self._workers.on_stay),
             Leaving: self._of_worker(self._workers.on_leaving),
+            Runs: self._workers.on_runs,
             Goodbye: self._on_goodbye,
             ActorCreate: self._on_actor_create,
             ActorWatch: self._on_actor_watch,
@@ -523,8 +525,8 @@ class Daemon:
     def on_forked(self, worker_id: bytes, pid: int, error: str) -> None:
         self._workers.on_forked(worker_id, pid, error)
 
-    def on_exited(self, pid: int, status: int) -> None:
-        self._workers.on_exited(pid, status)
+    def on_exited(self, pid: int, status: int, peak_bytes: int) -> None:
+        self._workers.on_exited(pid, status, peak_bytes)
 
     def on_zygote_lost(self) -> None:
         self.stop(
@@ -545,7 +547,8 @@ class Daemon:
             ClientGone(number, process.address, f"the worker, pid {process.pid}", cause)
         )
         left_objects = self._store.on_process_gone(process.address, process.job.job_id)
-        self._tell_end(process.address, cause, expected=process.expected)
+        end = process.occupation.end
+        self._tell_end(process.address, cause, expected=process.expected, memory=end)
         if left_objects:
             self._store.ask_who_uses(process.address)
         self._finish_goodbye(process.job.job_id)
@@ -588,8 +591,10 @@ class Daemon:
         self._jobs.on_over(job_id, self._workers.has_job)
         self._leasing.on_job_over(job_id)
 
-    def _tell_end(self, address: str, cause: str, *, expected: bool) -> None:
-        self._clients.gone(address, cause, expected=expected)
+    def _tell_end(
+        self, address: str, cause: str, *, expected: bool, memory: MemoryEnd | None = None
+    ) -> None:
+        self._clients.gone(address, cause, expected=expected, memory=memory)
         remove_entrance(self._boot.session_dir, address)
         if self._outside is not None:
-            self._outside.abroad.on_process_gone(address, cause, expected=expected)
+            self._outside.abroad.on_process_gone(address, cause, expected, memory)
