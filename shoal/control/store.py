@@ -341,11 +341,14 @@ class ControlStore:
 
     def _create_actor(self, message: CreateActor) -> Any:
         try:
-            return self._actors.on_create(
+            info = self._actors.on_create(
                 message.spec, message.job_id, get_if_exists=message.get_if_exists
             )
         except NameTaken as error:
             raise ControlError(f"ActorAlreadyExistsError: {error}") from None
+        if message.job is not None and not info.existed:
+            self._jobs.learn(message.job)
+        return info
 
     def _note(self, actor_id: bytes) -> None:
         """What lists show of an actor."""
@@ -448,7 +451,7 @@ class ControlStore:
                 case SaveForgotten(process):
                     self._journal.write(FORGOTTEN, process, self._actors.forgotten(process))
                 case Place(spec, incarnation, job_id):
-                    self._place(PlaceActor(spec, incarnation, job_id, self._jobs.get(job_id)))
+                    self._place(PlaceActor(spec, incarnation, job_id))
                     # After a restart, the node that it was sent to is the one whose claim counts.
                     changed.setdefault(spec.actor_id, False)
                 case Stop(actor_id, incarnation, reason, how):
@@ -495,6 +498,9 @@ class ControlStore:
         if chosen.node_id:
             self._unplaced.pop(spec.actor_id, None)
             self._placed_on[spec.actor_id] = chosen.node_id
+            # As they are now: it may have waited for long.
+            order.job = self._jobs.get(order.job_id)
+            order.job_over = self._jobs.is_over(order.job_id)
             self._order(chosen.node_id, order)
             return True
         if chosen.never:
