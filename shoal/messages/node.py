@@ -39,6 +39,8 @@ from shoal.messages.stores import (
     QuotaRequest,
     QuotaReturn,
     QuotaWanted,
+    Spilled,
+    SpillWanted,
     WhoUses,
 )
 from shoal.messages.transfer import Freed, Pull, PullDone, Pulled
@@ -510,6 +512,7 @@ ToNode = (
     | ActorExiting
     | QuotaRequest
     | QuotaReturn
+    | Spilled
     | FreeOrphans
     | InUse
     | Abandoned
@@ -548,6 +551,7 @@ FromNode = (
     | StartActor
     | QuotaGranted
     | QuotaWanted
+    | SpillWanted
     | WhoUses
     | FreeAbandoned
     | Pulled
