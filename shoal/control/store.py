@@ -238,7 +238,7 @@ class ControlStore:
 
     def disconnect(self, node_id: bytes) -> None:
         """A node of this process has left. It takes with it whatever could hear of that."""
-        self.nodes.remove(node_id, "has left")
+        self.nodes.remove(node_id, "was stopped")
 
     def on_node_up(self, row: NodeRow, session: int, on_order: OnOrder) -> None:
         """A node of another process has joined."""
@@ -254,11 +254,11 @@ class ControlStore:
         self.place_again()
         self._settle()
 
-    def on_node_down(self, node_id: bytes, name: str, cause: str) -> None:
-        """A node is dead, with all that ran there. `cause` is a clause: "sent no heartbeat for 10 s"."""
+    def on_node_down(self, node_id: bytes, name: str, cause: str, *, stopped: bool = False) -> None:
+        """A node is dead, with all that ran there. `cause` is a clause: "sent no heartbeat for 10 s"; `stopped`: it was told to end."""
         known = self.restored.nodes.get(node_id) if self.restored is not None else None
         self._surveys.on_node_gone(node_id)
-        row = self.nodes.remove(node_id, cause) or (known.row if known is not None else None)
+        row = self.nodes.remove(node_id, cause, known.row if known is not None else None)
         self._journal.write(NODES, node_id, None)
         self._journal.write(HEARD, node_id, None)
         for req in self._answered.pop(node_id, {}):
@@ -267,7 +267,7 @@ class ControlStore:
         actors = self._actors
         died = f"its node {name} died: it {cause}"
         if row is not None:
-            row.alive = False
+            row.stopped = stopped
             self._tell_nodes(NodeDied(row, cause))
             place = row.place
             for owner in [owner for owner in actors.owners() if place_of(owner) == place]:

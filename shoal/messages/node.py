@@ -460,6 +460,10 @@ class NodeRow(msgspec.Struct, array_like=True):
     pid: int
     place: str = "local"
     """Where its door is (see `wire.addresses`)."""
+    cause: str = ""
+    """Why it is dead, a clause: "sent no heartbeat for 10 s"."""
+    stopped: bool = False
+    """Of one that is dead: it was told to end, and did so in good order."""
 
 
 class TaskEvent(msgspec.Struct, array_like=True, gc=False):

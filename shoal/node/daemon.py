@@ -231,7 +231,7 @@ class Daemon:
         self._store.close()
         self._workers.close()
         self._showing.close()
-        await self._way.close()
+        await self._way.close(reason if tell else "")
         if self._outside is not None:
             self._outside.close()
         for connection in list(self._connections):
