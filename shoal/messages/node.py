@@ -40,6 +40,8 @@ from shoal.messages.stores import (
     QuotaRequest,
     QuotaReturn,
     QuotaWanted,
+    Spilled,
+    SpillWanted,
     WhoUses,
 )
 from shoal.messages.transfer import Freed, Pull, PullDone, Pulled
@@ -460,6 +462,10 @@ class NodeRow(msgspec.Struct, array_like=True):
     pid: int
     place: str = "local"
     """Where its door is (see `wire.addresses`)."""
+    cause: str = ""
+    """Why it is dead, a clause: "sent no heartbeat for 10 s"."""
+    stopped: bool = False
+    """Of one that is dead: it was told to end, and did so in good order."""
 
 
 class TaskEvent(msgspec.Struct, array_like=True, gc=False):
@@ -513,6 +519,7 @@ ToNode = (
     | ActorExiting
     | QuotaRequest
     | QuotaReturn
+    | Spilled
     | FreeOrphans
     | InUse
     | Abandoned
@@ -552,6 +559,7 @@ FromNode = (
     | StartActor
     | QuotaGranted
     | QuotaWanted
+    | SpillWanted
     | WhoUses
     | FreeAbandoned
     | Pulled

@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, Final
 
-from shoal.messages.memory import MemoryEnd
 from shoal.messages.node import Job, PeerGone
 from shoal.wire.aio import PeerConnection
 
@@ -132,11 +131,11 @@ class Clients:
         gone = self._gone.get(address)
         return "has ended" if gone is None else gone.cause
 
-    def gone(self, address: str, cause: str, *, expected: bool, memory: MemoryEnd | None) -> None:
-        """The process at `address` has ended; see `PeerGone`."""
+    def gone(self, notice: PeerGone) -> None:
+        """A process has ended."""
+        address = notice.address
         if address in self._gone:
             return
-        notice = PeerGone(address, cause, expected, memory)
         self._gone[address] = notice
         if len(self._gone) > _REMEMBERED:
             del self._gone[next(iter(self._gone))]

@@ -47,7 +47,7 @@ from shoal.messages.control import (
     ViewChanged,
     WatchActor,
 )
-from shoal.messages.memory import MemoryEnd, Runs
+from shoal.messages.memory import Runs
 from shoal.messages.node import (
     ActorCreate,
     ActorExiting,
@@ -66,6 +66,7 @@ from shoal.messages.node import (
     Leaving,
     Log,
     NodesQuery,
+    PeerGone,
     RegisterDriver,
     Registered,
     RegisterWorker,
@@ -232,7 +233,7 @@ class Daemon:
         self._store.close()
         self._workers.close()
         self._showing.close()
-        await self._way.close()
+        await self._way.close(reason if tell else "")
         if self._outside is not None:
             self._outside.close()
         for connection in list(self._connections):
@@ -445,7 +446,10 @@ class Daemon:
         if self._is_leaving(client):
             client.send(Reply(message.req, error="ActorDiedError: its creator is ending"))
             return
-        call = CreateActor(message.spec, client.job.job_id, message.get_if_exists)
+        job_id = client.job.job_id
+        # Of a driver of its own the node has told.
+        job = client.job if self._clients.driver_of(job_id) is None else None
+        call = CreateActor(message.spec, job_id, message.get_if_exists, job)
         self._queries.ask(client, message.req, call)
 
     def _on_nodes_query(self, client: Client, message: NodesQuery) -> None:
@@ -548,7 +552,7 @@ class Daemon:
         )
         left_objects = self._store.on_process_gone(process.address, process.job.job_id)
         end = process.occupation.end
-        self._tell_end(process.address, cause, expected=process.expected, memory=end)
+        self._tell_end(PeerGone(process.address, cause, process.expected, end))
         if left_objects:
             self._store.ask_who_uses(process.address)
         self._finish_goodbye(process.job.job_id)
@@ -584,17 +588,15 @@ class Daemon:
         self._leasing.on_client_gone(client.number, reason)
         self._store.on_process_gone(client.address, job_id)
         self._store.on_job_gone(job_id)
-        self._tell_end(client.address, how, expected=orderly)
+        self._tell_end(PeerGone(client.address, how, orderly))
         self._on_job_over(job_id)
 
     def _on_job_over(self, job_id: bytes) -> None:
         self._jobs.on_over(job_id, self._workers.has_job)
         self._leasing.on_job_over(job_id)
 
-    def _tell_end(
-        self, address: str, cause: str, *, expected: bool, memory: MemoryEnd | None = None
-    ) -> None:
-        self._clients.gone(address, cause, expected=expected, memory=memory)
-        remove_entrance(self._boot.session_dir, address)
+    def _tell_end(self, end: PeerGone) -> None:
+        self._clients.gone(end)
+        remove_entrance(self._boot.session_dir, end.address)
         if self._outside is not None:
-            self._outside.abroad.on_process_gone(address, cause, expected, memory)
+            self._outside.abroad.on_process_gone(end)
