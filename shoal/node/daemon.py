@@ -47,7 +47,6 @@ from shoal.messages.control import (
     ViewChanged,
     WatchActor,
 )
-from shoal.messages.memory import Runs
 from shoal.messages.node import (
     ActorCreate,
     ActorExiting,
@@ -63,7 +62,6 @@ from shoal.messages.node import (
     LeaseCancel,
     LeaseRequest,
     LeaseReturn,
-    Leaving,
     Log,
     NodesQuery,
     PeerGone,
@@ -71,7 +69,6 @@ from shoal.messages.node import (
     Registered,
     RegisterWorker,
     Reply,
-    Stay,
     ToNode,
     Unblocked,
     Watch,
@@ -361,9 +358,6 @@ class Daemon:
             Unblocked: lambda client, _: queue.on_unblocked(client.worker_id),
             Watch: self._on_watch,
             KillProcess: self._on_kill_process,
-            Stay: self._of_worker(self._workers.on_stay),
-            Leaving: self._of_worker(self._workers.on_leaving),
-            Runs: self._workers.on_runs,
             Goodbye: self._on_goodbye,
             ActorCreate: self._on_actor_create,
             ActorWatch: self._on_actor_watch,
@@ -378,6 +372,7 @@ class Daemon:
             InUse: store.on_in_use,
             Abandoned: store.on_abandoned,
             LetGo: store.on_let_go,
+            **self._workers.client_handlers,
             **self._groups.client_handlers,
             **self._queries.client_handlers,
             **self._surveys.client_handlers,
@@ -431,14 +426,6 @@ class Daemon:
         if process is not None:
             clause = killed_clause(reason)
             self._workers.order_end(process, clause, reason=reason, kill=True, expected=False)
-
-    def _of_worker(self, handle: Callable[[Process], None]) -> Callable[[Client, Any], None]:
-        def on_message(client: Client, _message: Any) -> None:
-            process = self._workers.process(client.worker_id)
-            if process is not None and not process.told:
-                handle(process)
-
-        return on_message
 
     def _on_actor_create(self, client: Client, message: ActorCreate) -> None:
         check_shape(message.spec.shape)

@@ -16,8 +16,8 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import Iterable
-from typing import Final, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol
 
 from shoal.clock import monotonic_ns
 from shoal.core.endings import ended_clause, exit_clause, killed_clause
@@ -38,7 +38,7 @@ from shoal.core.pool import WorkerKey, WorkerState
 from shoal.core.resources import CPU, NodeResources
 from shoal.messages.boot import Boot
 from shoal.messages.memory import Runs
-from shoal.messages.node import UNIT, Exit, Job, Retire
+from shoal.messages.node import UNIT, Exit, Job, Leaving, Retire, Stay
 from shoal.node.clients import Client
 from shoal.node.environments import EnvironmentFailed, prepare
 from shoal.node.logs import WorkerLogs
@@ -171,6 +171,11 @@ class Workers:
             lambda: next(numbers).to_bytes(4, "big") + os.urandom(12),
         )
         self._memory = MemoryMonitor(loop, boot, self)
+        self.client_handlers: dict[type, Callable[[Client, Any], None]] = {
+            Stay: self._of_worker(self._on_stay),
+            Leaving: self._of_worker(self._on_leaving),
+            Runs: self._on_runs,
+        }
 
     # --- questions -----------------------------------------------------------------------------------------------
 
@@ -327,9 +332,9 @@ class Workers:
         elif not process.ordered:
             process.leaving = reason
             process.client.send(Retire(reason, spent))
-            self.on_leaving(process)
+            self._on_leaving(process)
 
-    def on_leaving(self, process: Process) -> None:
+    def _on_leaving(self, process: Process) -> None:
         """A worker ends in good order: see that it does."""
         grace_s = self._boot.config.exit_grace_s
         process.timers = [self._loop.call_later(grace_s, self._lose_patience, process)]
@@ -340,7 +345,7 @@ class Workers:
         self.order_end(process, ended_clause(reason), reason=reason, kill=True)
         self.advance()
 
-    def on_stay(self, process: Process) -> None:
+    def _on_stay(self, process: Process) -> None:
         """A worker that was asked to retire is counted on."""
         worker = self.queue.pool.get(process.worker_id)
         if worker is None or worker.state is not WorkerState.RETIRING:
@@ -358,6 +363,14 @@ class Workers:
         if process.pid:
             self._zygote.kill(process.pid, number)
 
+    def _of_worker(self, handle: Callable[[Process], None]) -> Callable[[Client, Any], None]:
+        def on_message(client: Client, _message: Any) -> None:
+            process = self._processes.get(client.worker_id)
+            if process is not None and not process.told:
+                handle(process)
+
+        return on_message
+
     # --- what clients say ----------------------------------------------------------------------------------------
 
     def on_registered(self, process: Process, client: Client) -> None:
@@ -366,7 +379,7 @@ class Workers:
         process.number = client.number
         self.queue.on_registered(process.worker_id, monotonic_ns())
 
-    def on_runs(self, client: Client, message: Runs) -> None:
+    def _on_runs(self, client: Client, message: Runs) -> None:
         """A worker says what it runs."""
         process = self._processes.get(client.worker_id)
         if process is not None:
