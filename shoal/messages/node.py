@@ -39,6 +39,8 @@ from shoal.messages.stores import (
     QuotaRequest,
     QuotaReturn,
     QuotaWanted,
+    Spilled,
+    SpillWanted,
     WhoUses,
 )
 from shoal.messages.transfer import Freed, Pull, PullDone, Pulled
@@ -514,6 +516,7 @@ ToNode = (
     | ActorExiting
     | QuotaRequest
     | QuotaReturn
+    | Spilled
     | FreeOrphans
     | InUse
     | Abandoned
@@ -552,6 +555,7 @@ FromNode = (
     | StartActor
     | QuotaGranted
     | QuotaWanted
+    | SpillWanted
     | WhoUses
     | FreeAbandoned
     | Pulled
