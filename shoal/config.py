@@ -200,6 +200,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Ended workers and drivers of which the control store remembers the cause, at some 300 bytes each."""
 
     # --- ways between nodes -----------------------------------------------------------------------------------
+    door_strangers: int = 1024
+    """Most connections from other machines that have not proved the token yet: at a node's door, at the control store's, and again in each
+    process to which the door leads. More wait in the kernel. Higher: more may connect at the same moment; lower: those who never prove
+    it take fewer descriptors."""
+
     tls_cert: str = ""
     """Path of this node's certificate (PEM, with the chain up to the authority). With it, every TCP connection is in TLS; all nodes
     of a cluster must have it, or none."""
