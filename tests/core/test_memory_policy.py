@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 from hypothesis import given
@@ -126,7 +127,9 @@ def test_every_decision_keeps_the_rules(everybody: list[Occupant]) -> None:
 
 
 @given(occupants(), st.randoms(use_true_random=False))
-def test_the_order_in_which_workers_are_listed_is_nothing(everybody: list[Occupant], rng) -> None:  # type: ignore[no-untyped-def]  # hypothesis' own kind of Random
+def test_the_order_in_which_workers_are_listed_is_nothing(
+    everybody: list[Occupant], rng: random.Random
+) -> None:
     shuffled = everybody[:]
     rng.shuffle(shuffled)
     assert decide(shuffled, LIMIT) == decide(everybody, LIMIT)
