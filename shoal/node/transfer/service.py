@@ -427,16 +427,19 @@ class Transfers:
             self._tell_loop(self._uploads.on_ended, key, number)
 
         if verdict.stage is Stage.NONE:
-            return Upload(lambda: LockedSource(self._directory, ask.location), verdict.places, end)
+            return Upload(
+                lambda: LockedSource(self._directory, None, ask.location), verdict.places, end
+            )
         incoming = self._incoming[key]
+        assert self._arena is not None
+        assert incoming.location is not None
         if verdict.stage is Stage.WHOLE:
-            assert self._arena is not None
-            assert incoming.location is not None
             view = self._arena.view(incoming.location)
         else:
             view = incoming.buffer
         stall_s = self._config.pull_stall_s
-        return Upload(lambda: CopySource(self._directory, incoming, view, stall_s), [], end)
+        path = self._arena.path_of(incoming.location)
+        return Upload(lambda: CopySource(path, incoming, view, stall_s), [], end)
 
     def _on_dead(self, message: CopiesDead | OrphansDead) -> None:
         def note() -> None:
