@@ -93,7 +93,34 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of store that a process draws from its node at a time. Higher: fewer requests, more unused share."""
 
     store_full_timeout_s: float = 20.0
-    """How long a creator waits for room before `ObjectStoreFullError`."""
+    """How long a creator waits for room before its object is made on disk, or, where that cannot be, before `ObjectStoreFullError`."""
+
+    spill: bool = True
+    """Whether objects are written to disk when the store is full. Without it, full means full: creators wait, and then fail."""
+
+    spill_dir: str = ""
+    """Where they are written: each session makes a folder of its own in this one. By default in the session's folder."""
+
+    spill_batch_bytes: int = 100 * 1024 * 1024
+    """Bytes that a process is told to write at a time, but never more than an eighth of the store. Higher: fewer orders; lower: those
+    who wait get their room sooner, and less is written than was needed."""
+
+    spill_ask_ms: int = 50
+    """How long processes may take to say what they have idle before others are told to write to disk; who has not said anything by
+    then is passed over. Higher: less is written beside processes that are slow to answer."""
+
+    spill_order_s: float = 10.0
+    """How long a process may write before it is not counted on any more, and others are told to."""
+
+    spill_fallback_s: float = 1.0
+    """How long a creator waits when nobody has anything that could be spilled, before its object is made on disk instead. Higher: more
+    objects find memory after all."""
+
+    spill_retry_s: float = 10.0
+    """How long nothing is spilled after the disk took no more. Lower: room there is noticed sooner."""
+
+    spill_disk_fraction: float = 0.95
+    """How full spilling may make the file system. Higher: more room, and less for everybody else on the machine."""
 
     # --- objects of other nodes -------------------------------------------------------------------------------
     pull_inflight_bytes: int = 512 * 1024 * 1024
@@ -168,6 +195,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Ended workers and drivers of which the control store remembers the cause, at some 300 bytes each."""
 
     # --- ways between nodes -----------------------------------------------------------------------------------
+    door_strangers: int = 1024
+    """Most connections from other machines that have not proved the token yet: at a node's door, at the control store's, and again in each
+    process to which the door leads. More wait in the kernel. Higher: more may connect at the same moment; lower: those who never prove
+    it take fewer descriptors."""
+
     tls_cert: str = ""
     """Path of this node's certificate (PEM, with the chain up to the authority). With it, every TCP connection is in TLS; all nodes
     of a cluster must have it, or none."""

@@ -149,6 +149,11 @@ def _without_effect(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Bytes of the object store. [default: 30 % of the memory]",
 )
 @click.option(
+    "--object-spilling-directory",
+    type=click.Path(),
+    help="Where objects are written that the store has no room for. [default: the session's folder]",
+)
+@click.option(
     "--storage",
     help="Where the control store writes (with --head): memory:, sqlite:///file, redis://host … "
     "[default: $SHOAL_STORAGE, or a file that ends with the cluster]",

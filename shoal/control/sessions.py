@@ -387,8 +387,8 @@ class Sessions:
             case Alive():
                 if session.connection is not None:
                     session.connection.send(Alive())
-            case Leave(reason):
-                self._members.on_leave(session.node_id, session.session, reason)
+            case Leave(reason, stopped):
+                self._members.on_leave(session.node_id, session.session, reason, stopped=stopped)
                 self._follow()
             case _:
                 raise ProtocolError(f"{type(message).__name__} from a node that has joined already")
@@ -423,8 +423,8 @@ class Sessions:
                         assert joining is not None
                         new = not back
                         self._on_up(joining, back)
-                    case NodeDown(node_id, name, cause):
-                        self._on_down(node_id, name, cause)
+                    case NodeDown():
+                        self._on_down(effect)
         if not self._claims_over and not self._members.expecting:
             self._claims_over = True
             self._store.on_claims_over()
@@ -450,10 +450,11 @@ class Sessions:
         else:
             self._store.on_node_up(row, joining.session, session.give)
 
-    def _on_down(self, node_id: bytes, name: str, cause: str) -> None:
+    def _on_down(self, down: NodeDown) -> None:
+        node_id, name, cause, stopped = down
         _log.warning("the node %s (%s) is dead: it %s", name, node_id.hex()[:8], cause)
         session = self._sessions.pop(node_id, None)
-        self._store.on_node_down(node_id, name, cause)
+        self._store.on_node_down(node_id, name, cause, stopped=stopped)
         for connection in [each for each in self._connections if each.user is session]:
             connection.user = None
             self._send_away(connection, f"the node was declared dead: it {cause}")

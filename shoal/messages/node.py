@@ -39,6 +39,8 @@ from shoal.messages.stores import (
     QuotaRequest,
     QuotaReturn,
     QuotaWanted,
+    Spilled,
+    SpillWanted,
     WhoUses,
 )
 from shoal.messages.transfer import Freed, Pull, PullDone, Pulled
@@ -458,6 +460,10 @@ class NodeRow(msgspec.Struct, array_like=True):
     pid: int
     place: str = "local"
     """Where its door is (see `wire.addresses`)."""
+    cause: str = ""
+    """Why it is dead, a clause: "sent no heartbeat for 10 s"."""
+    stopped: bool = False
+    """Of one that is dead: it was told to end, and did so in good order."""
 
 
 class TaskEvent(msgspec.Struct, array_like=True, gc=False):
@@ -510,6 +516,7 @@ ToNode = (
     | ActorExiting
     | QuotaRequest
     | QuotaReturn
+    | Spilled
     | FreeOrphans
     | InUse
     | Abandoned
@@ -548,6 +555,7 @@ FromNode = (
     | StartActor
     | QuotaGranted
     | QuotaWanted
+    | SpillWanted
     | WhoUses
     | FreeAbandoned
     | Pulled

@@ -231,7 +231,7 @@ class Daemon:
         self._store.close()
         self._workers.close()
         self._showing.close()
-        await self._way.close()
+        await self._way.close(reason if tell else "")
         if self._outside is not None:
             self._outside.close()
         for connection in list(self._connections):
@@ -443,7 +443,10 @@ class Daemon:
         if self._is_leaving(client):
             client.send(Reply(message.req, error="ActorDiedError: its creator is ending"))
             return
-        call = CreateActor(message.spec, client.job.job_id, message.get_if_exists)
+        job_id = client.job.job_id
+        # Of a driver of its own the node has told.
+        job = client.job if self._clients.driver_of(job_id) is None else None
+        call = CreateActor(message.spec, job_id, message.get_if_exists, job)
         self._queries.ask(client, message.req, call)
 
     def _on_nodes_query(self, client: Client, message: NodesQuery) -> None:

@@ -155,11 +155,11 @@ class ObjectStore:
             self._reader.forget(creator_at(address))
 
     def give_back(self, wanted: int, itself: bool = False) -> None:
-        """Others wait for room, or this process `itself` does: what became idle since it asked is for whoever is first."""
-        if self._arena is not None:
-            given = self._arena.reclaim(wanted, unused=not itself)
-            if given:
-                self._node.send(QuotaReturn(given))
+        """Others wait for room, or this process `itself` does: what became idle since it asked is for whoever is first. The node
+        hears of it also when there is nothing."""
+        arena = self._arena
+        given = 0 if arena is None else arena.reclaim(wanted, unused=not itself)
+        self._node.send(QuotaReturn(given, asked=True))
 
     def leave(self) -> None:
         """This process ends, but objects that it made may be owned by others: only idle memory goes."""

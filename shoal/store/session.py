@@ -18,6 +18,7 @@ from shoal.store.layout import check_creator, lock_file, parse_segment
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - ours in it is 0700 and checked
 _SESSION: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,127}")
 _CGROUPS: Final = Path("/sys/fs/cgroup")
+_MOUNTS: Final = Path("/proc/self/mountinfo")
 _OWN_GROUPS: Final = Path("/proc/self/cgroup")
 
 
@@ -37,9 +38,17 @@ def shm_directory(session_name: str, root: Path | None = None) -> Path:
     if root is None:
         usable = _SHARED_MEMORY.is_dir() and os.access(_SHARED_MEMORY, os.W_OK | os.X_OK)
         root = _SHARED_MEMORY if usable else Path(tempfile.gettempdir())
-    path = root / f"shoal-{os.getuid()}-{session_name}"
+    return private_directory(root / f"shoal-{os.getuid()}-{session_name}")
+
+
+def private_directory(path: Path) -> Path:
+    """The directory itself, made if need be, for this user only.
+
+    Raises:
+        PermissionError: something of that name is there that is not ours alone.
+    """
     path.mkdir(mode=0o700, exist_ok=True)
-    # The root is everybody's: another user may have been there first, with a link or an open directory.
+    # Where it is may be everybody's: another user may have been there first, with a link or an open directory.
     found = path.lstat()
     if (
         not stat.S_ISDIR(found.st_mode)
@@ -51,6 +60,22 @@ def shm_directory(session_name: str, root: Path | None = None) -> Path:
             "Remove it, or use another session name."
         )
     return path
+
+
+def is_in_memory(directory: Path) -> bool:
+    """Whether the file system of a directory keeps its files in memory, so that to write there saves none."""
+    device = os.stat(directory).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = _MOUNTS.read_text().splitlines()
+    except OSError:
+        return False
+    for line in lines:
+        # Number, parent, device, root, mount point, options; after a dash the kind.
+        mount, _, kind = line.partition(" - ")
+        if mount.split()[2] == number:
+            return kind.split()[0] in {"tmpfs", "ramfs"}
+    return False
 
 
 def remove_session(directory: Path) -> None:

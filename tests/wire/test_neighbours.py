@@ -15,6 +15,7 @@ from shoal.node.doorkeeper import Doorkeeper
 from shoal.node.neighbours import Neighbour, Neighbours, daemon_name
 from shoal.wire.addresses import make_place
 from shoal.wire.handshake import new_token
+from tests.wire.doors import turn_away
 from tests.wire.reactors import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class House:
             str(town.folder),
             daemon_name(node_id),
             self.neighbours.accept,
-            socket.socket.close,
+            turn_away,
+            100,
         )
 
     def on_message(self, node: Neighbour, message: Neighbourly) -> None:
@@ -138,7 +140,8 @@ def test_a_node_that_is_not_there_yet_is_tried_until_it_is(tmp_path: Path) -> No
                 str(tmp_path),
                 daemon_name(there.me.node_id),
                 there.neighbours.accept,
-                socket.socket.close,
+                turn_away,
+                100,
             )
             await until(lambda: there.numbers() == expected(1))
 
