@@ -44,7 +44,7 @@ from typing import Final
 
 import msgspec
 
-from shoal.errors import InternalError, ObjectFreedError, ObjectStoreFullError
+from shoal.errors import InternalError, ObjectFreedError, OutOfDiskError
 from shoal.lock import make_lock
 from shoal.messages.values import Location
 from shoal.store import forking
@@ -136,7 +136,8 @@ class Arena(Accounts):
 
         Raises:
             QuotaExhausted: new pages are needed, and the quota does not cover them.
-            ObjectStoreFullError: the quota does, but the file system has no room; or the disk has none.
+            ObjectStoreFullError: the quota does, but the file system has no room.
+            OutOfDiskError: the disk has none.
         """
         if on_disk:
             return self._create_on_disk(size)
@@ -228,9 +229,10 @@ class Arena(Accounts):
             check_disk(folder, capacity, self._disk_fraction)
             segment = Segment(folder, self._creator, number, capacity, slab=False, on_disk=True)
         except OSError as error:
-            raise ObjectStoreFullError(
+            raise OutOfDiskError(
                 f"the object of {size:,} bytes has no room in the object store, and cannot go to disk in {folder}: "
-                f"{error.strerror or error}. Drop references to large objects, or make room there"
+                f"{error.strerror or error}. Drop references to large objects, make room there, or choose another "
+                "object_spilling_directory"
             ) from error
         with self._lock:
             set_spilled(self._lock_fd, number, True)

@@ -93,6 +93,7 @@ class Transfers:
         token: bytes,
         address: str,
         directory: Path,
+        spill_directory: Path | None,
         config: Config,
         connect: Callable[[str], socket.socket],
         context: ssl.SSLContext | None = None,
@@ -104,6 +105,7 @@ class Transfers:
         self._address = address
         self._place = place_of(address)
         self._directory = directory
+        self._spill_directory = spill_directory
         self._config = config
         self._open = connect
         self._context = context
@@ -273,7 +275,12 @@ class Transfers:
 
     def _fetch(self, fetch: Fetch) -> None:
         if self._arena is None:
-            self._arena = Arena(self._directory, creator_at(self._address))
+            self._arena = Arena(
+                self._directory,
+                creator_at(self._address),
+                spill_directory=self._spill_directory,
+                disk_fraction=self._config.spill_disk_fraction,
+            )
         incoming = self._incoming.get(fetch.key)
         if incoming is None:
             incoming = self._incoming[fetch.key] = Incoming(fetch.key)
@@ -444,7 +451,9 @@ class Transfers:
 
         if verdict.stage is Stage.NONE:
             return Upload(
-                lambda: LockedSource(self._directory, None, ask.location), verdict.places, end
+                lambda: LockedSource(self._directory, self._spill_directory, ask.location),
+                verdict.places,
+                end,
             )
         incoming = self._incoming[key]
         assert self._arena is not None
