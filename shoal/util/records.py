@@ -136,7 +136,7 @@ class ObjectState(Record):
 
 @dataclass
 class NodeState(Record):
-    """A node. `state` is "ALIVE" or "DEAD"."""
+    """A node. `state` is "ALIVE" or "DEAD"; `state_message` says why it is dead, a clause."""
 
     DETAILS: ClassVar[frozenset[str]] = frozenset({"labels", "place", "pid"})
 
@@ -147,6 +147,7 @@ class NodeState(Record):
     hostname: str
     resources_total: dict[str, float]
     resources_available: dict[str, float]
+    state_message: str | None = None
     labels: dict[str, str] | None = None
     place: str | None = None
     pid: int | None = None
