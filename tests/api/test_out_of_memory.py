@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -93,6 +95,21 @@ def test_a_task_that_may_not_be_tried_again_fails_at_once(traces: Callable[[str]
     with pytest.raises(OutOfMemoryError, match="max_retries=0"):
         get(greedy.options(max_retries=0).remote(500, trace))
     assert len(trace) == 1
+
+
+@pytest.mark.cluster(_system_config=TIGHT)
+def test_what_a_task_has_started_counts_and_ends_with_it(traces: Callable[[str], Trace]) -> None:
+    trace = traces("children")
+    program = f"import os, time; open({str(trace._path)!r}, 'a').write(f'{{os.getpid()}}\\n'); m = b'x' * (500 << 20); time.sleep(60)"
+
+    @shoal.remote(max_retries=0)
+    def start() -> None:
+        subprocess.run([sys.executable, "-c", program], check=True)
+
+    with pytest.raises(OutOfMemoryError):
+        get(start.remote())
+    (child,) = trace.words()
+    wait_until(lambda: not alive(int(child)), "the child ends, too")
 
 
 @pytest.mark.cluster(_system_config=TIGHT)
