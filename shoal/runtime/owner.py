@@ -398,6 +398,9 @@ class Owner:
     def _on_results(self, connection: Connection, message: Results) -> None:
         task = self._finished(connection, message.task_id, message.took_us)
         if task is None:
+            # An earlier life of an actor has answered after all.
+            for value in message.values:
+                self._objects.refuse(value)
             return
         self.succeed(task, message)
 
@@ -471,6 +474,8 @@ class Owner:
         task = None if lane is None else lane.inflight.get(message.task_id)
         if task is not None and task.stream is not None:
             task.stream.item(message.index, message.value)
+        else:
+            self._objects.refuse(message.value)
 
     def _on_hand_back(self, connection: Connection, message: HandBack) -> None:
         lane = connection.lane
