@@ -191,6 +191,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     orders_backlog: int = 1_000_000
     """A node that lets so many orders and answers wait is given up, and a node with so many unsent reports ends."""
 
+    answers_unread_bytes: int = 128 * 1024 * 1024
+    """A node that has not taken so many bytes of answers is refused more until it has, unless its question changes something. Higher:
+    more and larger questions at once (lists of a large cluster, keys with large values), and more memory of the control store for a node
+    that is slow."""
+
     ended_processes: int = 10_000
     """Ended workers and drivers of which the control store remembers the cause, at some 300 bytes each."""
 

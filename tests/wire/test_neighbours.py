@@ -124,7 +124,9 @@ def test_everything_arrives_once_and_in_order_over_connections_that_break(tmp_pa
     asyncio.run(scenario())
 
 
-def test_a_node_that_is_not_there_yet_is_tried_until_it_is(tmp_path: Path) -> None:
+def test_a_node_that_is_not_there_yet_is_tried_until_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
         async with town(tmp_path) as it:
             here = it.build()
@@ -132,7 +134,7 @@ def test_a_node_that_is_not_there_yet_is_tried_until_it_is(tmp_path: Path) -> No
             there.keeper.close()
             host, _, port = there.me.place.rpartition(":")
             here.tell(there, 0)
-            await asyncio.sleep(0.05)
+            await until(lambda: "cannot be reached" in caplog.text)
             door = socket.create_server((host, int(port)))
             there.keeper = Doorkeeper(
                 it.loop,

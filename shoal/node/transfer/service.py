@@ -94,6 +94,7 @@ class Transfers:
         token: bytes,
         address: str,
         directory: Path,
+        spill_directory: Path | None,
         config: Config,
         connect: Callable[[str], socket.socket],
         context: ssl.SSLContext | None = None,
@@ -105,6 +106,7 @@ class Transfers:
         self._address = address
         self._place = place_of(address)
         self._directory = directory
+        self._spill_directory = spill_directory
         self._config = config
         self._open = connect
         self._context = context
@@ -274,7 +276,12 @@ class Transfers:
 
     def _fetch(self, fetch: Fetch) -> None:
         if self._arena is None:
-            self._arena = Arena(self._directory, creator_at(self._address))
+            self._arena = Arena(
+                self._directory,
+                creator_at(self._address),
+                spill_directory=self._spill_directory,
+                disk_fraction=self._config.spill_disk_fraction,
+            )
         incoming = self._incoming.get(fetch.key)
         if incoming is None:
             incoming = self._incoming[fetch.key] = Incoming(fetch.key)
@@ -444,17 +451,18 @@ class Transfers:
         end = partial(self._tell_loop, self._uploads.on_ended, key, number)
         open_it: Callable[[], Source]
         if verdict.stage is Stage.NONE:
-            open_it = partial(LockedSource, self._directory, ask.location)
+            open_it = partial(LockedSource, self._directory, self._spill_directory, ask.location)
         else:
             incoming = self._incoming[key]
+            assert self._arena is not None
+            assert incoming.location is not None
             if verdict.stage is Stage.WHOLE:
-                assert self._arena is not None
-                assert incoming.location is not None
                 view = self._arena.view(incoming.location)
             else:
                 view = incoming.buffer
             stall_s = self._config.pull_stall_s
-            open_it = partial(CopySource, self._directory, incoming, view, stall_s)
+            path = self._arena.path_of(incoming.location)
+            open_it = partial(CopySource, path, incoming, view, stall_s)
         return Upload(open_it, verdict.places, absent, end)
 
     def _on_absent(self, key: Key) -> None:
