@@ -122,6 +122,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     spill_disk_fraction: float = 0.95
     """How full spilling may make the file system. Higher: more room, and less for everybody else on the machine."""
 
+    inquiry_patience_s: float = 2.0
+    """How long a process may take to say what it uses of what others have left, before those that cannot have heard of it are no longer
+    waited for. Lower: one that is stopped holds up the memory of other jobs for less time; higher: fewer that are just slow are judged."""
+
     # --- objects of other nodes -------------------------------------------------------------------------------
     pull_inflight_bytes: int = 512 * 1024 * 1024
     """Most bytes that a node is getting from others at once, unless a single object is larger; never more than half of
