@@ -56,9 +56,19 @@ _WAITING, _QUEUED, _PUSHED, _HERE, _FINISHED = State
 
 
 class Function:
-    """A remote function: what is sent once per connection, and how long it has been taking."""
+    """A remote function: what is sent once per connection, and how long it has been taking. `holds` are the entries of the references
+    that it captured."""
 
-    __slots__ = ("average_us", "code", "function_id", "index", "max_calls", "name", "target")
+    __slots__ = (
+        "average_us",
+        "code",
+        "function_id",
+        "holds",
+        "index",
+        "max_calls",
+        "name",
+        "target",
+    )
 
     def __init__(
         self, index: int, function_id: bytes, name: str, code: Any, max_calls: int = 0
@@ -68,6 +78,7 @@ class Function:
         self.name = name
         self.code = code
         self.max_calls = max_calls
+        self.holds: list[Any] = []
         self.average_us = -1.0
         # What error messages about arguments look at for the names of parameters.
         self.target: Any = name

@@ -76,6 +76,7 @@ from shoal.messages.node import (
 )
 from shoal.messages.placement import InBundle
 from shoal.messages.stores import Abandoned, FreeOrphans, InUse, LetGo, QuotaRequest, QuotaReturn
+from shoal.node.accounts import Accounts
 from shoal.node.actors import DIRECTORY, ActorSeats
 from shoal.node.clients import Client, Clients
 from shoal.node.control_way import ControlWay
@@ -156,6 +157,7 @@ class Daemon:
             self._actors,
             self._control,
             self._queries,
+            Accounts(boot, self.node_id, self._clients, self._store, self._outside),
             boot.config.task_events * _EVENTS_OF_PAST_PROCESSES,
         )
         self._groups = PlacementGroups(

@@ -9,13 +9,14 @@ Reading guide: `layout` (files and numbers), `mapping` (how the end of a view is
 """
 
 from shoal.messages.values import Location
-from shoal.store.arena import Arena, ArenaStats, Block, QuotaExhausted
+from shoal.store.arena import Arena, ArenaBlocks, ArenaStats, Block, QuotaExhausted
 from shoal.store.copying import copy_into
 from shoal.store.reader import Reader, ReaderStats
 from shoal.store.session import default_capacity_bytes, remove_session, shm_directory, sweep
 
 __all__ = [
     "Arena",
+    "ArenaBlocks",
     "ArenaStats",
     "Block",
     "Location",

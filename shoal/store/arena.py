@@ -103,6 +103,20 @@ class ArenaStats(msgspec.Struct, frozen=True, kw_only=True):
     segments: int
 
 
+class ArenaBlocks(NamedTuple):
+    """The blocks of an arena."""
+
+    live: list[Location]
+    freed: list[Location]
+    """Of dead objects, that somebody had views of when they were last looked at."""
+    viewed: list[Location]
+    """Of both, those that this process itself has views of."""
+
+
+def _location(record: Record) -> Location:
+    return Location(record.segment.name, record.offset, record.size, record.serial)
+
+
 class _Victims(NamedTuple):
     segments: list[Segment]
     holes: list[Range]
@@ -275,6 +289,19 @@ class Arena:
                 quarantined_bytes=sum(record.length for record in self._quarantine),
                 quarantined_blocks=len(self._quarantine),
                 segments=len(self._segments),
+            )
+
+    def blocks(self) -> ArenaBlocks:
+        """All blocks that hold, or held, an object, as of now."""
+        with self._lock:
+            live = [
+                record for segment in self._segments.values() for record in segment.blocks.values()
+            ]
+            freed = list(self._quarantine)
+            return ArenaBlocks(
+                [_location(record) for record in live],
+                [_location(record) for record in freed],
+                [_location(record) for record in live + freed if record.is_viewed],
             )
 
     # --- the end ----------------------------------------------------------------------------------------------
