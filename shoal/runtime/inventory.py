@@ -28,6 +28,9 @@ _MOST_BORROWERS: Final = 16
 _MOST_GROUPS: Final = 1_000
 """Places of the program that are counted by themselves; those with the fewest bytes are put together."""
 
+_BLOCKS_PER_ROW: Final = 5
+"""Blocks that are told of where the limit is for rows: they are a fifth as large, and nothing can be said of those that are left out."""
+
 OTHERS: Final = "(others)"
 
 Place = tuple[str, Location]
@@ -101,7 +104,7 @@ class Inventory:
     # --- memory --------------------------------------------------------------------------------------------------
 
     def memory(self, limit: int) -> Memory:
-        """The accounts of this process; at most `limit` blocks."""
+        """The accounts of this process."""
         process = self._process
         stats = process.store.stats()
         arena = Arena()
@@ -114,6 +117,7 @@ class Inventory:
                 stats.quarantined_bytes,
             )
         blocks = list(self._blocks())
+        limit = limit * _BLOCKS_PER_ROW
         host = process.host
         return Memory(
             process.address,
@@ -151,13 +155,17 @@ class Inventory:
         what it looks at."""
         process = self._process
         place = self._place
+        # Of these, their rows tell that they are looked at.
+        told: set[Place] = set()
         own: set[Location] = set()
         claimed: set[Place] = set()
         for stored in self._counted_on():
+            key = (place_of(stored.creator), stored.location)
+            told.add(key)
             if stored.creator == process.address:
                 own.add(stored.location)
             else:
-                claimed.add((place_of(stored.creator), stored.location))
+                claimed.add(key)
         blocks = process.store.blocks()
         owners = process.deliveries.owners()
         viewed = self._viewed
@@ -167,7 +175,7 @@ class Inventory:
                 yield Block(MADE, place, location, owners.get(location, ""))
         for location in blocks.freed:
             yield Block(FREED, place, location)
-        for origin, location in viewed:
+        for origin, location in viewed - told:
             yield Block(VIEWED, origin, location)
         for origin, location in claimed:
             yield Block(CLAIMED, origin, location)

@@ -108,7 +108,7 @@ class ArenaBlocks(NamedTuple):
 
     live: list[Location]
     freed: list[Location]
-    """Of dead objects, that somebody had views of when they were last looked at."""
+    """Of dead objects that somebody has views of."""
     viewed: list[Location]
     """Of both, those that this process itself has views of."""
 
@@ -292,8 +292,9 @@ class Arena:
             )
 
     def blocks(self) -> ArenaBlocks:
-        """All blocks that hold, or held, an object, as of now."""
+        """All blocks that hold an object, or held one and are still looked at, as of now."""
         with self._lock:
+            self._settle(len(self._quarantine))
             live = [
                 record for segment in self._segments.values() for record in segment.blocks.values()
             ]
