@@ -85,6 +85,28 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     async_concurrency: int = 1000
     """Calls that an async actor runs at once unless it says otherwise."""
 
+    # --- memory -----------------------------------------------------------------------------------------------
+    memory_usage_threshold: float = 0.95
+    """Part of the memory of the machine, or of a control group, from which on the memory monitor of a node ends workers. Higher: more is
+    used, and the kernel, which is less choosy, may be quicker."""
+
+    memory_monitor_refresh_ms: int = 250
+    """How often the memory monitor looks; 0 turns it off. Higher: less work, and a quicker growth is noticed too late."""
+
+    memory_limit_bytes: int = 0
+    """Memory that the workers of a node, with the object store, may use together, by the same threshold; 0: all that the machine or
+    control group has. For machines that have other things to do."""
+
+    task_oom_retries: int = 15
+    """How often a task is tried again whose worker was ended because memory was short, if it may be retried at all; these do not count as
+    `max_retries`. -1 is for ever."""
+
+    oom_retry_ms: int = 1_000
+    """How long such a task waits before it is tried again the first time; twice as long each further time."""
+
+    oom_retry_most_ms: int = 60_000
+    """The longest such wait."""
+
     # --- object store -----------------------------------------------------------------------------------------
     store_fraction: float = 0.3
     """Share of the machine's memory that the object store may take when `object_store_memory` is not given."""
@@ -93,7 +115,34 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of store that a process draws from its node at a time. Higher: fewer requests, more unused share."""
 
     store_full_timeout_s: float = 20.0
-    """How long a creator waits for room before `ObjectStoreFullError`."""
+    """How long a creator waits for room before its object is made on disk, or, where that cannot be, before `ObjectStoreFullError`."""
+
+    spill: bool = True
+    """Whether objects are written to disk when the store is full. Without it, full means full: creators wait, and then fail."""
+
+    spill_dir: str = ""
+    """Where they are written: each session makes a folder of its own in this one. By default in the session's folder."""
+
+    spill_batch_bytes: int = 100 * 1024 * 1024
+    """Bytes that a process is told to write at a time, but never more than an eighth of the store. Higher: fewer orders; lower: those
+    who wait get their room sooner, and less is written than was needed."""
+
+    spill_ask_ms: int = 50
+    """How long processes may take to say what they have idle before others are told to write to disk; who has not said anything by
+    then is passed over. Higher: less is written beside processes that are slow to answer."""
+
+    spill_order_s: float = 10.0
+    """How long a process may write before it is not counted on any more, and others are told to."""
+
+    spill_fallback_s: float = 1.0
+    """How long a creator waits when nobody has anything that could be spilled, before its object is made on disk instead. Higher: more
+    objects find memory after all."""
+
+    spill_retry_s: float = 10.0
+    """How long nothing is spilled after the disk took no more. Lower: room there is noticed sooner."""
+
+    spill_disk_fraction: float = 0.95
+    """How full spilling may make the file system. Higher: more room, and less for everybody else on the machine."""
 
     # --- objects of other nodes -------------------------------------------------------------------------------
     pull_inflight_bytes: int = 512 * 1024 * 1024
@@ -164,10 +213,20 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     orders_backlog: int = 1_000_000
     """A node that lets so many orders and answers wait is given up, and a node with so many unsent reports ends."""
 
+    answers_unread_bytes: int = 128 * 1024 * 1024
+    """A node that has not taken so many bytes of answers is refused more until it has, unless its question changes something. Higher:
+    more and larger questions at once (lists of a large cluster, keys with large values), and more memory of the control store for a node
+    that is slow."""
+
     ended_processes: int = 10_000
     """Ended workers and drivers of which the control store remembers the cause, at some 300 bytes each."""
 
     # --- ways between nodes -----------------------------------------------------------------------------------
+    door_strangers: int = 1024
+    """Most connections from other machines that have not proved the token yet: at a node's door, at the control store's, and again in each
+    process to which the door leads. More wait in the kernel. Higher: more may connect at the same moment; lower: those who never prove
+    it take fewer descriptors."""
+
     tls_cert: str = ""
     """Path of this node's certificate (PEM, with the chain up to the authority). With it, every TCP connection is in TLS; all nodes
     of a cluster must have it, or none."""

@@ -159,6 +159,6 @@ class Control:
 
 def _death(effect: NodeDown) -> Given:
     """What nodes are told of it."""
-    node_id, name, cause = effect
+    node_id, name, cause, _ = effect
     row = NodeRow(node_id, False, "10.0.0.1:7000", name, name, {}, {}, {}, "", 0)
     return Given(1, 0, NodeDied(row, cause))

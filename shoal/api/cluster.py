@@ -14,6 +14,11 @@ from shoal.wire.addresses import LOCAL, place_of
 if TYPE_CHECKING:
     from shoal.runtime.process import Process
 
+_LIVES: Final = 0
+_STOPPED: Final = 1
+_FAILED: Final = 2
+"""How Ray programs know why a node is dead: not at all, it was told to end, or it was not."""
+
 _MOST_EVENTS: Final = 100_000
 _ANSWER_WITHIN_MS: Final = 5_000
 
@@ -39,14 +44,18 @@ def nodes() -> list[dict[str, Any]]:
             "MetricsExportPort": 0,
             "NodeName": row.name,
             "RuntimeEnvAgentPort": 0,
-            "DeathReason": 0,
-            "DeathReasonMessage": "",
+            "DeathReason": _LIVES if row.alive else _STOPPED if row.stopped else _FAILED,
+            "DeathReasonMessage": _sentence(row.cause),
             "alive": row.alive,
             "Resources": _amounts(row.total),
             "Labels": dict(row.labels),
         }
         for row in node_rows(current_process.require())
     ]
+
+
+def _sentence(clause: str) -> str:
+    return f"It {clause.rstrip('.')}." if clause else ""
 
 
 def cluster_resources() -> dict[str, float]:

@@ -85,6 +85,7 @@ def init(
     resources: Mapping[str, float] | None = None,
     labels: Mapping[str, str] | None = None,
     object_store_memory: int | None = None,
+    object_spilling_directory: str | None = None,
     ignore_reinit_error: bool = False,
     include_dashboard: bool | None = None,
     dashboard_host: str | None = None,
@@ -112,6 +113,7 @@ def init(
         resources: Custom resources, by name.
         labels: Labels of the node.
         object_store_memory: Capacity of the object store in bytes; by default 30 % of the memory.
+        object_spilling_directory: Where objects are written that the store has no room for; by default in the session's folder.
         ignore_reinit_error: If shoal runs already, return instead of raising.
         include_dashboard: There is none yet; True is refused.
         dashboard_host: Accepted, without effect while there is no dashboard.
@@ -150,7 +152,12 @@ def init(
         if include_dashboard:
             raise ValueError("include_dashboard=True: this release of shoal has no dashboard")
         _check_numbers(object_store_memory=object_store_memory, _memory=_memory)
-        _check_texts(namespace=namespace, _node_name=_node_name, _temp_dir=_temp_dir)
+        _check_texts(
+            namespace=namespace,
+            object_spilling_directory=object_spilling_directory,
+            _node_name=_node_name,
+            _temp_dir=_temp_dir,
+        )
         _check_labels(labels or {})
         own = {
             "num_cpus": num_cpus,
@@ -159,6 +166,7 @@ def init(
             "resources": resources,
             "labels": labels,
             "object_store_memory": object_store_memory,
+            "object_spilling_directory": object_spilling_directory,
             "node_name": _node_name,
         }
         node = _node_to_join(address, _temp_dir, {**own, "_system_config": _system_config})

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import click
 
-from shoal.cli.amounts import bytes_text
 from shoal.cli.looking import FORMAT, TIMEOUT, asking, write_table
 from shoal.cli.reaching import of_cluster
+from shoal.core.byte_amounts import bytes_text
 from shoal.util.memory import GROUPINGS, MemoryReport, memory_report
 from shoal.util.records import MOST, MemoryGroup, MemoryObject, NodeMemory
 
@@ -215,7 +215,7 @@ class _Writer:
             "group": group.group,
             "count": f"{group.count:,}",
             "size": self._size(group.size),
-            "shared memory": self._size(group.shared_memory),
+            "stored": self._size(group.stored),
             "inline": self._size(group.inline),
             "types": ", ".join(f"{kind} {count:,}" for kind, count in types),
         }
@@ -238,6 +238,7 @@ _COLUMNS: Final = (
     "reserved",
     "left_by_ended",
     "free",
+    "on_disk",
 )
 
 

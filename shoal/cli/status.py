@@ -7,9 +7,9 @@ from datetime import datetime
 
 import click
 
-from shoal.cli.amounts import bytes_text
 from shoal.cli.failures import told
 from shoal.cli.reaching import of_cluster, reach
+from shoal.core.byte_amounts import bytes_text
 from shoal.messages.control import ClusterStatus, StatusOfCluster
 from shoal.messages.node import UNIT, NodeRow
 
@@ -42,7 +42,7 @@ def _show(place: str, found: StatusOfCluster, verbose: bool) -> None:
         for row in alive:
             _show_node(row, waiting.get(row.node_id, 0))
         for row in dead:
-            click.echo(f"\nNode {row.node_id.hex()[:8]} {row.name} is dead")
+            click.echo(f"\nNode {row.node_id.hex()[:8]} {row.name} is dead: it {row.cause}")
     click.echo("")
     queued = sum(view.waiting for view in found.views)
     click.echo(f"Requests for workers that wait for resources in use: {queued}")

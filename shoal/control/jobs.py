@@ -1,5 +1,9 @@
 """The jobs of a cluster. One that is over is kept for as long as detached actors of it live: they may start again, and their workers need to
-know of the job."""
+know of the job.
+
+A job begins when the node of its driver says so. Another node may be quicker to name it, with an actor of it (`learn`): such a job is treated
+like one that is over until its own node is heard, so that it is kept while the actor lives, and counts as nobody's.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ from shoal.control.restoring import JOBS
 from shoal.messages.control import JobRow
 from shoal.messages.node import Job
 from shoal.messages.records import JobRecord
+
+_UNHEARD: Final = "its driver's node has not said that it runs"
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -48,6 +54,11 @@ class Jobs:
         record = self._records.get(job_id)
         return None if record is None else record.job
 
+    def is_over(self, job_id: bytes) -> bool:
+        """Whether its driver's node has said that a job has ended."""
+        record = self._records.get(job_id)
+        return record is not None and bool(record.ended) and record.ended != _UNHEARD
+
     def node_of(self, job_id: bytes) -> bytes:
         """Where the driver of a job is that runs, b"" if there is none."""
         record = self._records.get(job_id)
@@ -56,6 +67,11 @@ class Jobs:
     def start(self, job: Job, node_id: bytes) -> None:
         """A driver has registered at a node."""
         self._write(JobRecord(job, node_id))
+
+    def learn(self, job: Job) -> None:
+        """There is an actor of this job, and another node than its driver's says so."""
+        if job.job_id not in self._records:
+            self._write(JobRecord(job, b"", _UNHEARD))
 
     def end(self, job_id: bytes, reason: str) -> None:
         """A job is over."""
@@ -70,6 +86,8 @@ class Jobs:
         if record.ended:
             self._ended.add(job_id)
             self._look = True
+        else:
+            self._ended.discard(job_id)
         self._journal.write(JOBS, job_id, _encode(record))
 
     def forget(self, living: Collection[bytes]) -> None:

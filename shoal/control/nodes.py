@@ -57,9 +57,10 @@ class Nodes:
         if node_id not in self.board:
             self.set_row(row)
 
-    def remove(self, node_id: bytes, cause: str) -> NodeRow | None:
-        """A node is gone, for `cause`, a clause; its row, if it was there."""
-        row = self._rows.pop(node_id, None)
+    def remove(self, node_id: bytes, cause: str, expected: NodeRow | None = None) -> NodeRow | None:
+        """A node is gone, for `cause`, a clause; its last row. Of one that did not come back to a new control store that is the row
+        that was `expected`."""
+        row = self._rows.pop(node_id, expected)
         if row is None:
             return None
         self._ways.pop(node_id, None)
@@ -69,6 +70,7 @@ class Nodes:
         if self._at.get(row.place) == node_id:
             del self._at[row.place]
         row.alive = False
+        row.cause = cause
         row.available = {}
         self._gone[node_id] = row
         if len(self._gone) > REMEMBERED:

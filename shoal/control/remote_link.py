@@ -275,9 +275,8 @@ class RemoteLink:
         for node_id, row in list(self._nodes.items()):
             if node_id not in now:
                 row.alive = False
-                self._on_news(
-                    NodeDied(row, "was not there any more when the control store was started anew")
-                )
+                row.cause = "was not there any more when the control store was started anew"
+                self._on_news(NodeDied(row, row.cause))
         for node_id, row in now.items():
             if node_id not in self._nodes:
                 self._on_news(NodeJoined(row))
@@ -495,14 +494,14 @@ class RemoteLink:
             self._connection.send(Leave(reason))
         self._stop("this node has left the cluster")
 
-    async def leave(self, reason: str = "was stopped") -> None:
-        """The same, and be sure that the control store has heard of it, unless that takes long."""
+    async def leave(self, reason: str = "was stopped", *, stopped: bool = True) -> None:
+        """The same, and be sure that the control store has heard of it, unless that takes long. `stopped`: this node was told to."""
         connection = self._connection
         if self._over or connection is None:
             self.close(reason)
             return
         self._left.clear()
-        connection.send(Leave(reason))
+        connection.send(Leave(reason, stopped))
         connection.finish()
         self._stop("this node has left the cluster")
         try:

@@ -238,7 +238,7 @@ class ControlStore:
 
     def disconnect(self, node_id: bytes) -> None:
         """A node of this process has left. It takes with it whatever could hear of that."""
-        self.nodes.remove(node_id, "has left")
+        self.nodes.remove(node_id, "was stopped")
 
     def on_node_up(self, row: NodeRow, session: int, on_order: OnOrder) -> None:
         """A node of another process has joined."""
@@ -254,11 +254,11 @@ class ControlStore:
         self.place_again()
         self._settle()
 
-    def on_node_down(self, node_id: bytes, name: str, cause: str) -> None:
-        """A node is dead, with all that ran there. `cause` is a clause: "sent no heartbeat for 10 s"."""
+    def on_node_down(self, node_id: bytes, name: str, cause: str, *, stopped: bool = False) -> None:
+        """A node is dead, with all that ran there. `cause` is a clause: "sent no heartbeat for 10 s"; `stopped`: it was told to end."""
         known = self.restored.nodes.get(node_id) if self.restored is not None else None
         self._surveys.on_node_gone(node_id)
-        row = self.nodes.remove(node_id, cause) or (known.row if known is not None else None)
+        row = self.nodes.remove(node_id, cause, known.row if known is not None else None)
         self._journal.write(NODES, node_id, None)
         self._journal.write(HEARD, node_id, None)
         for req in self._answered.pop(node_id, {}):
@@ -267,7 +267,7 @@ class ControlStore:
         actors = self._actors
         died = f"its node {name} died: it {cause}"
         if row is not None:
-            row.alive = False
+            row.stopped = stopped
             self._tell_nodes(NodeDied(row, cause))
             place = row.place
             for owner in [owner for owner in actors.owners() if place_of(owner) == place]:
@@ -341,11 +341,14 @@ class ControlStore:
 
     def _create_actor(self, message: CreateActor) -> Any:
         try:
-            return self._actors.on_create(
+            info = self._actors.on_create(
                 message.spec, message.job_id, get_if_exists=message.get_if_exists
             )
         except NameTaken as error:
             raise ControlError(f"ActorAlreadyExistsError: {error}") from None
+        if message.job is not None and not info.existed:
+            self._jobs.learn(message.job)
+        return info
 
     def _note(self, actor_id: bytes) -> None:
         """What lists show of an actor."""
@@ -448,7 +451,7 @@ class ControlStore:
                 case SaveForgotten(process):
                     self._journal.write(FORGOTTEN, process, self._actors.forgotten(process))
                 case Place(spec, incarnation, job_id):
-                    self._place(PlaceActor(spec, incarnation, job_id, self._jobs.get(job_id)))
+                    self._place(PlaceActor(spec, incarnation, job_id))
                     # After a restart, the node that it was sent to is the one whose claim counts.
                     changed.setdefault(spec.actor_id, False)
                 case Stop(actor_id, incarnation, reason, how):
@@ -495,6 +498,9 @@ class ControlStore:
         if chosen.node_id:
             self._unplaced.pop(spec.actor_id, None)
             self._placed_on[spec.actor_id] = chosen.node_id
+            # As they are now: it may have waited for long.
+            order.job = self._jobs.get(order.job_id)
+            order.job_over = self._jobs.is_over(order.job_id)
             self._order(chosen.node_id, order)
             return True
         if chosen.never:

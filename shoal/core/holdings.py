@@ -14,7 +14,7 @@ from typing import Final
 from shoal.core.references import Entry
 from shoal.core.tasks import State, Task
 from shoal.core.waits import name_of, short
-from shoal.messages.memory import (
+from shoal.messages.inventory import (
     ACTOR_HANDLE,
     BORROWED,
     CAPTURED_IN_OBJECT,

@@ -59,11 +59,12 @@ class NodeUp(NamedTuple):
 
 
 class NodeDown(NamedTuple):
-    """A node is dead. `cause` is a clause: "sent no heartbeat for 10 s"."""
+    """A node is dead. `cause` is a clause: "sent no heartbeat for 10 s". `stopped`: it was told to end, and said so itself."""
 
     node_id: bytes
     name: str
     cause: str
+    stopped: bool = False
 
 
 Effect = NodeUp | NodeDown
@@ -185,11 +186,11 @@ class Membership:
         ):
             self._set(member, MemberState.AWAY, now)
 
-    def on_leave(self, node_id: bytes, session: int, cause: str) -> None:
+    def on_leave(self, node_id: bytes, session: int, cause: str, *, stopped: bool = False) -> None:
         """A node ends: by its own word, or because it was given up. `cause` is a clause."""
         member = self._members.get(node_id)
         if member is not None and member.identity.session == session:
-            self._die(member, cause)
+            self._die(member, cause, stopped=stopped)
 
     def tick(self, now: int) -> None:
         """Declare dead whoever is overdue."""
@@ -229,7 +230,7 @@ class Membership:
         self._heard.pop(node_id, None)
         (self._away if state is MemberState.AWAY else self._heard)[node_id] = None
 
-    def _die(self, member: _Member, cause: str) -> None:
+    def _die(self, member: _Member, cause: str, *, stopped: bool = False) -> None:
         node_id, session, place, name = member.identity
         del self._members[node_id]
         if self._places.get(place) == node_id:
@@ -240,7 +241,7 @@ class Membership:
         self._dead[node_id, session] = cause
         if len(self._dead) > REMEMBERED:
             self._dead.popitem(last=False)
-        self.outbox.append(NodeDown(node_id, name, cause))
+        self.outbox.append(NodeDown(node_id, name, cause, stopped))
 
     def check(self) -> None:
         """Assert the invariants."""

@@ -19,11 +19,15 @@ from shoal.messages.state import ActorRow, Findings, Question
 
 
 class CreateActor(msgspec.Struct, array_like=True, tag=1):
-    """Answered by `ActorInfo`; fails with "ActorAlreadyExistsError: …"."""
+    """Answered by `ActorInfo`; fails with "ActorAlreadyExistsError: …".
+
+    `job` is there if the job's driver is not of this node: what its own node says of the job may arrive later than this.
+    """
 
     spec: ActorSpec
     job_id: bytes
     get_if_exists: bool
+    job: Job | None = None
 
 
 class FindActor(msgspec.Struct, array_like=True, tag=2):
@@ -300,12 +304,13 @@ class NodeFound(msgspec.Struct, array_like=True, tag=37):
 
 
 class PlaceActor(msgspec.Struct, array_like=True, tag=40):
-    """Find a process for this life of an actor. The node may not know its job yet."""
+    """Find a process for this life of an actor. The node may not know its job yet, nor have heard that it is over."""
 
     spec: ActorSpec
     incarnation: int
     job_id: bytes
     job: Job | None = None
+    job_over: bool = False
 
 
 class StopActor(msgspec.Struct, array_like=True, tag=41):

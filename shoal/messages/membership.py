@@ -79,9 +79,10 @@ class ViewTaken(msgspec.Struct, array_like=True, tag=4):
 
 
 class Leave(msgspec.Struct, array_like=True, tag=5):
-    """The node ends. `reason` is a clause: "was stopped"."""
+    """The node ends. `reason` is a clause: "was stopped". `stopped`: it was told to."""
 
     reason: str
+    stopped: bool = True
 
 
 # --- both ways ------------------------------------------------------------------------------------------------------

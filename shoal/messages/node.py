@@ -20,6 +20,7 @@ from __future__ import annotations
 import msgspec
 
 from shoal.config import Config
+from shoal.messages.memory import MemoryEnd, Runs, WhatRuns
 from shoal.messages.placement import (
     GroupChange,
     GroupCreate,
@@ -39,6 +40,8 @@ from shoal.messages.stores import (
     QuotaRequest,
     QuotaReturn,
     QuotaWanted,
+    Spilled,
+    SpillWanted,
     WhoUses,
 )
 from shoal.messages.transfer import Freed, Pull, PullDone, Pulled
@@ -207,11 +210,12 @@ class Watch(msgspec.Struct, array_like=True, tag=20):
 
 class PeerGone(msgspec.Struct, array_like=True, tag=21):
     """The process has ended. `cause` is a clause such as "was killed by SIGKILL" or "exited with code 3"; `expected`
-    tells that it ended by order (lease returned, actor out of scope)."""
+    tells that it ended by order (lease returned, actor out of scope), `memory` that it ended because its node ran out of memory."""
 
     address: str
     cause: str
     expected: bool = False
+    memory: MemoryEnd | None = None
 
 
 class KillProcess(msgspec.Struct, array_like=True, tag=22):
@@ -458,6 +462,10 @@ class NodeRow(msgspec.Struct, array_like=True):
     pid: int
     place: str = "local"
     """Where its door is (see `wire.addresses`)."""
+    cause: str = ""
+    """Why it is dead, a clause: "sent no heartbeat for 10 s"."""
+    stopped: bool = False
+    """Of one that is dead: it was told to end, and did so in good order."""
 
 
 class TaskEvent(msgspec.Struct, array_like=True, gc=False):
@@ -499,6 +507,7 @@ ToNode = (
     | KillProcess
     | Stay
     | Leaving
+    | Runs
     | Goodbye
     | ActorCreate
     | ActorWatch
@@ -510,6 +519,7 @@ ToNode = (
     | ActorExiting
     | QuotaRequest
     | QuotaReturn
+    | Spilled
     | FreeOrphans
     | InUse
     | Abandoned
@@ -543,11 +553,13 @@ FromNode = (
     | PeerGone
     | Exit
     | Retire
+    | WhatRuns
     | Log
     | ActorChange
     | StartActor
     | QuotaGranted
     | QuotaWanted
+    | SpillWanted
     | WhoUses
     | FreeAbandoned
     | Pulled

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import msgspec
 
-from shoal.messages.memory import Holding, ProcessMemory, StoreMemory
+from shoal.messages.inventory import Holding, ProcessMemory, StoreMemory
 from shoal.messages.values import Location
 
 # --- questions ------------------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ class ObjectRow(msgspec.Struct, array_like=True, gc=False):
     """Address of the process that tells this."""
     pid: int = 0
     holdings: list[Holding] = []
-    """What counts on it there, in the order of `memory.KINDS`."""
+    """What counts on it there, in the order of `inventory.KINDS`."""
     borrowed_by: list[str] = []
     """Addresses of processes that are registered with the owner; not all of them if they are many."""
     creator: str = ""

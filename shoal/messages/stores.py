@@ -1,5 +1,5 @@
-"""Between a client and its node daemon: how much of the object store each may use, and what becomes of the objects of processes that
-have ended. The numbers of these messages are those of a part of `messages.node`.
+"""Between a client and its node daemon: how much of the object store each may use, what goes to disk when it is full, and what becomes
+of the objects of processes that have ended. The numbers of these messages are those of a part of `messages.node`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,21 @@ class QuotaRequest(msgspec.Struct, array_like=True, tag=50):
 
 
 class QuotaGranted(msgspec.Struct, array_like=True, tag=51):
-    """The answer: `granted` bytes (0: the store stayed full; `explanation` names the biggest holders)."""
+    """The answer: `granted` bytes. With 0, either `on_disk` is set: the object is to be made in the spill folder, without quota; or the
+    store stayed full, and `explanation` names the biggest holders."""
 
     req: int
     granted: int
     explanation: str = ""
+    on_disk: bool = False
 
 
 class QuotaReturn(msgspec.Struct, array_like=True, tag=52):
-    """Bytes given back to the node."""
+    """Bytes given back to the node. `asked`: this answers a `QuotaWanted`; every one of those is answered, with 0 if nothing is idle, so
+    that the node knows when all have answered."""
 
     returned: int
+    asked: bool = False
 
 
 class QuotaWanted(msgspec.Struct, array_like=True, tag=53):
@@ -36,6 +40,23 @@ class QuotaWanted(msgspec.Struct, array_like=True, tag=53):
 
     wanted: int
     itself: bool = False
+
+
+class SpillWanted(msgspec.Struct, array_like=True, tag=70):
+    """Node to client: nobody has idle memory left, and somebody waits; write `wanted` bytes of objects to disk and give their quota back.
+    Answered by one `Spilled`; there is at most one such order at a time."""
+
+    wanted: int
+
+
+class Spilled(msgspec.Struct, array_like=True, tag=71):
+    """The answer, when the writing is through: `freed` bytes of quota come back with it, and `written` bytes are on disk for them. `error`
+    says why it stopped early, if the disk did not take more. Less than was wanted without an error: nothing more can be
+    spilled now. Unasked (an object that was to be made on disk found no room there) it tells of an error only."""
+
+    freed: int
+    written: int
+    error: str = ""
 
 
 class FreeOrphans(msgspec.Struct, array_like=True, tag=54):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from shoal.core import pull_records
 from shoal.messages.boot import Boot
-from shoal.messages.memory import Arena, Copy, Estate, StoreMemory
+from shoal.messages.inventory import Arena, Copy, Estate, StoreMemory
 from shoal.messages.values import Location
 from shoal.node.clients import Clients
 from shoal.node.neighbours import daemon_name

@@ -28,11 +28,11 @@ from shoal.messages.node import (
     ActorSpec,
     ActorStarted,
     Exit,
-    Job,
     LeasePending,
     StartActor,
 )
 from shoal.node.clients import Client, Clients
+from shoal.node.jobs import Jobs
 from shoal.node.workers import Process, Workers
 
 _log = logging.getLogger("shoal.node")
@@ -57,7 +57,7 @@ class ActorSeats:
     """See the module's docstring."""
 
     def __init__(
-        self, workers: Workers, clients: Clients, control: ControlLink, jobs: dict[bytes, Job]
+        self, workers: Workers, clients: Clients, control: ControlLink, jobs: Jobs
     ) -> None:
         self._workers = workers
         self._jobs = jobs
@@ -78,6 +78,8 @@ class ActorSeats:
             return
         if order.job is not None:
             self._jobs.setdefault(order.job_id, order.job)
+            if order.job_over:
+                self._jobs.on_over(order.job_id, self._workers.has_job)
         if order.job_id not in self._jobs:
             reason = f"its job {order.job_id.hex()} is not known any more"
             self._control.post(ActorRefused(*key, reason))
@@ -124,6 +126,8 @@ class ActorSeats:
         seat.lease_id = grant.lease_id
         seat.process = process
         self._of_process[process.worker_id] = seat
+        limit = seat.spec.max_restarts
+        process.occupation.restarts = limit < 0 or seat.incarnation < limit
         if process.client is not None:
             process.client.send(StartActor(seat.spec, seat.incarnation, grant.gpu_ids))
         placed = ActorPlaced(seat.spec.actor_id, seat.incarnation, process.address, process.pid)

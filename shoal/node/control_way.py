@@ -88,10 +88,11 @@ class ControlWay:
             return []
         return (await self._remote.join()).nodes
 
-    async def close(self) -> None:
-        """Leave."""
+    async def close(self, failure: str = "") -> None:
+        """Leave. `failure` says why the node cannot go on, if it was not told to end."""
         if self._remote is not None:
-            await self._remote.leave()
+            reason = f"failed: {failure}" if failure else "was stopped"
+            await self._remote.leave(reason, stopped=not failure)
         else:
             self.link.close()
         if self._here is not None:

@@ -58,6 +58,7 @@ from shoal.node.transfer.service import Transfers
 from shoal.node.uses import UsesElsewhere
 from shoal.node.workers import Workers
 from shoal.wire.addresses import make_address
+from shoal.wire.session import spill_path
 from shoal.wire.tls import Tls
 
 
@@ -123,11 +124,12 @@ class Outside:
             boot.token,
             make_address(boot.place, daemon_name(node_id)),
             Path(boot.shm_dir),
+            Path(spill_path(boot.session_dir)) if config.spill else None,
             config,
             lambda place: open_bulk(
                 place, config.pull_stall_s, None if tls is None else tls.client
             ),
-            None if tls is None else partial(tls.server.wrap_socket, server_side=True),
+            None if tls is None else tls.server,
         )
         self._uses = UsesElsewhere(self.neighbours, keeper.inquiries)
         self.client_handlers: dict[type, Callable[[Client, Any], None]] = {
@@ -165,6 +167,7 @@ class Outside:
             daemon_name(self._node_id),
             self.neighbours.accept,
             self.transfers.accept_bulk,
+            self._boot.config.door_strangers,
         )
 
     def _on_message(self, node: Neighbour, message: Neighbourly) -> None:

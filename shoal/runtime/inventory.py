@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 from shoal.core.holdings import Holdings
 from shoal.core.tasks import Task
 from shoal.core.waits import name_of
-from shoal.messages.memory import CLAIMED, FREED, MADE, VIEWED, Arena, Block, ObjectGroup
-from shoal.messages.memory import ProcessMemory as Memory
+from shoal.messages.inventory import CLAIMED, FREED, MADE, VIEWED, Arena, Block, ObjectGroup
+from shoal.messages.inventory import ProcessMemory as Memory
 from shoal.messages.state import ObjectRow
 from shoal.messages.values import Failed, Inline, Location, Stored
 from shoal.wire.addresses import place_of
@@ -115,6 +115,7 @@ class Inventory:
                 stats.live_bytes,
                 stats.live_blocks,
                 stats.quarantined_bytes,
+                stats.spilled_bytes,
             )
         blocks = list(self._blocks())
         limit = limit * _BLOCKS_PER_ROW
@@ -127,6 +128,7 @@ class Inventory:
             self._groups(),
             blocks[:limit],
             max(0, len(blocks) - limit),
+            process.store.blocks().spilled[:limit],
         )
 
     def _groups(self) -> list[ObjectGroup]:

@@ -11,6 +11,7 @@ up (all of their processes were killed at once) are removed by the next start of
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -24,10 +25,12 @@ from shoal.messages.node import Job
 from shoal.runtime.machine import gpu_ids, node_total
 from shoal.runtime.programs import Program
 from shoal.runtime.session_folder import SESSION_VARIABLE, Session, sweep_dead_sessions
-from shoal.store import default_capacity_bytes
+from shoal.store import default_capacity_bytes, is_in_memory
 from shoal.wire.session import head_log, node_path
 
 __all__ = ["HEAD_PROGRAM", "Door", "Head", "Session", "begin_head", "launch_head"]
+
+_log = logging.getLogger("shoal")
 
 START_TIMEOUT_S: Final = 30.0
 _STOP_TIMEOUT_S: Final = 8.0
@@ -141,6 +144,7 @@ def begin_head(
     resources: Mapping[str, float] | None = None,
     labels: Mapping[str, str] | None = None,
     object_store_memory: int | None = None,
+    object_spilling_directory: str | None = None,
     node_name: str = "",
     node_ip: str = "127.0.0.1",
     preload: list[str] | None = None,
@@ -163,6 +167,7 @@ def begin_head(
         resources: Custom resources.
         labels: Of the node.
         object_store_memory: Capacity of the object store in bytes.
+        object_spilling_directory: Where objects are written that it has no room for, instead of the config's `spill_dir`.
         node_name: For people.
         node_ip: How the node is called.
         preload: Modules that the zygote imports before it forks.
@@ -171,10 +176,12 @@ def begin_head(
         door: If it is a node of a cluster: where its door is and which cluster that is.
 
     Raises:
-        ValueError: an amount of a resource is negative.
+        ValueError: an amount of a resource is negative, or objects cannot be spilled to that directory.
         InternalError: the process could not be made.
     """
     try:
+        if config.spill:
+            _make_spill(session, object_spilling_directory or config.spill_dir)
         store_bytes = (
             default_capacity_bytes(Path(session.shm_dir), config.store_fraction)
             if object_store_memory is None
@@ -236,7 +243,7 @@ def launch_head(
         **options: Those of `begin_head`.
 
     Raises:
-        ValueError: an amount of a resource is negative.
+        ValueError: an amount of a resource is negative, or objects cannot be spilled where they are to be.
         InternalError: the head did not start; the text has what it said.
     """
     head = begin_head(session, config, **options)
@@ -249,6 +256,16 @@ def launch_head(
         raise
     head.await_ready(timeout_s, interrupted)
     return head
+
+
+def _make_spill(session: Session, place: str) -> None:
+    path = session.make_spill(place)
+    if is_in_memory(Path(path)):
+        _log.warning(
+            "objects that the store has no room for are written to %s, which is in memory too: choose a place on a disk "
+            "(object_spilling_directory)",
+            path,
+        )
 
 
 def _spawn(session: Session, boot: Boot, code: str) -> Head:

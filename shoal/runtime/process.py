@@ -40,7 +40,7 @@ from shoal.messages.node import (
     Shape,
 )
 from shoal.messages.placement import InBundle
-from shoal.messages.stores import QuotaGranted, QuotaWanted
+from shoal.messages.stores import QuotaGranted, QuotaWanted, SpillWanted
 from shoal.messages.values import Failed
 from shoal.runtime.actors import Actors
 from shoal.runtime.borrowing import Borrowing
@@ -66,6 +66,7 @@ from shoal.wire.addresses import creator_at
 from shoal.wire.connection import Connection
 from shoal.wire.handshake import ClientHandshake
 from shoal.wire.reactor import Reactor, Waiter, decoder_of
+from shoal.wire.session import spill_path
 
 if TYPE_CHECKING:
     from shoal.core.references import Entry
@@ -184,7 +185,13 @@ class Process:
         sited = self.config.record_call_sites
         self.objects = SitedObjects(address) if sited else ObjectTable(address)
         self.store = ObjectStore(
-            self.registered.shm_dir, creator_at(address), address, self.node, self.settle_now
+            self.registered.shm_dir,
+            creator_at(address),
+            address,
+            self.node,
+            self.settle_now,
+            spill_path(self.session_dir) if self.config.spill else "",
+            self.config.spill_disk_fraction,
         )
         self.deliveries = Deliveries(self.store)
         self.values = Values(self.store, self.config.inline_limit_bytes, address)
@@ -215,6 +222,7 @@ class Process:
             **self._inquiries.node_handlers,
             PeerGone: self.on_peer_gone,
             QuotaWanted: self._on_quota_wanted,
+            SpillWanted: lambda message: self.store.spill(message.wanted),
             **self.census.node_handlers,
         }
         if self.store.remote is not None:
@@ -231,7 +239,7 @@ class Process:
         self.root = TaskContext(kind, self.ids.task_id(), self.ids)
         self.reactor.after_poll = self._after_poll
         self.reactor.backlog = self.dropped
-        self._entrance.open(self.peers.accept)
+        self._entrance.open(self.peers.accept, self.config.door_strangers)
         self._node_handler = handler
 
     def _make_drop(self) -> Callable[[Entry], None]:
@@ -391,6 +399,8 @@ class Process:
     def on_peer_gone(self, message: PeerGone) -> None:
         """A process has ended. What it said last may be unread: its connections are read to their ends first."""
         address, cause = message.address, message.cause
+        if message.memory is not None:
+            self.owner.shortages.note(address, message.memory)
         if not self.peers.is_connected(address):
             self._peer_died(address, cause)
             return
@@ -426,6 +436,7 @@ class Process:
         return (
             self.objects.is_counted_on()
             or self.owner.leases.is_in_use()
+            or self.owner.shortages.is_pausing()
             or self.actors.have_calls()
         )
 

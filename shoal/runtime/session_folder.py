@@ -14,9 +14,10 @@ import signal
 import stat
 import tempfile
 import time
+from pathlib import Path
 from typing import Final
 
-from shoal.store import shm_directory
+from shoal.store import private_directory, shm_directory
 from shoal.wire.handshake import new_token
 from shoal.wire.session import (
     CONTROL_PREFIX,
@@ -26,9 +27,11 @@ from shoal.wire.session import (
     SHM,
     STORAGE_FILE,
     check_path_length,
+    folder_name,
     log_dir,
     private,
     remove_session,
+    spill_path,
     try_lock,
 )
 
@@ -70,6 +73,35 @@ class Session:
         except BaseException:
             self.remove()
             raise
+
+    def make_spill(self, place: str = "") -> str:
+        """Make the folder for what the object store has no room for; its path.
+
+        Args:
+            place: Where to make it; by default in the session's own folder.
+
+        Raises:
+            ValueError: that cannot be done.
+        """
+        own = spill_path(self.directory)
+        if not place:
+            os.mkdir(own, 0o700)
+            return own
+        if "://" in place:
+            raise ValueError(
+                f"objects are spilled to a folder of this machine, and {place!r} is an address; give the path of one"
+            )
+        path = f"{os.path.abspath(place)}/{folder_name(self.directory)}"
+        # First the link to it: whoever removes the session finds it by that, however soon this process is killed.
+        os.symlink(path, own)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            private_directory(Path(path))
+        except OSError as error:
+            raise ValueError(
+                f"objects cannot be spilled to {place}: {error}. Choose another object_spilling_directory"
+            ) from error
+        return path
 
     def unlock(self) -> None:
         """Leave the lock to the head."""
@@ -143,8 +175,7 @@ def shm_of(session_dir: str) -> str:
     except (OSError, ValueError):
         return ""
     ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    name = f"shoal-{os.getuid()}-{os.path.basename(session_dir)}"
-    return path if ours and os.path.basename(path) == name else ""
+    return path if ours and os.path.basename(path) == folder_name(session_dir) else ""
 
 
 def kill_orphans(session_dir: str) -> int:

@@ -9,10 +9,18 @@ Reading guide: `layout` (files and numbers), `mapping` (how the end of a view is
 """
 
 from shoal.messages.values import Location
-from shoal.store.arena import Arena, ArenaBlocks, ArenaStats, Block, QuotaExhausted
+from shoal.store.accounts import ArenaBlocks, ArenaStats, QuotaExhausted
+from shoal.store.arena import Arena, Block
 from shoal.store.copying import copy_into
 from shoal.store.reader import Reader, ReaderStats
-from shoal.store.session import default_capacity_bytes, remove_session, shm_directory, sweep
+from shoal.store.session import (
+    default_capacity_bytes,
+    is_in_memory,
+    private_directory,
+    remove_session,
+    shm_directory,
+    sweep,
+)
 
 __all__ = [
     "Arena",
@@ -25,6 +33,8 @@ __all__ = [
     "ReaderStats",
     "copy_into",
     "default_capacity_bytes",
+    "is_in_memory",
+    "private_directory",
     "remove_session",
     "shm_directory",
     "sweep",

@@ -13,12 +13,12 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from shoal.store.control_groups import CGROUPS, OWN_GROUPS, memory_groups
 from shoal.store.layout import check_creator, lock_file, parse_segment
 
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - ours in it is 0700 and checked
 _SESSION: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,127}")
-_CGROUPS: Final = Path("/sys/fs/cgroup")
-_OWN_GROUPS: Final = Path("/proc/self/cgroup")
+_MOUNTS: Final = Path("/proc/self/mountinfo")
 
 
 def shm_directory(session_name: str, root: Path | None = None) -> Path:
@@ -37,9 +37,17 @@ def shm_directory(session_name: str, root: Path | None = None) -> Path:
     if root is None:
         usable = _SHARED_MEMORY.is_dir() and os.access(_SHARED_MEMORY, os.W_OK | os.X_OK)
         root = _SHARED_MEMORY if usable else Path(tempfile.gettempdir())
-    path = root / f"shoal-{os.getuid()}-{session_name}"
+    return private_directory(root / f"shoal-{os.getuid()}-{session_name}")
+
+
+def private_directory(path: Path) -> Path:
+    """The directory itself, made if need be, for this user only.
+
+    Raises:
+        PermissionError: something of that name is there that is not ours alone.
+    """
     path.mkdir(mode=0o700, exist_ok=True)
-    # The root is everybody's: another user may have been there first, with a link or an open directory.
+    # Where it is may be everybody's: another user may have been there first, with a link or an open directory.
     found = path.lstat()
     if (
         not stat.S_ISDIR(found.st_mode)
@@ -51,6 +59,22 @@ def shm_directory(session_name: str, root: Path | None = None) -> Path:
             "Remove it, or use another session name."
         )
     return path
+
+
+def is_in_memory(directory: Path) -> bool:
+    """Whether the file system of a directory keeps its files in memory, so that to write there saves none."""
+    device = os.stat(directory).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = _MOUNTS.read_text().splitlines()
+    except OSError:
+        return False
+    for line in lines:
+        # Number, parent, device, root, mount point, options; after a dash the kind.
+        mount, _, kind = line.partition(" - ")
+        if mount.split()[2] == number:
+            return kind.split()[0] in {"tmpfs", "ramfs"}
+    return False
 
 
 def remove_session(directory: Path) -> None:
@@ -81,36 +105,5 @@ def default_capacity_bytes(directory: Path, fraction: float = 0.3) -> int:
 def memory_limit_bytes() -> int:
     """The machine's memory, or what the control group of this process may use of it, if that is less."""
     limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([limit, *_control_group_limits()])
-
-
-def _control_group_limits() -> list[int]:
-    """The limits of this process's group and of all groups around it, in either version of control groups."""
-    try:
-        lines = _OWN_GROUPS.read_text().splitlines()
-    except OSError:
-        return []
-    limits: list[int] = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            top, name = _CGROUPS, "memory.max"
-        elif "memory" in controllers.split(","):
-            top, name = _CGROUPS / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        # Inside a container the path is often that of the host, and only the top is visible.
-        group = top / path.lstrip("/")
-        for candidate in (group, *group.parents):
-            limits += _read_limit(candidate / name)
-            if candidate == top:
-                break
-    return limits
-
-
-def _read_limit(path: Path) -> list[int]:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return []
-    return [int(text)] if text.isdigit() else []
+    groups = memory_groups(OWN_GROUPS, CGROUPS)
+    return min([limit, *(bound for group in groups if (bound := group.limit_bytes()) is not None)])

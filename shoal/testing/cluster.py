@@ -53,6 +53,7 @@ _OPTIONS: Final = {
     "resources": "resources",
     "labels": "labels",
     "object_store_memory": "object_store_memory",
+    "object_spilling_directory": "object_spilling_directory",
     "node_name": "node_name",
     "node_ip_address": "node_ip",
 }
@@ -192,7 +193,8 @@ class Cluster:
 
         Args:
             wait: Whether it must also be in the view of the control store by then.
-            **options: num_cpus (1), num_gpus (0), memory, resources, labels, object_store_memory (128 MiB), node_name.
+            **options: num_cpus (1), num_gpus (0), memory, resources, labels, object_store_memory (128 MiB),
+                object_spilling_directory, node_name.
         """
         (node,) = self._add([options])
         if wait:

@@ -1,12 +1,12 @@
-"""What counts on an object, in words: clauses for what one process tells (see `shoal.messages.memory`)."""
+"""What counts on an object, in words: clauses for what one process tells (see `shoal.messages.inventory`)."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Container
 
-from shoal.messages import memory
-from shoal.messages.memory import Holding
+from shoal.messages import inventory
+from shoal.messages.inventory import Holding
 from shoal.messages.state import ObjectRow
 
 
@@ -18,14 +18,16 @@ def clauses(
     who = name(row.process)
     holdings = row.holdings
     if row.owner == row.process:
-        found = [_of_owner(holding, who) for holding in holdings if holding.kind != memory.BORROWED]
+        found = [
+            _of_owner(holding, who) for holding in holdings if holding.kind != inventory.BORROWED
+        ]
         borrowers = _borrowers(row, name, told)
         return [*found, borrowers] if borrowers else found
-    gone = [one for one in holdings if one.kind == memory.OWNER_GONE]
+    gone = [one for one in holdings if one.kind == inventory.OWNER_GONE]
     found = [f"its owner has ended, and {who} has not let go of it" for _ in gone]
     age = age_s(row)
     since = "" if age is None else f" (for {age:.1f} s)"
-    parts = [_of_borrower(holding) for holding in holdings if holding.kind != memory.OWNER_GONE]
+    parts = [_of_borrower(holding) for holding in holdings if holding.kind != inventory.OWNER_GONE]
     if parts:
         found.append(f"borrowed by {who}{since}, {', and '.join(parts)}")
     return found
@@ -33,31 +35,31 @@ def clauses(
 
 def _of_owner(holding: Holding, who: str) -> str:
     match holding.kind:
-        case memory.ACTOR_HANDLE:
+        case inventory.ACTOR_HANDLE:
             return f"{who} has {_count(holding.count, 'handle')} of the actor"
-        case memory.PINNED_IN_MEMORY:
+        case inventory.PINNED_IN_MEMORY:
             return view_in(who)
-        case memory.LOCAL_REFERENCE:
+        case inventory.LOCAL_REFERENCE:
             return f"{who} has {_count(holding.count, 'reference')}"
     return _text(holding)
 
 
 def _of_borrower(holding: Holding) -> str:
     match holding.kind:
-        case memory.ACTOR_HANDLE:
+        case inventory.ACTOR_HANDLE:
             return f"which has {_count(holding.count, 'handle')} of the actor"
-        case memory.PINNED_IN_MEMORY:
+        case inventory.PINNED_IN_MEMORY:
             return "where a view of it is still in use"
-        case memory.LOCAL_REFERENCE:
+        case inventory.LOCAL_REFERENCE:
             return f"which has {_count(holding.count, 'reference')}"
     return f"where it is {_text(holding)}"
 
 
 def _text(holding: Holding) -> str:
     match holding.kind:
-        case memory.GENERATOR_ITEM:
+        case inventory.GENERATOR_ITEM:
             return "an item that nobody has taken from its generator yet"
-        case memory.IN_TRANSIT:
+        case inventory.IN_TRANSIT:
             return "part of a message that is on its way"
     return holding.text
 

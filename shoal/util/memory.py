@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from shoal.messages import memory
-from shoal.messages.memory import Block, ObjectGroup, ProcessMemory, StoreMemory
+from shoal.messages import inventory
+from shoal.messages.inventory import Block, ObjectGroup, ProcessMemory, StoreMemory
 from shoal.messages.state import AskMemory, Findings, ObjectRow
 from shoal.messages.values import Location
 from shoal.runtime.asking import Questions
@@ -65,7 +65,7 @@ class MemoryReport:
             group = found.setdefault(name, MemoryGroup(name, 0, 0, 0, 0, {}))
             group.count += part.count
             group.size += part.size
-            group.shared_memory += part.size if part.where == "SHARED_MEMORY" else 0
+            group.stored += part.size if part.where in {"SHARED_MEMORY", "DISK"} else 0
             group.inline += part.size if part.where == "INLINE" else 0
             group.types[part.kind] = group.types.get(part.kind, 0) + part.count
         return sorted(found.values(), key=lambda group: (-group.size, -group.count, group.group))
@@ -140,7 +140,7 @@ def unaccounted(found: Findings) -> dict[BlockKey, Leak]:
     segments: set[tuple[str, str]] = set()
     for process in found.processes:
         for block in process.blocks:
-            if block.kind == memory.CLAIMED:
+            if block.kind == inventory.CLAIMED:
                 claimed.add((block.place, block.location))
                 segments.add((block.place, block.location.segment))
     leaks: dict[BlockKey, Leak] = {}
@@ -151,7 +151,7 @@ def unaccounted(found: Findings) -> dict[BlockKey, Leak]:
 
     for process in found.processes:
         for block in process.blocks:
-            if block.kind != memory.MADE or (block.place, block.location) in claimed:
+            if block.kind != inventory.MADE or (block.place, block.location) in claimed:
                 continue
             if complete or (block.owner in processes and block.owner not in cut):
                 leak(block.place, block.location, _why_leaked(process, block, processes))
@@ -199,7 +199,12 @@ def put_together(
         for copy in store.copies:
             if copy.whole:
                 copies.setdefault((copy.place, copy.location), []).append(store.node_id.hex())
-    objects = [_merge(rows, people, viewers, copies) for rows in by_object.values()]
+    on_disk = {
+        (place_of(process.address), segment)
+        for process in found.processes
+        for segment in process.spilled
+    }
+    objects = [_merge(rows, people, viewers, copies, on_disk) for rows in by_object.values()]
     objects.sort(key=lambda one: -one.size)
     groups = [(process.address, group) for process in found.processes for group in process.groups]
     counted = sum(group.count for _, group in groups)
@@ -288,7 +293,7 @@ def _viewers(processes: Iterable[ProcessMemory]) -> _Viewers:
     found: _Viewers = {}
     for process in processes:
         for block in process.blocks:
-            if block.kind == memory.VIEWED:
+            if block.kind == inventory.VIEWED:
                 found.setdefault((block.place, block.location), []).append(process.address)
     return found
 
@@ -298,6 +303,7 @@ def _merge(
     people: _People,
     viewers: _Viewers,
     copies: dict[tuple[str, Location], list[str]],
+    on_disk: set[tuple[str, str]],
 ) -> MemoryObject:
     """All that is known of one object."""
     # The owner knows best; of borrowers, one that has the value.
@@ -323,16 +329,17 @@ def _merge(
                     "pid": people.pid(address),
                     "who": people.who(address),
                     "node_id": people.node(address),
-                    "types": [memory.PINNED_IN_MEMORY],
+                    "types": [inventory.PINNED_IN_MEMORY],
                     "local_references": 0,
                 }
             )
-    types = [kind for kind in memory.KINDS if any(kind in ref["types"] for ref in references)]
+    types = [kind for kind in inventory.KINDS if any(kind in ref["types"] for ref in references)]
     site = next((one for one in rows if one.call_site), row)
+    spilled = key is not None and (key[0], key[1].segment) in on_disk
     return MemoryObject(
         row.object_id.hex(),
         row.size,
-        location_of(row),
+        "DISK" if spilled else location_of(row),
         types[0] if types else "",
         row.owner,
         people.pid(row.owner),
@@ -364,7 +371,7 @@ def _freed_blocks(found: Findings, people: _People, viewers: _Viewers) -> list[M
         (people.node(process.address), block.place, block.location, "its object is freed")
         for process in found.processes
         for block in process.blocks
-        if block.kind == memory.FREED
+        if block.kind == inventory.FREED
     ]
     freed += [
         (store.node_id.hex(), store.place, location, "the copy of an object is dropped")
@@ -408,6 +415,7 @@ def _node(
         max(0, held - live - copies - freed - idle - ended),
         ended,
         max(0, store.capacity - held),
+        sum(arena.spilled for arena in arenas),
         sum(arena.live_blocks for arena in arenas),
         store.copies_count,
         sum(part.size for part in inline),

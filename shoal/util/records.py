@@ -114,7 +114,7 @@ class TaskState(Record):
 @dataclass
 class ObjectState(Record):
     """An object, as one process knows it: its owner, or one that borrows it. The size is in bytes, -1 if it is not known there; `node_id`
-    is where the bytes are that it knows of, None if they are in the memory of the process. `reference_type` is one of `messages.memory.KINDS`,
+    is where the bytes are that it knows of, None if they are in the memory of the process. `reference_type` is one of `messages.inventory.KINDS`,
     and `why` says all that counts on it there; `call_site` is "" and `age_s` None unless the cluster has `record_call_sites`."""
 
     DETAILS: ClassVar[frozenset[str]] = frozenset(
@@ -153,7 +153,7 @@ class ObjectState(Record):
 
 @dataclass
 class NodeState(Record):
-    """A node. `state` is "ALIVE" or "DEAD"."""
+    """A node. `state` is "ALIVE" or "DEAD"; `state_message` says why it is dead, a clause."""
 
     DETAILS: ClassVar[frozenset[str]] = frozenset({"labels", "place", "pid"})
 
@@ -164,6 +164,7 @@ class NodeState(Record):
     hostname: str
     resources_total: dict[str, float]
     resources_available: dict[str, float]
+    state_message: str | None = None
     labels: dict[str, str] | None = None
     place: str | None = None
     pid: int | None = None
@@ -226,7 +227,7 @@ class PlacementGroupState(Record):
 
 @dataclass
 class MemoryObject(Record):
-    """A live object, as all processes know it together. `size` is in bytes, -1 if nobody knows; `location` is "INLINE", "SHARED_MEMORY", "PENDING"
+    """A live object, as all processes know it together. `size` is in bytes, -1 if nobody knows; `location` is "INLINE", "SHARED_MEMORY", "DISK" (spilled), "PENDING"
     (it is being made), "FAILED" or "ACTOR" (no object: the handles of an actor). `nodes` have its bytes in their stores. `references` has
     one entry for each process that has any: `process`, `pid`, `who`, `node_id`, `types`, `local_references`. `why` says why it cannot be
     freed."""
@@ -260,7 +261,7 @@ class MemoryBlock(Record):
 
 @dataclass
 class NodeMemory(Record):
-    """The store of a node, in bytes: `capacity` is the sum of what follows it, up to `free`. `inline` is not in the store, but in the memory of
+    """The store of a node, in bytes: `capacity` is the sum of what follows it, up to `free`. `on_disk` was spilled, and takes no capacity. `inline` is not in the store, but in the memory of
     the processes that own small objects. `leaked` is a part of `objects`, `copies` and `left_by_ended`, or of no account at all."""
 
     node_id: str
@@ -273,6 +274,7 @@ class NodeMemory(Record):
     reserved: int
     left_by_ended: int
     free: int
+    on_disk: int
     objects_count: int
     copies_count: int
     inline: int
@@ -287,7 +289,7 @@ class MemoryGroup(Record):
     group: str
     count: int
     size: int
-    shared_memory: int
+    stored: int
     inline: int
     types: dict[str, int]
 

@@ -164,6 +164,7 @@ def _node_state(row: NodeRow) -> NodeState:
         row.hostname,
         _amounts(row.total.items()),
         _amounts(row.available.items()),
+        row.cause or None,
         dict(row.labels),
         row.place,
         row.pid,

@@ -6,6 +6,7 @@
       s-<8 hex>/                 0700, one per session
         lock                     locked (flock) for as long as the head or the zygote lives
         shm                      text: the path of the session's shared-memory directory
+        spill                    objects that did not fit into it: 0700, or a link to such a folder elsewhere
         head                     text: the pid of the head, which is also the number of its terminal session
         node.json                what it is a node of (`messages.boot.NodeFile`)   0600
         token                    the token of its cluster                          0600
@@ -16,8 +17,8 @@
         logs/                    output of the head and of every worker            0600
       c-<name of a cluster>/     0700, one per control store: lock, head, control.json, logs/, and its storage by default
 
-Guarantees: a session's shared memory is removed before its folder, so that whoever finds no folder has nothing to clean
-up; a folder whose lock can be taken belongs to nobody alive.
+Guarantees: a session's shared memory, and what it has elsewhere on disk, is removed before its folder, so that whoever finds no folder has
+nothing to clean up; a folder whose lock can be taken belongs to nobody alive.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import fcntl
 import os
 import shutil
 import socket
+import stat
 from typing import Final
 
 from shoal.wire.addresses import name_of
@@ -36,6 +38,7 @@ MAX_SOCKET_PATH: Final = 107
 
 LOCK: Final = "lock"
 SHM: Final = "shm"
+SPILL: Final = "spill"
 HEAD: Final = "head"
 NODE_FILE: Final = "node.json"
 CONTROL_FILE: Final = "control.json"
@@ -78,6 +81,27 @@ def bind_private(sock: socket.socket, path: str) -> None:
     os.fchmod(sock.fileno(), 0o600)
     sock.bind(path)
     os.chmod(path, 0o600)
+
+
+def spill_path(session_dir: str) -> str:
+    """Where objects are written that the store has no room for; a folder, or a link to one."""
+    return f"{session_dir}/{SPILL}"
+
+
+def spill_target(session_dir: str) -> str:
+    """Where the link to a session's spill folder leads; "" if it is none, or leads to what cannot be ours."""
+    try:
+        path = os.readlink(spill_path(session_dir))
+        found = os.lstat(path)
+    except OSError:
+        return ""
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return path if ours and os.path.basename(path) == folder_name(session_dir) else ""
+
+
+def folder_name(session_dir: str) -> str:
+    """How a session calls folders of its own that are elsewhere, among those of others."""
+    return f"shoal-{os.getuid()}-{os.path.basename(session_dir)}"
 
 
 def log_dir(session_dir: str) -> str:
@@ -158,7 +182,8 @@ def _lock(directory: str, how: int, flags: int = 0) -> int | None:
 
 def remove_session(session_dir: str, shm_dir: str) -> None:
     """Remove all that a session left in the file system. May be called by several processes at once."""
-    for folder in (shm_dir, session_dir):
+    # The link goes with the session's folder: until then another process that removes the session finds its way by it.
+    for folder in (shm_dir, spill_target(session_dir), session_dir):
         # Twice, because somebody may have made a file in it while it was being emptied.
         for _ in range(2):
             with contextlib.suppress(OSError):

@@ -230,7 +230,7 @@ def test_all_are_counted_when_few_are_listed() -> None:
     assert found.objects[0].object_id == refs[-1].hex()
     (group,) = [one for one in found.groups("type") if one.group == "LOCAL_REFERENCE"]
     assert group.count >= 201
-    assert group.shared_memory >= 8 * LARGE
+    assert group.stored >= 8 * LARGE
     assert sum(one.size for one in found.groups("owner")) == found.size
     (node,) = found.groups("node")
     assert (node.group, node.count) == (shoal.get_runtime_context().get_node_id(), found.count)

@@ -176,6 +176,13 @@ def test_a_node_that_is_killed_leaves_nothing_and_the_others_go_on(shoal_command
     wait_for(lambda: not os.path.exists(second.directory) and not shm.exists())
     wait_for(lambda: all(has_ended(pid) for pid in pids))
     wait_for(lambda: "1 alive, 1 dead" in shoal_command.run("status").said)
+    short = second.file.node_id[:8]
+    assert f"Node {short} " in (full := shoal_command.run("status", "-v").said)
+    assert "is dead: it closed its connection to the control store" in full
+    listed = json.loads(shoal_command.run("list", "nodes", "--format", "json").said)
+    messages = {row["node_id"]: row["state_message"] for row in listed}
+    assert messages.pop(second.file.node_id).startswith("closed its connection")
+    assert list(messages.values()) == [None]
     assert shoal_command.program(DRIVER, address).code == 0
 
 

@@ -143,7 +143,7 @@ def test_groups_by_node_are_those_of_the_owners(three: Cluster) -> None:
     refs = [get(keeper.put.remote())[0] for keeper in keepers]
     groups = {group.group: group for group in report().groups("node")}
     assert set(groups) >= set(ids)
-    assert all(groups[id_].shared_memory >= 8 * LARGE for id_ in ids)
+    assert all(groups[id_].stored >= 8 * LARGE for id_ in ids)
     found = report()
     for number, ref in enumerate(refs):
         one = next(one for one in found.objects if one.object_id == ref.hex())

@@ -149,6 +149,11 @@ def test_a_node_that_died_with_the_control_store_is_given_up(start: Start) -> No
         (died,) = await first.ordered(NodeDied)
         assert died.row.name == "node-2"
         assert died.cause == "did not come back after the control store had restarted"
+        rows = await first.link.call(ListNodes())
+        assert [(row.name, row.alive, row.cause, row.stopped) for row in rows] == [
+            ("node-1", True, "", False),
+            ("node-2", False, died.cause, False),
+        ]
         (order,) = await first.ordered(PlaceActor)
         assert (order.spec.actor_id, order.incarnation) == (made.actor_id, 1)
         first.link.close()

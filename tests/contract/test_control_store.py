@@ -20,10 +20,8 @@ from shoal.messages.control import (
     DeleteKey,
     FindActor,
     GetKey,
-    JobEnded,
     JobStarted,
     KillActor,
-    ListJobs,
     ListKeys,
     ListNames,
     Order,
@@ -139,46 +137,6 @@ def test_keys_and_names_come_back(place: Place) -> None:
 
     for scenario in (first, second, third):
         over(place, scenario)
-
-
-def test_jobs_come_back_until_they_end(place: Place) -> None:
-    async def first(head: Head, link: LocalLink) -> None:
-        link.post(JobStarted(JOB))
-        await link.call(GetKey("", b""))
-
-    async def second(head: Head, link: LocalLink) -> None:
-        assert [row.job for row in await link.call(ListJobs())] == [JOB]
-        link.post(JobEnded(JOB.job_id, "its driver has shut down"))
-
-    async def third(head: Head, link: LocalLink) -> None:
-        assert await link.call(ListJobs()) == []
-
-    for scenario in (first, second, third):
-        over(place, scenario)
-
-
-def test_a_job_that_is_over_is_kept_for_as_long_as_a_detached_actor_of_it_lives(
-    place: Place,
-) -> None:
-    made = spec(1)
-
-    async def first(head: Head, link: LocalLink) -> None:
-        link.post(JobStarted(JOB))
-        await link.call(CreateActor(made, JOB.job_id, False))
-        link.post(JobEnded(JOB.job_id, "its driver has shut down"))
-        # What others say meanwhile is no reason to look through the actors.
-        assert not head.store._jobs.may_forget
-
-    async def second(head: Head, link: LocalLink) -> None:
-        head.store.on_claims(NODE, [(made.actor_id, 0)])
-        head.store.on_claims_over()
-        assert head.store._jobs.get(JOB.job_id) == JOB
-        link.post(KillActor(made.actor_id, True))
-        await head.ordered(StopActor)
-        assert head.store._jobs.get(JOB.job_id) is None
-
-    over(place, first)
-    over(place, second)
 
 
 def test_actors_live_on_where_their_node_claims_them(place: Place) -> None:

@@ -20,7 +20,7 @@ from shoal.messages.control import (
     SurveyNode,
     SurveyNodes,
 )
-from shoal.messages.memory import Arena, ProcessMemory, StoreMemory
+from shoal.messages.inventory import Arena, ProcessMemory, StoreMemory
 from shoal.messages.state import (
     ActorRow,
     AskMemory,

@@ -9,8 +9,8 @@ import pytest
 from shoal.core.holdings import Holdings
 from shoal.core.references import Entry, ObjectTable
 from shoal.core.tasks import Function, State, Task, TaskTable
-from shoal.messages import memory
-from shoal.messages.memory import KINDS, Holding
+from shoal.messages import inventory
+from shoal.messages.inventory import KINDS, Holding
 from shoal.messages.node import Shape
 
 ME = "10.0.0.1:1/d-00000001"
@@ -57,14 +57,14 @@ def table() -> ObjectTable:
 
 def test_handles_are_counted(table: ObjectTable) -> None:
     entry = table.own(object_id(1), local=2)
-    assert told(table, entry) == [Holding(memory.LOCAL_REFERENCE, 2)]
+    assert told(table, entry) == [Holding(inventory.LOCAL_REFERENCE, 2)]
 
 
 def test_a_view_goes_before_handles(table: ObjectTable) -> None:
     entry = table.own(object_id(1))
     assert told(table, entry, viewed=True) == [
-        Holding(memory.PINNED_IN_MEMORY),
-        Holding(memory.LOCAL_REFERENCE),
+        Holding(inventory.PINNED_IN_MEMORY),
+        Holding(inventory.LOCAL_REFERENCE),
     ]
 
 
@@ -74,7 +74,7 @@ def test_an_argument_names_the_task_and_what_that_waits_for(table: ObjectTable) 
     entry.value = b"there"
     waiting.unready = 1
     (one,) = told(table, entry, tasks=[waiting])
-    assert (one.kind, one.count) == (memory.USED_BY_PENDING_TASK, 1)
+    assert (one.kind, one.count) == (inventory.USED_BY_PENDING_TASK, 1)
     name = f"f() ({object_id(200).hex()[:26]})"
     assert one.text == (
         f"an argument of {name}, which waits for 1 of its arguments: object {missing.object_id.hex()}"
@@ -100,7 +100,7 @@ def test_what_contains_it_is_named(table: ObjectTable) -> None:
     inner, outer = table.own(object_id(1), local=0), table.own(object_id(2))
     table.contain(outer, [inner])
     assert told(table, inner) == [
-        Holding(memory.CAPTURED_IN_OBJECT, 1, f"inside object {outer.object_id.hex()}")
+        Holding(inventory.CAPTURED_IN_OBJECT, 1, f"inside object {outer.object_id.hex()}")
     ]
     handle = table.own(object_id(3))
     handle.actor_id = object_id(3)
@@ -118,8 +118,8 @@ def test_handles_of_actors_are_a_kind_of_their_own(table: ObjectTable) -> None:
     call = task("f", [entry])
     found = told(table, entry, tasks=[call])
     assert [(one.kind, one.count) for one in found] == [
-        (memory.ACTOR_HANDLE, 2),
-        (memory.USED_BY_PENDING_TASK, 1),
+        (inventory.ACTOR_HANDLE, 2),
+        (inventory.USED_BY_PENDING_TASK, 1),
     ]
     assert found[1].text.startswith("needed by f()")
 
@@ -127,25 +127,25 @@ def test_handles_of_actors_are_a_kind_of_their_own(table: ObjectTable) -> None:
 def test_an_item_of_a_generator_that_nobody_has_taken(table: ObjectTable) -> None:
     entry = table.own(object_id(1), local=0)
     table.hold(entry)
-    assert told(table, entry, items=[entry]) == [Holding(memory.GENERATOR_ITEM)]
+    assert told(table, entry, items=[entry]) == [Holding(inventory.GENERATOR_ITEM)]
 
 
 def test_borrowers_are_the_reason_if_there_is_no_other(table: ObjectTable) -> None:
     entry = table.own(object_id(1), local=0)
     table.register(entry.object_id, OTHER)
-    assert told(table, entry) == [Holding(memory.BORROWED, 1)]
+    assert told(table, entry) == [Holding(inventory.BORROWED, 1)]
 
 
 def test_a_borrowed_object_whose_owner_has_ended(table: ObjectTable) -> None:
     entry: Any = table.borrow((object_id(1), OTHER))
     entry.local = 1
     table.orphaned[entry] = None
-    assert told(table, entry) == [Holding(memory.LOCAL_REFERENCE), Holding(memory.OWNER_GONE)]
+    assert told(table, entry) == [Holding(inventory.LOCAL_REFERENCE), Holding(inventory.OWNER_GONE)]
 
 
 def test_what_is_left_is_a_message_on_its_way(table: ObjectTable) -> None:
     entry = table.own(object_id(1), local=1)
     table.hold(entry)
-    assert told(table, entry) == [Holding(memory.LOCAL_REFERENCE), Holding(memory.IN_TRANSIT)]
+    assert told(table, entry) == [Holding(inventory.LOCAL_REFERENCE), Holding(inventory.IN_TRANSIT)]
     table.drop_locals([entry])
-    assert told(table, entry) == [Holding(memory.IN_TRANSIT)]
+    assert told(table, entry) == [Holding(inventory.IN_TRANSIT)]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from shoal.messages.memory import (
+from shoal.messages.inventory import (
     CLAIMED,
     FREED,
     MADE,

@@ -104,16 +104,16 @@ def test_blocks_are_told_by_what_became_of_their_objects(
 ) -> None:
     live, mine, theirs = [put(arena, bytes(size)) for _ in range(3)]
     my_view, their_view = arena.view(mine), reader.view(theirs)
-    assert arena.blocks() == ([live, mine, theirs], [], [mine])
+    assert arena.blocks() == ([live, mine, theirs], [], [mine], [])
     assert reader.viewed() == [theirs]
     arena.free(mine)
     arena.free(theirs)
-    assert arena.blocks() == ([live], [mine, theirs], [mine])
+    assert arena.blocks() == ([live], [mine, theirs], [mine], [])
     # Nothing is made meanwhile that would look at them again.
     del my_view
-    assert arena.blocks() == ([live], [theirs], [])
+    assert arena.blocks() == ([live], [theirs], [], [])
     del their_view
-    assert arena.blocks() == ([live], [], [])
+    assert arena.blocks() == ([live], [], [], [])
     assert reader.viewed() == []
 
 

@@ -100,10 +100,10 @@ def test_capacity_is_a_share_of_memory_within_the_file_system(
 def test_limits_of_control_groups_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = session.memory_limit_bytes()
     assert machine > 0
-    monkeypatch.setattr(session, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(session, "CGROUPS", tmp_path)
     groups = tmp_path / "own" / "cgroup"
     groups.parent.mkdir()
-    monkeypatch.setattr(session, "_OWN_GROUPS", groups)
+    monkeypatch.setattr(session, "OWN_GROUPS", groups)
 
     groups.write_text("0::/outer/inner\n")
     inner = tmp_path / "outer" / "inner"
@@ -117,3 +117,20 @@ def test_limits_of_control_groups_count(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "memory").mkdir()
     (tmp_path / "memory" / "memory.limit_in_bytes").write_text("8192\n")
     assert session.memory_limit_bytes() == 8192
+
+
+def test_file_systems_in_memory_are_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    device = os.stat(tmp_path).st_dev
+    mounts = tmp_path / "mountinfo"
+    monkeypatch.setattr(session, "_MOUNTS", mounts)
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for kind, in_memory in (("tmpfs", True), ("ramfs", True), ("ext4", False)):
+        mounts.write_text(
+            "21 1 0:4294 / /proc rw shared:12 - proc proc rw\n"
+            f"22 1 {number} / /a\\040b rw,relatime shared:1 - {kind} /dev/x rw\n"
+        )
+        assert session.is_in_memory(tmp_path) is in_memory
+    mounts.write_text("")
+    assert not session.is_in_memory(tmp_path)
+    mounts.unlink()
+    assert not session.is_in_memory(tmp_path)
