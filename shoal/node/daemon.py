@@ -69,11 +69,8 @@ from shoal.messages.node import (
 )
 from shoal.messages.placement import InBundle
 from shoal.messages.stores import Abandoned, FreeOrphans, InUse, LetGo, QuotaRequest, QuotaReturn
-<<<<<<< HEAD
 from shoal.node.accounts import Accounts
-=======
 from shoal.node.actor_wishes import actor_handlers
->>>>>>> main
 from shoal.node.actors import DIRECTORY, ActorSeats
 from shoal.node.clients import Client, Clients
 from shoal.node.control_way import ControlWay
