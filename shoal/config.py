@@ -191,10 +191,20 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     orders_backlog: int = 1_000_000
     """A node that lets so many orders and answers wait is given up, and a node with so many unsent reports ends."""
 
+    answers_unread_bytes: int = 128 * 1024 * 1024
+    """A node that has not taken so many bytes of answers is refused more until it has, unless its question changes something. Higher:
+    more and larger questions at once (lists of a large cluster, keys with large values), and more memory of the control store for a node
+    that is slow."""
+
     ended_processes: int = 10_000
     """Ended workers and drivers of which the control store remembers the cause, at some 300 bytes each."""
 
     # --- ways between nodes -----------------------------------------------------------------------------------
+    door_strangers: int = 1024
+    """Most connections from other machines that have not proved the token yet: at a node's door, at the control store's, and again in each
+    process to which the door leads. More wait in the kernel. Higher: more may connect at the same moment; lower: those who never prove
+    it take fewer descriptors."""
+
     tls_cert: str = ""
     """Path of this node's certificate (PEM, with the chain up to the authority). With it, every TCP connection is in TLS; all nodes
     of a cluster must have it, or none."""

@@ -114,7 +114,8 @@ async def _serve(boot: ControlBoot, listening: socket.socket, tls: Tls | None) -
         except asyncio.CancelledError:
             return over.result()[1]
         sessions = Sessions(loop, store, boot.token, config)
-        server = Server(loop, listening, sessions.accept, None if tls is None else tls.server)
+        context = None if tls is None else tls.server
+        server = Server(loop, listening, sessions.accept, config.door_strangers, context)
         sessions.start()
         _say_where(boot, shown)
         _log.info(

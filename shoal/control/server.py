@@ -18,9 +18,9 @@ from collections.abc import Callable
 from typing import Final
 
 from shoal.errors import ProtocolError
-from shoal.wire.aio import PeerConnection, adopt
+from shoal.wire.aio import HANDSHAKE_TIMEOUT_S, PeerConnection, adopt
 from shoal.wire.door import CONTROL
-from shoal.wire.doorway import PREFACE_TIMEOUT_S, Doorway
+from shoal.wire.doorway import Doorway, Settled
 from shoal.wire.tls import await_client_hello, explain
 
 _log = logging.getLogger("shoal.control")
@@ -60,43 +60,45 @@ def _why_not(error: OSError, host: str, port: int) -> str:
 
 
 class Server:
-    """See the module's docstring. `accept` makes the protocol of a connection; `context` is for TLS."""
+    """See the module's docstring. `accept` makes the protocol of a connection; `most_strangers` is the door's bound
+    (`door_strangers`); `context` is for TLS."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         listening: socket.socket,
         accept: Callable[[], PeerConnection],
+        most_strangers: int,
         context: ssl.SSLContext | None = None,
     ) -> None:
         self._loop = loop
         self._listening = listening
         self._accept = accept
         self._context = context
-        self._doorway = Doorway(loop, listening, self._show_in, _log)
+        self._doorway = Doorway(loop, listening, self._show_in, _log, most_strangers)
 
     @property
     def port(self) -> int:
         """Where it listens."""
         return int(self._listening.getsockname()[1])
 
-    async def _show_in(self, sock: socket.socket, name: str) -> bool:
+    async def _show_in(self, sock: socket.socket, name: str) -> Settled:
         if name != CONTROL:
             raise ProtocolError(
                 f"it comes for {name!r}, but this is the control store; is the address of a node meant?"
             )
         if self._context is not None:
-            async with asyncio.timeout(PREFACE_TIMEOUT_S):
-                await await_client_hello(self._loop, sock)
+            await await_client_hello(self._loop, sock, HANDSHAKE_TIMEOUT_S)
         host = sock.getpeername()[0]
+        connection = self._accept()
         try:
-            await adopt(self._loop, sock, self._accept, self._context)
+            await adopt(self._loop, sock, connection, self._context)
         except ssl.SSLError as error:
             _log.warning("refused a connection from %s: %s", host, explain(error, server=True))
         except OSError as error:
             _log.warning("lost a connection from %s: %s", host, error)
         # The transport owns the socket, also if it has failed.
-        return True
+        return connection.settled
 
     async def close(self) -> None:
         """Let nobody in any more."""

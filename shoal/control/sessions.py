@@ -7,10 +7,9 @@
                        │  └──────── NodeSession.give (orders) ◄──────┘
                        └─► views, as each node takes them
 
-A `NodeSession` is the control store's end of the two streams with a node (`core.streams`), for as long as the node lives; connections
-come and go under it. Guarantees: what a node says takes effect once and is acknowledged when that is durable; what it is told arrives once and in
+A `NodeSession` (`control.node_session`) is the control store's end of the two streams with a node; connections come and go under it. Guarantees: what a node says takes effect once and is acknowledged when that is durable; what it is told arrives once and in
 order; a node that takes nothing costs bounded memory, gets the newest state of everything when it takes something again, and ends
-when its time is up.
+when its time is up. Whoever only looks is answered over his connection, which is closed if he does not read.
 
 A control store that was stopped itself (a debugger, a laptop that slept) cannot tell who lives: it gives the nodes time to be heard first.
 
@@ -23,7 +22,6 @@ import asyncio
 import functools
 import logging
 import os
-from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -31,32 +29,28 @@ import msgspec
 from shoal.clock import monotonic_ns
 from shoal.config import Config
 from shoal.control.encoded_rows import EncodedRows
-from shoal.control.link import ControlError
+from shoal.control.node_session import NodeSession, answer_of
 from shoal.control.store import ControlStore, Heard
 from shoal.core.membership import Identity, Membership, MemberState, NodeDown, NodeUp
-from shoal.core.streams import Incoming, Outgoing
 from shoal.errors import ProtocolError
 from shoal.messages.control import (
-    ActorChanged,
     ClusterStatus,
-    EndJob,
-    GroupChanged,
+    FindActor,
+    GetKey,
     ListActors,
     ListEndedProcesses,
     ListGroups,
     ListJobs,
+    ListKeys,
+    ListNames,
     ListNodes,
-    NodeDied,
-    NodeJoined,
     NodeView,
-    Order,
     SurveyNodes,
 )
 from shoal.messages.membership import (
     Alive,
     Answer,
     Ask,
-    Given,
     Join,
     Joined,
     Latest,
@@ -75,7 +69,6 @@ from shoal.wire.aio import PeerConnection
 from shoal.wire.handshake import ServerHandshake
 
 _log = logging.getLogger("shoal.control")
-_encode: Final = msgspec.msgpack.Encoder().encode
 _SECOND: Final = 1_000_000_000
 _LOOKS: Final = (
     ClusterStatus,
@@ -88,114 +81,8 @@ _LOOKS: Final = (
 )
 """What may be asked without being a node."""
 
-
-def _merge(old: Order | Answer, new: Order | Answer) -> Order | Answer:
-    """The newest state, for all who were to hear of an older one."""
-    if isinstance(old, ActorChanged) and isinstance(new, ActorChanged):
-        return ActorChanged(list(dict.fromkeys([*old.clients, *new.clients])), new.change)
-    return new
-
-
-def _key(order: Order) -> Any:
-    """What an event is about, if only the newest about it matters. Orders have no key: each must be obeyed."""
-    match order:
-        case ActorChanged():
-            return order.change.actor_id
-        case NodeJoined() | NodeDied():
-            return order.row.node_id
-        case GroupChanged(change):
-            return b"group", change.group_id
-        case EndJob(job_id, _, _):
-            return b"job", job_id
-    return None
-
-
-class NodeSession:
-    """One node, for as long as it lives. `view` is the version of the board that it has."""
-
-    def __init__(self, owner: Sessions, node_id: bytes, session: int, heard_before: int) -> None:
-        self.node_id = node_id
-        self.session = session
-        self.connection: PeerConnection | None = None
-        self.view = 0
-        self.view_on_way = False
-        self.incoming = Incoming()
-        # What an earlier control store has written down of it: said again, it has taken effect already.
-        self.heard_before = heard_before
-        self._owner = owner
-        config = owner.config
-        self._outgoing: Outgoing[Order | Answer] = Outgoing(
-            config.stream_window, config.stream_backlog, _merge
-        )
-        # What it has said up to this number is durable; up to that, it knows.
-        self.durable = 0
-        self._said_durable = 0
-        self._scheduled = False
-
-    # --- what the node is told -----------------------------------------------------------------------------------
-
-    @property
-    def backlog(self) -> int:
-        """How many orders, events and answers wait for it."""
-        return self._outgoing.waiting + self._outgoing.unacknowledged
-
-    def give(self, order: Order) -> None:
-        """An order, or an event."""
-        self._outgoing.push(order, _key(order))
-        self._owner.check_backlog(self)
-        self._schedule()
-
-    def answer(self, answer: Answer) -> None:
-        """The answer to a question."""
-        self._outgoing.push(answer)
-        self._schedule()
-
-    def acknowledge(self, number: int) -> None:
-        """What the node has said up to this number is durable."""
-        self.durable = max(self.durable, number)
-        self._schedule()
-
-    def _schedule(self) -> None:
-        """Everything of one turn of the loop leaves together."""
-        if self.connection is not None and not self._scheduled:
-            self._scheduled = True
-            self._owner.loop.call_soon(self._send)
-
-    def _send(self) -> None:
-        self._scheduled = False
-        connection = self.connection
-        if connection is None:
-            return
-        if self.durable > self._said_durable:
-            self._said_durable = self.durable
-            connection.send(Taken(self.durable))
-        for entry in self._outgoing.take():
-            if entry.missed:
-                _log.warning(
-                    "the node %s takes its events so slowly that %d were superseded by later ones",
-                    self.node_id.hex()[:8],
-                    entry.missed,
-                )
-            connection.send(Given(entry.number, entry.missed, entry.message))
-
-    def on_taken(self, number: int) -> list[int]:
-        """The node has what it was told up to this number; the questions whose answers were among it."""
-        done = [entry.message for entry in self._outgoing.on_taken(number)]
-        self._schedule()
-        return [message.req for message in done if isinstance(message, Answer)]
-
-    # --- connections ---------------------------------------------------------------------------------------------
-
-    def on_connection(self, connection: PeerConnection, taken: int) -> None:
-        """The node is here, perhaps again, and has what it was told up to this number."""
-        self.connection = connection
-        self._outgoing.on_taken(taken)
-        self._outgoing.rewind()
-        # Views are not repeated: it gets all rows once more, in their latest state.
-        self.view = 0
-        self.view_on_way = False
-        self._said_durable = self.durable
-        self._schedule()
+_READS: Final = (*_LOOKS, FindActor, GetKey, ListKeys, ListNames)
+"""What changes nothing, so that it may be asked again."""
 
 
 class Sessions:
@@ -291,7 +178,9 @@ class Sessions:
         if not isinstance(message.call, _LOOKS):
             raise ProtocolError(f"{type(message.call).__name__} from somebody who is no node")
         answer = self._store.call(b"", message.call)
-        answer.add_done_callback(functools.partial(_pass_on, connection.send, message.req))
+        answer.add_done_callback(
+            lambda done: None if done.cancelled() else connection.send(answer_of(message.req, done))
+        )
 
     def _on_end_of_batch(self, connection: PeerConnection, session: NodeSession) -> None:
         refusal = self._members.on_heard(session.node_id, session.session, monotonic_ns())
@@ -404,11 +293,12 @@ class Sessions:
             # Answered by an earlier control store. If it changed nothing there is no record, and it can be asked once more.
             answered = store.restored.answers.get(node_id, {}).get(message.req)
             if answered is not None:
-                session.answer(Answer(message.req, answered, ""))
+                session.answer(Answer(message.req, answered, ""), needed=True)
                 return
         heard = Heard(session.session, max(number, session.heard_before), message.req)
         answer = store.call(node_id, message.call, heard)
-        answer.add_done_callback(functools.partial(_pass_on, session.answer, message.req))
+        needed = not isinstance(message.call, _READS)
+        answer.add_done_callback(functools.partial(session.on_answered, message.req, needed))
 
     # --- what follows --------------------------------------------------------------------------------------------
 
@@ -439,7 +329,14 @@ class Sessions:
             heard = restored.heard.get(row.node_id) if restored is not None else None
             known = heard is not None and heard.session == joining.session
             number = heard.number if heard is not None and known else 0
-            session = NodeSession(self, row.node_id, joining.session, number)
+            session = NodeSession(
+                self.loop,
+                self.config,
+                row.node_id,
+                joining.session,
+                number,
+                self._check_backlog,
+            )
             self._sessions[row.node_id] = session
         if back:
             self._store.on_node_back(row, session.give)
@@ -461,10 +358,17 @@ class Sessions:
         if session is not None:
             session.connection = None
 
-    def check_backlog(self, session: NodeSession) -> None:
+    def _check_backlog(self, session: NodeSession) -> None:
         """Give up a node that takes nothing."""
-        if session.backlog > self.config.orders_backlog:
+        config = self.config
+        if session.backlog > config.orders_backlog:
             cause = f"has let {session.backlog:,} orders and answers wait"
+        elif session.unread_bytes > config.answers_unread_bytes + config.max_frame_bytes:
+            cause = f"has let {session.unread_bytes >> 20:,} MiB of answers wait"
+        else:
+            return
+        if not session.given_up:
+            session.given_up = True
             self.loop.call_soon(self._give_up, session, cause)
 
     def _give_up(self, session: NodeSession, cause: str) -> None:
@@ -531,16 +435,3 @@ class Sessions:
 def _identity(row: NodeRow, session: int) -> Identity:
     name = row.name or row.hostname or row.node_id.hex()[:8]
     return Identity(row.node_id, session, "" if row.place == LOCAL else row.place, name)
-
-
-def _pass_on(give: Callable[[Answer], None], req: int, answer: asyncio.Future[Any]) -> None:
-    if answer.cancelled():
-        return
-    error = answer.exception()
-    if error is None:
-        give(Answer(req, _encode(answer.result()), ""))
-    elif isinstance(error, ControlError):
-        give(Answer(req, b"", error.text))
-    else:
-        give(Answer(req, b"", f"InternalError: {error!r}"))
-        raise error

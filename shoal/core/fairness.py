@@ -5,7 +5,7 @@ They look at the queue's records and change none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 from shoal.core.lease_records import Claim, Lease
@@ -55,14 +55,15 @@ def returns_may_serve(
 
 
 def leases_to_ask_back(
-    waiting: Iterable[Claim],
+    waiting: Callable[[Collection[str]], Iterable[Claim]],
     leases: Iterable[Lease],
     available: Mapping[str, int],
     *,
     ripe_before: int,
 ) -> tuple[list[Lease], int | None]:
-    """The leases to ask for: as few as would serve the first request of each claim in `waiting`, which are in the order
-    of their turns; and when the oldest of the leases was granted that are still too young to be asked for.
+    """The leases to ask for: as few as would serve the first request of each claim that waits; and when the oldest of the leases was
+    granted that are still too young to be asked for. `waiting` gives, in the order of their turns, the claims that ask for any of some
+    resources. It is asked for no more of them than there is something for.
     """
     ripe: list[Lease] = []
     young: int | None = None
@@ -75,14 +76,18 @@ def leases_to_ask_back(
                 ripe.append(lease)
             elif young is None or lease.granted_at < young:
                 young = lease.granted_at
+    if not ripe:
+        return [], young
     # Those with the most leases give first; among theirs, the oldest.
     ripe.sort(key=_richest_first)
+    names = {name for lease in ripe for name, _ in lease.allocation.amounts}
     asked: list[Lease] = []
-    for claim in waiting:
-        if not ripe:
+    for claim in waiting(names):
+        # Those that come hold no less than this one.
+        if not ripe or 0 < claim.held >= ripe[0].request.claim.held - 1:
             break
         short = _short_of(claim.amounts, coming)
-        for lease in list(ripe):
+        for lease in list(ripe) if short else ():
             if not short:
                 break
             if _owes(lease.request.claim, claim) and short.keys() & dict(lease.allocation.amounts):

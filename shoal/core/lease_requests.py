@@ -15,6 +15,7 @@ from shoal.core.lease_records import Claim, Owner, Request
 from shoal.core.pool import WorkerKey
 from shoal.core.resources import Amounts
 from shoal.core.supply import Supply
+from shoal.core.turns import Turns
 from shoal.messages.placement import InBundle
 
 
@@ -26,6 +27,8 @@ class LeaseRequests:
         self._requests: dict[tuple[Owner, int], Request] = {}
         self._infeasible: dict[tuple[Owner, int], Request] = {}
         self._last_seq = 0
+        self._in_line = 0
+        self.turns = Turns()
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -40,14 +43,6 @@ class LeaseRequests:
     def is_infeasible(self, request: Request) -> bool:
         """Whether a request waits for more than the node has."""
         return (request.owner, request.req) in self._infeasible
-
-    def claims(self) -> Iterator[Claim]:
-        """All claims."""
-        return iter(self._claims.values())
-
-    def waiting_claims(self) -> list[Claim]:
-        """The claims with requests that can be served."""
-        return [claim for claim in self._claims.values() if claim.waiting]
 
     # --- coming and going ----------------------------------------------------------------------------------------
 
@@ -80,6 +75,8 @@ class LeaseRequests:
             if not claim.waiting:
                 claim.since = request.seq
             claim.waiting.append(request)
+            self.turns.moved(claim)
+            self._in_line += claim.source is None
         else:
             self._infeasible[claim.owner, req] = request
 
@@ -88,19 +85,30 @@ class LeaseRequests:
         self._last_seq += 1
         return self._last_seq
 
-    def served(self, claim: Claim) -> Request:
-        """The first request of a claim is served; its lease refers to the claim from now on."""
-        request = claim.waiting.popleft()
+    def served(self, request: Request) -> None:
+        """A request is served; its lease refers to the claim from now on."""
         del self._requests[request.owner, request.req]
-        return request
+        self._leave(request)
+
+    def last_in_line(self, claim: Claim) -> None:
+        """A claimant has had its turn."""
+        claim.since = self.next_seq()
+        self.turns.moved(claim)
 
     def remove(self, request: Request) -> None:
         """A request is not needed any more, or refused."""
         key = request.owner, request.req
         del self._requests[key]
         if self._infeasible.pop(key, None) is None:
-            request.claim.waiting.remove(request)
+            self._leave(request)
         self.drop_ref(request.claim)
+
+    def _leave(self, request: Request) -> None:
+        """It waits for its turn no longer."""
+        claim = request.claim
+        claim.waiting.remove(request)
+        self.turns.moved(claim)
+        self._in_line -= claim.source is None
 
     def drop_ref(self, claim: Claim) -> None:
         """A request or lease of a claim is no more."""
@@ -116,10 +124,7 @@ class LeaseRequests:
 
     def in_line(self) -> int:
         """How many requests wait for what the node itself has."""
-        return sum(
-            request.claim.source is None and key not in self._infeasible
-            for key, request in self._requests.items()
-        )
+        return self._in_line
 
     def before(self, request: Request) -> int:
         """How many older requests wait for resources of the same source."""
@@ -165,5 +170,9 @@ class LeaseRequests:
             seqs = [request.seq for request in claim.waiting]
             assert seqs == sorted(seqs)
             queued += len(seqs)
+        self.turns.check(self._claims.values())
+        assert self._in_line == sum(
+            len(claim.waiting) for claim in self._claims.values() if claim.source is None
+        )
         assert queued + len(self._infeasible) == len(self._requests)
         assert refs == len(self._requests) + leases

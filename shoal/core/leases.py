@@ -22,12 +22,15 @@ others then find nothing to do. A worker that is not needed any more *retires*: 
 owns (see `core.pool`). One whose lease's owner has ended may still run that owner's task: it interrupts that first, and is not
 reused.
 
+Whose turn it is, `core.turns` keeps ready, so that a decision does not look at all that waits.
+
 The shell turns the effects in `outbox` into messages, forks and signals, in order, and reports what comes of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Final
 
 from shoal.core import fairness
@@ -35,7 +38,6 @@ from shoal.core.bundles import Reservation
 from shoal.core.lease_reasons import explain
 from shoal.core.lease_records import (
     AskBack,
-    Claim,
     Effect,
     EndWorker,
     ForkWorker,
@@ -51,8 +53,9 @@ from shoal.core.lease_records import (
 )
 from shoal.core.lease_requests import LeaseRequests
 from shoal.core.pool import Worker, WorkerKey, WorkerPool, WorkerState
-from shoal.core.resources import NOTHING, Allocation, Amounts, NodeResources
+from shoal.core.resources import NOTHING, Amounts, NodeResources
 from shoal.core.supply import Supply, source_of
+from shoal.core.turns import Granting
 from shoal.messages.node import Shape
 from shoal.messages.placement import InBundle
 
@@ -303,9 +306,7 @@ class LeaseQueue:
         self._deadline = None
         for worker in self.pool.late_starters(now):
             self._end(worker, "it did not register in time after its start", kill=True, now=now)
-        left = self._grant(now)
-        if left:
-            self._ask_back(left, now)
+        self._ask_back(self._grant(now), now)
         for worker in self.pool.surplus(now):
             self._retire(worker, "it idled longer than idle workers are kept", spent=False, now=now)
         self._due(self.pool.next_deadline())
@@ -320,69 +321,33 @@ class LeaseQueue:
 
     # --- granting ------------------------------------------------------------------------------------------------
 
-    def _grant(self, now: int) -> list[Claim]:
-        """Serve what can be served, by rules 1, 2 and 4; the claims that still wait, in the order of their turns."""
-        supply, pool = self.supply, self.pool
-        reserved = self._reserve(now)
-        kept_for_forks: list[tuple[Reservation | None, Allocation]] = []
-        needed: dict[WorkerKey, int] = {}
-        for_actors: set[WorkerKey] = set()
-        # How many of a claim's requests have their turn in this pass but wait for a fork.
-        ahead: dict[int, int] = {}
-        stuck: set[tuple[InBundle | None, Amounts]] = set()
-        waiting = self._requests.waiting_claims()
-        while waiting:
-            best = None
-            for claim in waiting:
-                if stuck and (claim.source, claim.amounts) in stuck:
-                    continue
-                skip = ahead.get(id(claim), 0)
-                turn = (claim.held + skip, claim.since)
-                if best is None or turn < best[0]:
-                    best = (turn, claim, skip)
-            if best is None:
-                break
-            _, claim, skip = best
-            request = claim.waiting[skip]
-            kept = reserved.get(claim.source)
-            own_reserve = kept is not None and kept.claim is claim
-            if not supply.fits(
-                claim.source,
-                claim.amounts,
-                None if kept is None or own_reserve else dict(kept.claim.amounts),
-            ):
-                stuck.add((claim.source, claim.amounts))
-                continue
-            if pool.has_idle(claim.key, for_actor=request.for_actor):
+    def _grant(self, now: int) -> Granting:
+        """Serve what can be served, by rules 1, 2 and 4."""
+        pool = self.pool
+        granting = Granting(
+            self._requests.turns, self.supply, self._reserve(now), self._limits.max_starting
+        )
+        while (turn := granting.next()) is not None:
+            _, request = turn
+            if pool.has_idle(request.claim.key, for_actor=request.for_actor):
                 self._serve(request, now)
-                if not claim.waiting:
-                    waiting.remove(claim)
-                continue
-            kept_for_forks.append(supply.take(claim.source, claim.amounts))
-            needed[claim.key] = needed.get(claim.key, 0) + 1
-            if request.for_actor:
-                for_actors.add(claim.key)
-            ahead[id(claim)] = skip + 1
-            if skip + 1 == len(claim.waiting) or skip + 1 >= self._limits.max_starting:
-                waiting.remove(claim)
-        for reservation, allocation in kept_for_forks:
-            supply.give_back(reservation, allocation)
-        for key, count in needed.items():
+                granting.served(*turn)
+            else:
+                granting.kept_for_fork(*turn)
+                if not pool.idle_count and granting.kept >= self._limits.max_starting:
+                    # Nobody can be served, and no more workers may start: the others need not be looked at.
+                    break
+        granting.end()
+        for key, count in granting.forks.items():
             for _ in range(count - pool.starting_of(key)):
-                if not self._may_fork(key, now, fresh=key in for_actors):
+                if not self._may_fork(key, now, fresh=key in granting.for_actors):
                     break
                 self._fork(key, now)
-        left = [
-            claim
-            for claim in self._requests.claims()
-            if len(claim.waiting) > ahead.get(id(claim), 0)
-        ]
-        left.sort(key=fairness.turn)
-        return left
+        return granting
 
     def _serve(self, request: Request, now: int) -> None:
         claim = request.claim
-        self._requests.served(claim)
+        self._requests.served(request)
         self._last_lease_id += 1
         worker = self.pool.lease(claim.key, self._last_lease_id, now, for_actor=request.for_actor)
         assert worker is not None
@@ -395,21 +360,14 @@ class LeaseQueue:
             Grant(request.owner, request.req, lease.lease_id, worker.worker_id, gpu_ids)
         )
 
-    def _reserve(self, now: int) -> dict[InBundle | None, Request]:
-        """By source, the request that reserves what it needs at this moment, by rule 4: the oldest that does not fit, if what it
-        misses is in the hands of tasks, which end, not of actors, which may not."""
-        oldest: dict[InBundle | None, Request] = {}
-        for claim in self._requests.waiting_claims():
-            request = claim.waiting[0]
-            before = oldest.get(claim.source)
-            if (before is None or request.seq < before.seq) and not self.supply.fits(
-                claim.source, claim.amounts
-            ):
-                oldest[claim.source] = request
+    def _reserve(self, now: int) -> dict[InBundle | None, Amounts]:
+        """By source, what is reserved at this moment, by rule 4: what the oldest request needs that does not fit, if what it misses is
+        in the hands of tasks, which end, not of actors, which may not."""
+        self._requests.turns.refresh()
         return {
-            source: request
-            for source, request in oldest.items()
-            if self._reserves(source, request, now)
+            request.claim.source: request.claim.amounts
+            for request in self._requests.turns.oldest_unmet(self.supply)
+            if self._reserves(request.claim.source, request, now)
         }
 
     def _reserves(self, source: InBundle | None, request: Request, now: int) -> bool:
@@ -425,25 +383,29 @@ class LeaseQueue:
         self._due(now + for_ns)
         return reserves and any(
             fairness.returns_may_serve(
-                request.claim.amounts, resources.available, self._leases_of([holder])
+                request.claim.amounts,
+                resources.available,
+                (lease for lease in self._leases.values() if lease.reservation is holder),
             )
             for holder, resources in books
         )
 
-    def _leases_of(self, holders: Collection[Reservation | None]) -> list[Lease]:
-        """The leases out of some bundles, or (None) of the node's own."""
-        return [lease for lease in self._leases.values() if lease.reservation in holders]
-
-    def _ask_back(self, waiting: list[Claim], now: int) -> None:
+    def _ask_back(self, granting: Granting, now: int) -> None:
         """Ask for leases by rule 3."""
-        by_source: dict[InBundle | None, list[Claim]] = {}
-        for claim in waiting:
-            by_source.setdefault(claim.source, []).append(claim)
-        for source, claims in by_source.items():
+        by_holder: dict[Reservation | None, list[Lease]] = {}
+        for lease in self._leases.values():
+            by_holder.setdefault(lease.reservation, []).append(lease)
+        for line in self._requests.turns:
+            if next(granting.left(line), None) is None:
+                continue
             asked, ripe_at = fairness.leases_to_ask_back(
-                claims,
-                self._leases_of([holder for holder, _ in self.supply.books(source)]),
-                self.supply.available(source),
+                partial(granting.left, line),
+                [
+                    lease
+                    for holder, _ in self.supply.books(line.source)
+                    for lease in by_holder.get(holder, ())
+                ],
+                self.supply.available(line.source),
                 ripe_before=now - self._limits.fair_share_ns,
             )
             for lease in asked:
@@ -518,7 +480,7 @@ class LeaseQueue:
         self.supply.give_back(lease.reservation, lease.allocation)
         lease.reservation, lease.allocation = None, NOTHING
         # Its claimant has had its turn, and goes to the end of the line.
-        lease.request.claim.since = self._requests.next_seq()
+        self._requests.last_in_line(lease.request.claim)
         self._requests.drop_ref(lease.request.claim)
 
     def _orphan(self, lease: Lease) -> None:
@@ -529,10 +491,12 @@ class LeaseQueue:
     def _count(self, lease: Lease) -> None:
         if lease.counts:
             lease.request.claim.held += 1
+            self._requests.turns.moved(lease.request.claim)
 
     def _uncount(self, lease: Lease) -> None:
         if lease.counts:
             lease.request.claim.held -= 1
+            self._requests.turns.moved(lease.request.claim)
 
     def _lease_of(self, worker_id: bytes) -> Lease | None:
         worker = self.pool.get(worker_id)

@@ -89,14 +89,15 @@ class Outgoing(Generic[T]):
         self._pushed += 1
         return entry
 
-    def take(self) -> list[Entry[T]]:
-        """What may be sent now: each is handed out once on each connection."""
+    def take(self, most: int | None = None) -> list[Entry[T]]:
+        """What may be sent now, `most` messages at most: each is handed out once on each connection."""
+        room = self._window if most is None else min(self._window, len(self._sent) + most)
         taken: list[Entry[T]] = []
-        while self._again and len(self._sent) < self._window:
+        while self._again and len(self._sent) < room:
             entry = self._again.popleft()
             self._sent.append(entry)
             taken.append(entry)
-        while self._waiting and len(self._sent) < self._window:
+        while self._waiting and len(self._sent) < room:
             place = next(iter(self._waiting))
             entry = self._waiting.pop(place)
             if entry.key is not None and self._places.get(entry.key) == place:

@@ -17,7 +17,7 @@ from typing import Final
 from shoal.errors import ProtocolError
 from shoal.wire.addresses import is_name
 from shoal.wire.door import BULK, pass_on
-from shoal.wire.doorway import Doorway
+from shoal.wire.doorway import Doorway, Settled
 from shoal.wire.session import doorstep_path
 
 _log = logging.getLogger("shoal.node")
@@ -28,7 +28,7 @@ _PASS_AGAIN_S: Final = 0.002
 
 class Doorkeeper:
     """See the module's docstring. `accept_own` takes what is for the daemon called `name`, `accept_bulk` what is for the bytes of
-    objects; both own the socket then."""
+    objects; both own the socket then, and tell when its peer is no stranger any more. There are at most `most_strangers`."""
 
     def __init__(
         self,
@@ -36,8 +36,9 @@ class Doorkeeper:
         door: socket.socket,
         session_dir: str,
         name: str,
-        accept_own: Callable[[socket.socket], None],
-        accept_bulk: Callable[[socket.socket], None],
+        accept_own: Callable[[socket.socket], Settled],
+        accept_bulk: Callable[[socket.socket], Settled],
+        most_strangers: int,
     ) -> None:
         self._session_dir = session_dir
         self._name = name
@@ -45,30 +46,37 @@ class Doorkeeper:
         self._accept_bulk = accept_bulk
         self._passing = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._passing.setblocking(False)
-        self._doorway = Doorway(loop, door, self._show_in, _log)
+        self._doorway = Doorway(loop, door, self._show_in, _log, most_strangers)
 
-    async def _show_in(self, sock: socket.socket, name: str) -> bool:
-        """Give a connection away; whether the socket is somebody else's now."""
+    async def _show_in(self, sock: socket.socket, name: str) -> Settled | None:
+        """Give a connection away. One that was passed on is for its process to count, which takes no more than it may
+        have (`wire.door.Doorstep`); until it has been taken, it counts here."""
         if name == self._name:
-            self._accept_own(sock)
-            return True
+            return self._accept_own(sock)
         if name == BULK:
-            self._accept_bulk(sock)
-            return True
+            return self._accept_bulk(sock)
         if not is_name(name):
             raise ProtocolError(f"nobody of this node is called {name!r}")
-        async with asyncio.timeout(_PASSING_TIMEOUT_S):
-            while True:
-                try:
-                    pass_on(self._passing, sock, doorstep_path(self._session_dir, name))
-                except BlockingIOError:
-                    await asyncio.sleep(_PASS_AGAIN_S)
-                except (FileNotFoundError, ConnectionRefusedError):
-                    # It has ended: whoever wants to speak with it hears so from its own node.
-                    break
-                else:
-                    break
-        return False
+        try:
+            async with asyncio.timeout(_PASSING_TIMEOUT_S):
+                await self._pass_on(sock, doorstep_path(self._session_dir, name))
+        except TimeoutError:
+            raise ProtocolError(
+                f"{name} has taken no connection for {_PASSING_TIMEOUT_S:g} s"
+            ) from None
+        return None
+
+    async def _pass_on(self, sock: socket.socket, doorstep: str) -> None:
+        while True:
+            try:
+                pass_on(self._passing, sock, doorstep)
+            except BlockingIOError:
+                await asyncio.sleep(_PASS_AGAIN_S)
+            except (FileNotFoundError, ConnectionRefusedError):
+                # It has ended: whoever wants to speak with it hears so from its own node.
+                return
+            else:
+                return
 
     def close(self) -> None:
         """Close the door."""

@@ -34,6 +34,7 @@ from shoal.messages.neighbours import (
 )
 from shoal.wire.addresses import NODE, make_address, make_name, split_place
 from shoal.wire.aio import HANDSHAKE_TIMEOUT_S, PeerConnection, adopt, dial
+from shoal.wire.doorway import Settled
 from shoal.wire.handshake import ClientHandshake, ServerHandshake
 from shoal.wire.tls import Tls, await_client_hello, explain
 
@@ -183,32 +184,28 @@ class Neighbours:
 
     # --- listening -----------------------------------------------------------------------------------------------
 
-    def accept(self, sock: socket.socket) -> None:
+    def accept(self, sock: socket.socket) -> Settled:
         """A daemon has come to the door."""
-
-        def make() -> PeerConnection:
-            connection = PeerConnection(
-                self._loop,
-                ServerHandshake(self._token),
-                _to_listener,
-                self,
-                self._max_frame_bytes,
-            )
-            self._listening[connection] = None
-            return connection
-
-        task = self._loop.create_task(self._adopt(sock, make))
+        connection = PeerConnection(
+            self._loop,
+            ServerHandshake(self._token),
+            _to_listener,
+            self,
+            self._max_frame_bytes,
+        )
+        self._listening[connection] = None
+        task = self._loop.create_task(self._adopt(sock, connection))
         self._adopting.add(task)
-        task.add_done_callback(partial(self._adopted, sock))
+        task.add_done_callback(partial(self._adopted, sock, connection))
+        return connection.settled
 
-    async def _adopt(self, sock: socket.socket, make: Callable[[], PeerConnection]) -> None:
+    async def _adopt(self, sock: socket.socket, connection: PeerConnection) -> None:
         context = None
         try:
             if self._tls is not None:
                 context = self._tls.server
-                async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-                    await await_client_hello(self._loop, sock)
-            await adopt(self._loop, sock, make, context)
+                await await_client_hello(self._loop, sock, HANDSHAKE_TIMEOUT_S)
+            await adopt(self._loop, sock, connection, context)
         except ssl.SSLError as error:
             _log.warning("refused a daemon at the door: %s", explain(error, server=True))
             raise
@@ -216,10 +213,13 @@ class Neighbours:
             _log.warning("refused a daemon at the door: %s", error)
             raise
 
-    def _adopted(self, sock: socket.socket, task: asyncio.Task[Any]) -> None:
+    def _adopted(
+        self, sock: socket.socket, connection: PeerConnection, task: asyncio.Task[Any]
+    ) -> None:
         self._adopting.discard(task)
         if task.cancelled() or task.exception() is not None:
             sock.close()
+            connection.never_made()
 
     def on_trusted(self, connection: PeerConnection) -> None:
         """It must greet before anything else."""

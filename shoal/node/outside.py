@@ -127,7 +127,7 @@ class Outside:
             lambda place: open_bulk(
                 place, config.pull_stall_s, None if tls is None else tls.client
             ),
-            None if tls is None else partial(tls.server.wrap_socket, server_side=True),
+            None if tls is None else tls.server,
         )
         self._uses = UsesElsewhere(self.neighbours, keeper.inquiries)
         self.client_handlers: dict[type, Callable[[Client, Any], None]] = {
@@ -165,6 +165,7 @@ class Outside:
             daemon_name(self._node_id),
             self.neighbours.accept,
             self.transfers.accept_bulk,
+            self._boot.config.door_strangers,
         )
 
     def _on_message(self, node: Neighbour, message: Neighbourly) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from shoal.wire.addresses import LOCAL, name_of, place_of
 from shoal.wire.connection import Listener
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from shoal.wire.reactor import Reactor
 
 _BACKLOG: Final = 4096
+
+
+class Accept(Protocol):
+    """Takes a connection: one of the same node, or one that came through the door, of which `settled` is to be told (see `Doorstep`)."""
+
+    def __call__(
+        self, sock: socket.socket, settled: Callable[[], None] | None = None, /
+    ) -> None: ...
 
 
 class Entrance:
@@ -35,11 +43,12 @@ class Entrance:
                 self._listener.close()
                 raise
 
-    def open(self, on_accept: Callable[[socket.socket], None]) -> None:
-        """Hand every connection to `on_accept` (called by the reactor's leader, without the lock)."""
+    def open(self, on_accept: Accept, most_strangers: int) -> None:
+        """Hand every connection to `on_accept` (called by the reactor's leader, without the lock). From the door, no more are taken while so
+        many of them have not proved the token."""
         self._listener.start(on_accept)
         if self._doorstep is not None:
-            self._doorstep.start(on_accept)
+            self._doorstep.start(on_accept, most_strangers)
 
     def close(self) -> None:
         """Take nobody in any more, and remove the files."""

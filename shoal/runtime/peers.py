@@ -14,6 +14,7 @@ import logging
 import os
 import resource
 import socket
+from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -184,10 +185,10 @@ class Peers:
                 resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             )
 
-    def accept(self, sock: socket.socket) -> None:
-        """Somebody connected to this process. Called by the reactor's leader, without the lock, which it takes."""
-        is_from_elsewhere = sock.family != socket.AF_UNIX
-        tls = self._tls.server if self._tls is not None and is_from_elsewhere else None
+    def accept(self, sock: socket.socket, settled: Callable[[], None] | None = None) -> None:
+        """Somebody connected to this process; from another node with `settled`, which is called with the lock when that one has proved the
+        token, or is gone. Called by the reactor's leader, without the lock, which it takes."""
+        tls = None if self._tls is None or settled is None else self._tls.server
         with self._reactor.lock:
             connection = Connection(
                 self._reactor,
@@ -199,8 +200,8 @@ class Peers:
                 tls=tls,
             )
             self._connections[connection] = None
-            if is_from_elsewhere:
-                connection.expect_proof_within(_PROOF_TIMEOUT_S)
+            if settled is not None:
+                connection.expect_proof_within(_PROOF_TIMEOUT_S, settled)
 
     def peer_of(self, connection: Connection) -> Peer:
         """The record of the process at the other end; made when its first message arrives."""

@@ -227,7 +227,7 @@ class Process:
         self.root = TaskContext(kind, self.ids.task_id(), self.ids)
         self.reactor.after_poll = self._after_poll
         self.reactor.backlog = self.dropped
-        self._entrance.open(self.peers.accept)
+        self._entrance.open(self.peers.accept, self.config.door_strangers)
         self._node_handler = handler
 
     def _make_drop(self) -> Callable[[Entry], None]:

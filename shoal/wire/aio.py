@@ -74,6 +74,7 @@ class PeerConnection(asyncio.Protocol):
         peer_address: Where the peer listens itself, by its own word.
         trusted: The peer has proved the token.
         closed: It has ended, or is about to: nothing is handed over or sent any more.
+        settled: Done when the peer has proved the token, or the connection has ended without.
         user: For the handler's use.
     """
 
@@ -90,6 +91,7 @@ class PeerConnection(asyncio.Protocol):
         self.peer_address = ""
         self.trusted = False
         self.closed = False
+        self.settled = loop.create_future()
         self.user: Any = None
         self._loop = loop
         self._decode = decoder.decode
@@ -140,6 +142,7 @@ class PeerConnection(asyncio.Protocol):
                 self._write(b"".join(handshake.outbox))
                 handshake.outbox.clear()
         self._stop_waiting()
+        self._settle()
         if isinstance(handshake, ServerHandshake):
             self.peer_address = handshake.peer_address
         self._handler.on_trusted(self)
@@ -162,6 +165,10 @@ class PeerConnection(asyncio.Protocol):
             self._handler.on_messages(self, messages)
             if self.closed:
                 return
+
+    def _settle(self) -> None:
+        if not self.settled.done():
+            self.settled.set_result(None)
 
     def _give_up(self) -> None:
         self.fail(AuthenticationError(f"no proof of the token within {HANDSHAKE_TIMEOUT_S:g} s"))
@@ -260,6 +267,7 @@ class PeerConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._stop_waiting()
+        self._settle()
         self.closed = True
         self._transport = None
         self._out.clear()
@@ -275,25 +283,21 @@ class PeerConnection(asyncio.Protocol):
 async def adopt(
     loop: asyncio.AbstractEventLoop,
     sock: socket.socket,
-    make: Callable[[], PeerConnection],
+    connection: PeerConnection,
     context: ssl.SSLContext | None = None,
 ) -> None:
-    """Make a connection, by `make()`, of a socket that was accepted; its handler hears of its end also if that comes before TLS is open.
+    """Let a connection begin on a socket that was accepted; its handler hears of its end also if that comes before TLS is open.
 
     Raises:
         OSError: it is not to be (`ssl.SSLError`, if the two do not agree about TLS).
     """
-    made: list[PeerConnection] = []
-
-    def factory() -> PeerConnection:
-        made.append(make())
-        return made[0]
-
+    patience_s = None if context is None else HANDSHAKE_TIMEOUT_S
     try:
-        await loop.connect_accepted_socket(factory, sock, ssl=context)
+        await loop.connect_accepted_socket(
+            lambda: connection, sock, ssl=context, ssl_handshake_timeout=patience_s
+        )
     except BaseException:
-        for connection in made:
-            connection.never_made()
+        connection.never_made()
         raise
 
 

@@ -98,6 +98,7 @@ class Connection:
         "_most_bytes",
         "_on_readable",
         "_reactor",
+        "_settled",
         "_sock",
         "_unsent",
         "_watching_write",
@@ -137,6 +138,7 @@ class Connection:
         self.closed = False
         self._buffer = bytearray(4096)
         self._unsent = bytearray()
+        self._settled: Callable[[], None] | None = None
         self._watching_write = False
         self._most_bytes = HEADER_BYTES + max_frame_bytes
         self._decoder = FrameDecoder(max_frame_bytes)
@@ -437,6 +439,7 @@ class Connection:
         self._on_readable = self._receive
         with self._reactor.lock:
             self._handshake = None
+            self._settle()
             self.flush()
         if greeting:
             # The client may send data right behind its proof.
@@ -445,14 +448,23 @@ class Connection:
 
     # --- ending --------------------------------------------------------------------------------------------------
 
-    def expect_proof_within(self, seconds: float) -> None:
-        """End the connection if the peer has not proved the token by then."""
+    def expect_proof_within(self, seconds: float, settled: Callable[[], None]) -> None:
+        """End the connection if the peer has not proved the token by then (with the lock). `settled` is called, with the lock, when it has,
+        or when the connection has ended."""
+        self._settled = settled
 
         def judge() -> None:
             if self._handshake is not None:
                 self.fail(AuthenticationError(f"no proof of the token within {seconds:g} s"))
 
         self._reactor.call_later(seconds, judge)
+        if self.closed:
+            self._settle()
+
+    def _settle(self) -> None:
+        settled, self._settled = self._settled, None
+        if settled is not None:
+            settled()
 
     def fail(self, error: Exception | None) -> None:
         """End the connection, and tell the handler. Takes the lock."""
@@ -472,6 +484,7 @@ class Connection:
             self._sock.close()
         self.out.clear()
         self._unsent.clear()
+        self._settle()
 
 
 class Listener:

@@ -11,7 +11,7 @@ The node daemon (`shoal.node.doorkeeper`) reads no more than that of a connectio
 on, as a datagram with the descriptor to the process's *doorstep*. What follows, TLS and the proof of the token, is between the
 two ends. A preface opens nothing; it says where to knock.
 
-Threads: a `Doorstep` is called by the reactor's leader.
+Threads: a `Doorstep` is called by the reactor's leader, and told with the runtime's lock that a visitor has settled.
 """
 
 from __future__ import annotations
@@ -78,12 +78,20 @@ def tune(sock: socket.socket) -> None:
 
 
 class Doorstep:
-    """Where a process takes the connections that its node's door has passed on: a Unix datagram socket in the session's folder."""
+    """Where a process takes the connections that its node's door has passed on: a Unix datagram socket in the session's folder.
+
+    It takes no more while `most` of those that it took have not settled: the others wait in the kernel and, when that has no
+    more room for them, at the door, which counts them among its own.
+    """
 
     def __init__(self, reactor: Reactor, path: str) -> None:
         self._reactor = reactor
         self.path = path
-        self._on_accept: Callable[[socket.socket], None]
+        self._most = 0
+        self._strangers = 0
+        self._paused = False
+        self._closed = False
+        self._on_accept: Callable[[socket.socket, Callable[[], None]], None]
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             self._sock.setblocking(False)
@@ -92,23 +100,44 @@ class Doorstep:
             self._sock.close()
             raise
 
-    def start(self, on_accept: Callable[[socket.socket], None]) -> None:
-        """Hand every connection to `on_accept` (called by the leader, without the lock)."""
+    def start(
+        self, on_accept: Callable[[socket.socket, Callable[[], None]], None], most: int
+    ) -> None:
+        """Hand every connection to `on_accept` (called by the leader, without the lock), and with it what is to be called, once and with
+        the lock, when its peer has proved the token or it has ended."""
         self._on_accept = on_accept
+        self._most = most
         self._reactor.register(self._sock.fileno(), self._on_ready)
 
     def _on_ready(self, _mask: int) -> None:
         for _ in range(_MOST_AT_ONCE):
+            with self._reactor.lock:
+                if self._paused or self._closed:
+                    return
+                if self._strangers >= self._most:
+                    self._paused = True
+                    self._reactor.unregister(self._sock.fileno())
+                    return
             try:
                 _, fds, _, _ = socket.recv_fds(self._sock, PREFACE_BYTES, 1)
             except BlockingIOError:
                 return
             # Without descriptors the kernel had none to give: the connection is lost, and whoever made it notices.
             for fd in fds:
-                self._on_accept(socket.socket(fileno=fd))
+                with self._reactor.lock:
+                    self._strangers += 1
+                self._on_accept(socket.socket(fileno=fd), self._on_settled)
+
+    def _on_settled(self) -> None:
+        """One of those that were taken is no stranger any more (with the lock)."""
+        self._strangers -= 1
+        if self._paused and not self._closed:
+            self._paused = False
+            self._reactor.register(self._sock.fileno(), self._on_ready)
 
     def close(self) -> None:
         """Take no more, and remove the socket's file."""
+        self._closed = True
         self._reactor.unregister(self._sock.fileno())
         self._sock.close()
         with contextlib.suppress(FileNotFoundError):

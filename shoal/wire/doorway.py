@@ -1,10 +1,12 @@
 """Accepting at a door, in an asyncio daemon: each connection is read up to the end of its preface, and shown in.
 
-Guarantees: not a byte more than the preface is read; whoever says none, or a wrong one, loses the connection, with the reason in the log,
-and costs a bounded number of descriptors for a bounded time.
+Guarantees: not a byte more than the preface is read; whoever says none, or a wrong one, loses the connection, with the reason in the log.
+Of those who have not proved the token yet there are at most `most`, whether they are still to say the preface or were shown in;
+more wait in the kernel. So strangers cost a bounded number of descriptors, each for a bounded time.
 
-Who is meant by the preface, and what follows it, is the business of `show_in(sock, name)`, which tells whether the socket is
-somebody else's from now on, or is to be closed here.
+Who is meant by the preface, and what follows it, is the business of `show_in(sock, name)`. It gives the socket away and returns what is
+done as soon as the visitor has proved the token, or is gone (nobody may be waited for without end); or None, if the socket is to be
+closed here, and no longer counts.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from shoal.wire.door import PREFACE_BYTES, decode_preface, tune
 
 PREFACE_TIMEOUT_S: Final = 10.0
 _SHORT_AGAIN_S: Final = 0.2
-_MOST_UNSAID: Final = 1024
-"""Connections that have not said for whom they come. More wait in the kernel."""
+
+Settled = asyncio.Future[None]
+"""Done when whoever came has proved the token, or is gone."""
 
 
 class Doorway:
@@ -32,15 +35,16 @@ class Doorway:
         self,
         loop: asyncio.AbstractEventLoop,
         listening: socket.socket,
-        show_in: Callable[[socket.socket, str], Awaitable[bool]],
+        show_in: Callable[[socket.socket, str], Awaitable[Settled | None]],
         log: logging.Logger,
+        most: int,
     ) -> None:
         self._loop = loop
         self._listening = listening
         self._show_in = show_in
         self._log = log
         self._visitors: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Semaphore(_MOST_UNSAID)
+        self._room = asyncio.Semaphore(most)
         listening.setblocking(False)
         self._task = loop.create_task(self._keep())
 
@@ -62,29 +66,35 @@ class Doorway:
             visitor.add_done_callback(self._visitors.discard)
 
     async def _receive(self, sock: socket.socket, host: str) -> None:
-        taken = False
+        settled: Settled | None = None
         try:
             sock.setblocking(False)
             tune(sock)
-            async with asyncio.timeout(PREFACE_TIMEOUT_S):
-                name = decode_preface(await self._read_preface(sock))
-            taken = await self._show_in(sock, name)
-        except TimeoutError:
-            self._log.warning("a connection from %s did not say for whom it comes", host)
+            name = decode_preface(await self._read_preface(sock))
+            settled = await self._show_in(sock, name)
         except (ProtocolError, OSError) as error:
             self._log.warning("refused a connection from %s: %s", host, error)
         finally:
-            if not taken:
+            if settled is None:
                 sock.close()
-            self._room.release()
+                self._room.release()
+            else:
+                settled.add_done_callback(self._on_settled)
+
+    def _on_settled(self, _settled: Settled) -> None:
+        self._room.release()
 
     async def _read_preface(self, sock: socket.socket) -> bytes:
         data = b""
-        while len(data) < PREFACE_BYTES:
-            piece = await self._loop.sock_recv(sock, PREFACE_BYTES - len(data))
-            if not piece:
-                break
-            data += piece
+        try:
+            async with asyncio.timeout(PREFACE_TIMEOUT_S):
+                while len(data) < PREFACE_BYTES:
+                    piece = await self._loop.sock_recv(sock, PREFACE_BYTES - len(data))
+                    if not piece:
+                        break
+                    data += piece
+        except TimeoutError:
+            raise ProtocolError("it did not say for whom it comes") from None
         return data
 
     def close(self) -> list[asyncio.Task[None]]:

@@ -130,17 +130,22 @@ def explain(error: OSError, *, server: bool) -> str:
     return f"the TLS handshake with it failed: {error}"
 
 
-async def await_client_hello(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+async def await_client_hello(
+    loop: asyncio.AbstractEventLoop, sock: socket.socket, patience_s: float
+) -> None:
     """Wait until a client whose preface was read says more, and see that it is TLS. `sock` does not block.
 
     Raises:
-        ProtocolError: it is not. The client has been told, in clear.
+        ProtocolError: it is not, and the client has been told so, in clear; or nothing has come for so long.
         OSError: the connection is gone.
     """
     readable = asyncio.Event()
     loop.add_reader(sock.fileno(), readable.set)
     try:
-        await readable.wait()
+        async with asyncio.timeout(patience_s):
+            await readable.wait()
+    except TimeoutError:
+        raise ProtocolError(f"it began no TLS within {patience_s:g} s") from None
     finally:
         loop.remove_reader(sock.fileno())
     refuse_plain(sock)

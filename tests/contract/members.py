@@ -147,7 +147,7 @@ async def serving(
     store = ControlStore(loop, storage, failures.append, config=config, name="test")
     await store.load()
     sessions = Sessions(loop, store, TOKEN, config)
-    server = Server(loop, listen(port=port), sessions.accept, context)
+    server = Server(loop, listen(port=port), sessions.accept, config.door_strangers, context)
     sessions.start()
     try:
         yield Serving(store, sessions, server, failures)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from shoal.control.link import ControlError
 from shoal.control.storage.memory import MemoryStorage
 from shoal.messages.control import (
     ActorChanged,
@@ -15,11 +19,12 @@ from shoal.messages.control import (
     GetKey,
     JobEnded,
     NodeView,
+    PutKey,
     ViewChanged,
     WatchActor,
 )
 from shoal.messages.placement import ViewRow
-from tests.contract.members import QUICK, Node, serving, until
+from tests.contract.members import PATIENCE_S, QUICK, Node, serving, until
 from tests.contract.test_control_store import JOB, spec
 
 if TYPE_CHECKING:
@@ -146,5 +151,92 @@ def test_a_node_that_lets_orders_wait_without_end_is_given_up() -> None:
             transport.resume_reading()
             await node.hear(lambda: node.ended)
             assert "has let 501 orders and answers wait" in node.ended[0]
+
+    asyncio.run(scenario())
+
+
+def test_answers_to_a_process_that_was_stopped_are_bounded_and_come_when_it_goes_on() -> None:
+    value, most, questions = 100_000, 4 << 20, 800
+
+    async def scenario() -> None:
+        config = msgspec.structs.replace(QUICK, answers_unread_bytes=most)
+        async with serving(MemoryStorage(), config=config) as control:
+            await control.store.call(b"", PutKey("ns", b"large", bytes(value), True))
+            asker = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "tests.contract.asker",
+                str(control.port),
+                str(questions),
+                stdout=subprocess.PIPE,
+            )
+            try:
+                await until(lambda: control.sessions._sessions)
+                (session,) = control.sessions._sessions.values()
+                await until(lambda: session.incoming.last == questions + 5)
+                # What it has asked for is twenty times as much.
+                assert most < session.unread_bytes <= most + value + 400 * questions
+                assert session.connection is not None
+                assert session.connection.pending_bytes <= most + value + 400 * questions
+                asker.send_signal(signal.SIGCONT)
+                out, _ = await asyncio.wait_for(asyncio.shield(asker.communicate()), PATIENCE_S)
+            finally:
+                if asker.returncode is None:
+                    asker.kill()
+                    await asker.wait()
+            assert asker.returncode == 0
+            answered, refused = (int(word) for word in out.split())
+            assert answered + refused == questions
+            assert most // value <= answered <= most // value + 2
+            await until(lambda: session.unread_bytes == 0)
+
+    asyncio.run(scenario())
+
+
+def test_large_answers_leave_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.control.node_session._MOST_PENDING_BYTES", 1 << 20)
+    monkeypatch.setattr("shoal.control.node_session._AT_ONCE", 4)
+
+    async def scenario() -> None:
+        async with serving(MemoryStorage()) as control:
+            node = Node(1, control.port)
+            await node.link.join()
+            value = bytes(1 << 20)
+            await node.link.call(PutKey("ns", b"large", value, True))
+            session = control.sessions._sessions[node.node_id]
+            connection = session.connection
+            assert connection is not None
+            transport = stop_reading(node)
+            answers = [node.link.call(GetKey("ns", b"large")) for _ in range(100)]
+            await until(lambda: session.unread_bytes == 100 * session_size(value))
+            # A turn's worth, over what was pending before it; the others are not encoded as messages yet.
+            assert connection.pending_bytes <= 6 << 20
+            transport.resume_reading()
+            assert await asyncio.gather(*answers) == [value] * 100
+            await until(lambda: session.unread_bytes == 0)
+            node.link.close()
+
+    def session_size(value: bytes) -> int:
+        return len(msgspec.msgpack.encode(value))
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_lets_answers_wait_without_end_is_given_up() -> None:
+    async def scenario() -> None:
+        config = msgspec.structs.replace(CONFIG, orders_backlog=500)
+        async with serving(MemoryStorage(), config=config) as control:
+            node = Node(1, control.port, config=msgspec.structs.replace(CONFIG, stream_window=4096))
+            await node.link.join()
+            transport = stop_reading(node)
+            session = control.sessions._sessions[node.node_id]
+            puts = [node.link.call(PutKey("ns", b"%d" % n, b"v", False)) for n in range(2_000)]
+            await until(lambda: node.node_id not in control.sessions._sessions)
+            assert session.backlog <= 2_000
+            transport.resume_reading()
+            await node.hear(lambda: node.ended)
+            assert "orders and answers wait" in node.ended[0]
+            failed = await asyncio.gather(*puts, return_exceptions=True)
+            assert all(isinstance(each, ControlError) for each in failed[-100:])
 
     asyncio.run(scenario())

@@ -12,9 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from shoal.core.streams import Board, Incoming, Outgoing
 
 
-def taken(stream: Outgoing[Any]) -> list[tuple[int, Any, int]]:
+def taken(stream: Outgoing[Any], most: int | None = None) -> list[tuple[int, Any, int]]:
     stream.check()
-    return [(entry.number, entry.message, entry.missed) for entry in stream.take()]
+    return [(entry.number, entry.message, entry.missed) for entry in stream.take(most)]
 
 
 def test_messages_leave_in_order_and_within_the_window() -> None:
@@ -113,9 +113,11 @@ class OverABreakingConnection(RuleBasedStateMachine):
         self.pushed.append(message)
         self.stream.push(message, key)
 
-    @rule()
-    def send(self) -> None:
-        self.wire.extend(taken(self.stream))
+    @rule(most=st.none() | st.integers(0, 4))
+    def send(self, most: int | None = None) -> None:
+        before = len(self.wire)
+        self.wire.extend(taken(self.stream, most))
+        assert most is None or len(self.wire) - before <= most
 
     @precondition(lambda self: self.wire)
     @rule()

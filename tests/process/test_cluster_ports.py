@@ -4,6 +4,7 @@ goes on. (The Unix sockets are in `test_security`.)"""
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
 import pytest
 
 import shoal
@@ -24,6 +26,7 @@ from shoal.wire.door import BULK, CONTROL, encode_preface
 from shoal.wire.framing import cut_frame, encode_frame
 from shoal.wire.handshake import HANDSHAKE_BYTES, ClientHandshake
 from shoal.wire.session import log_dir
+from tests.api.gates import wait_until
 
 PATIENCE_S = 30
 FOUR_GB: Final = struct.pack("<I", 0xFFFFFFFF)
@@ -41,6 +44,7 @@ class Site:
             "control store": (cluster.address, CONTROL),
             "daemon": (node.place, daemon_name(bytes.fromhex(node.node_id))),
             "driver": (node.place, name_of(process.address)),
+            "bytes of objects": (node.place, BULK),
         }
 
     def connect(self, victim: str) -> socket.socket:
@@ -179,6 +183,9 @@ ATTACKS: Final[dict[str, tuple[Callable[[socket.socket, bytes], None], str]]] = 
 }
 
 
+WITH_THE_TOKEN: Final = ("half a frame", "4 GB", "no batch")
+
+
 def wait_until_said(
     site: Site, caplog: pytest.LogCaptureFixture, complaint: str, before: int
 ) -> None:
@@ -188,16 +195,32 @@ def wait_until_said(
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("victim", ["control store", "daemon", "driver"])
+@pytest.mark.parametrize("victim", ["control store", "daemon", "driver", "bytes of objects"])
 def test_who_does_not_belong_here_is_refused_by_name(
     site: Site, caplog: pytest.LogCaptureFixture, victim: str
 ) -> None:
-    for deed, complaint in ATTACKS.values():
+    for name, (deed, complaint) in ATTACKS.items():
+        if victim == "bytes of objects" and name in WITH_THE_TOKEN:
+            # Another conversation: see below.
+            continue
         caplog.clear()
         before = site.logs().count(complaint)
         with site.connect(victim) as sock:
             deed(sock, site.cluster.token)
         wait_until_said(site, caplog, complaint, before)
+    site.goes_on()
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [(FOUR_GB, "announces 4,294,967,295 bytes, more"), (encode_frame(b"x"), "what is no message")],
+)
+def test_nonsense_on_a_connection_for_objects_is_refused_by_name(
+    site: Site, caplog: pytest.LogCaptureFixture, said: bytes, complaint: str
+) -> None:
+    with site.connect("bytes of objects") as sock:
+        greets_and_says(said)(sock, site.cluster.token)
+    wait_until_said(site, caplog, complaint, 0)
     site.goes_on()
 
 
@@ -231,11 +254,69 @@ def test_who_says_nothing_holds_up_nobody(site: Site) -> None:
     silent = [site.connect_to(site.cluster.head_node.place) for _ in range(20)]
     silent += [site.connect_to(site.cluster.address) for _ in range(20)]
     silent += [site.connect(victim) for victim in site.victims]
-    # A process that has ended long ago, and the bytes of objects.
-    for name in ("w-00000000", BULK):
-        sock = site.connect_to(site.cluster.head_node.place)
-        sock.sendall(encode_preface(name))
-        silent.append(sock)
+    # A process that has ended long ago.
+    sock = site.connect_to(site.cluster.head_node.place)
+    sock.sendall(encode_preface("w-00000000"))
+    silent.append(sock)
     site.goes_on()
     for sock in silent:
         sock.close()
+
+
+MOST: Final = 16
+STRANGERS: Final = 300
+
+
+def open_sockets(pid: int) -> int:
+    """How many sockets a process has."""
+    return sum("socket:" in target for target in links(f"/proc/{pid}/fd"))
+
+
+def links(folder: str) -> Iterator[str]:
+    for entry in os.scandir(folder):
+        with contextlib.suppress(FileNotFoundError):
+            yield os.readlink(entry.path)
+
+
+@pytest.mark.parametrize("victim", ["control store", "daemon", "driver", "bytes of objects"])
+def test_who_never_proves_the_token_takes_a_bounded_number_of_descriptors(victim: str) -> None:
+    """They were shown in by their preface, and wait."""
+    with (
+        Cluster(head_node_args={"num_cpus": 1}, system_config={"door_strangers": MOST}) as cluster,
+        cluster.connect(),
+    ):
+        site = Site(cluster)
+        site.goes_on()
+        control, node = cluster._control, cluster.head_node
+        assert control is not None
+        pids = {"control store": control.pid, "driver": os.getpid()}
+        pid = pids.get(victim, node.pid)
+        # The driver is this process, where their other ends are.
+        ours = STRANGERS if victim == "driver" else 0
+
+        def more() -> int:
+            """Descriptors that the strangers have taken."""
+            return open_sockets(pid) - usual
+
+        usual = open_sockets(pid) + ours
+        with contextlib.ExitStack() as stack:
+            strangers = [stack.enter_context(site.connect(victim)) for _ in range(STRANGERS)]
+            # (A few others may have gone since.)
+            wait_until(lambda: more() >= MOST - 4, "as many as may are let in")
+            for sock in strangers:
+                # Who has begun to greet is waited for, and not for ever.
+                sock.sendall(HALF[:3])
+            for _ in range(20):
+                # Workers come and go, and the daemon's door has as many that no process has taken.
+                assert more() <= MOST + 10
+                time.sleep(0.01)
+            assert open_sockets(node.pid) <= 2 * MOST + 40
+        site.goes_on()
+        cluster.add_node(num_cpus=1, resources={"other": 1})
+        cluster.wait_for_nodes()
+
+        @shoal.remote(resources={"other": 1})
+        def large() -> np.ndarray:
+            return np.arange(100_000)
+
+        assert shoal.get(large.remote(), timeout=PATIENCE_S)[-1] == 99_999

@@ -65,15 +65,35 @@ def test_it_comes_in_tls_where_the_cluster_has_it(
 ) -> None:
     settings = make_certificates(tmp_path).settings()
     source = start(transfer_checksums=checked, **settings)
-    reader, plain = start(**settings), start()
+    reader = start(**settings)
     location = source("put", 20 * MB + 1, 7)
     expected = [digest(content(20 * MB + 1, 7)), "", ""]
     assert reader("pull", 1, 1, source.creator, location) == expected
     # Again from the middle of a link that is there already.
     again = source("put", 100_000, 8)
     assert reader("pull", 1, 2, source.creator, again)[0] == digest(content(100_000, 8))
-    _, error, _ = plain("pull", 1, 1, source.creator, location)
-    assert error.startswith("ObjectLostError")
+
+
+def test_where_only_one_of_two_nodes_has_tls_the_error_says_so(
+    start: Start, tmp_path: Path
+) -> None:
+    settings = make_certificates(tmp_path).settings()
+    secure, plain = start(**settings), start()
+    for source, reader, words in (
+        (secure, plain, "speaks TLS only, and the peer came without. Give the peer the cluster's"),
+        (plain, secure, "does not answer in TLS, which this node was started with"),
+    ):
+        _, error, _ = reader("pull", 1, 1, source.creator, source("put", 100_000, 7))
+        assert error.startswith("ObjectLostError")
+        assert words in error
+
+
+def test_certificates_of_another_authority_are_not_accepted_for_objects(
+    start: Start, tmp_path: Path
+) -> None:
+    ours, theirs = (start(**make_certificates(tmp_path, name).settings()) for name in "ab")
+    _, error, _ = theirs("pull", 1, 1, ours.creator, ours("put", 100_000, 7))
+    assert "its certificate was not accepted" in error
 
 
 def test_what_a_maker_leaves_is_dead_everywhere_once_it_is_swept(start: Start) -> None:

@@ -16,7 +16,6 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +34,7 @@ from shoal.node.transfer.service import Transfers
 from shoal.store import Arena, QuotaExhausted, Reader, copy_into, shm_directory
 from shoal.wire.addresses import make_address, make_place
 from shoal.wire.tls import Tls
+from tests.wire.doors import turn_away
 
 MB: Final = 1 << 20
 TOKEN: Final = b"t" * 32
@@ -83,10 +83,16 @@ class _Program:
             self.directory,
             config,
             lambda place: open_bulk(place, 5.0, None if tls is None else tls.client),
-            None if tls is None else partial(tls.server.wrap_socket, server_side=True),
+            None if tls is None else tls.server,
         )
         self.doorkeeper = Doorkeeper(
-            loop, door, "/", "n-" + setup["digits"], socket.socket.close, self.transfers.accept_bulk
+            loop,
+            door,
+            "/",
+            "n-" + setup["digits"],
+            turn_away,
+            self.transfers.accept_bulk,
+            config.door_strangers,
         )
         self.maker = Arena(self.directory, setup["maker"], setup["maker_bytes"])
         self.maker_name = "w-" + setup["maker"]

@@ -64,7 +64,7 @@ def test_a_peer_that_does_not_read_cannot_keep_a_connection_from_ending(
         ours, theirs = socket.socketpair()
         with theirs:
             connection = make(handler)
-            await adopt(asyncio.get_running_loop(), ours, lambda: connection)
+            await adopt(asyncio.get_running_loop(), ours, connection)
             connection.trusted = True
             while not connection.pending_bytes:
                 for _ in range(10_000):
@@ -88,7 +88,7 @@ def test_a_connection_of_which_tls_fails_is_reported_as_ended(tmp_path: Path) ->
         with theirs:
             theirs.sendall(b"this is not TLS")
             with pytest.raises(OSError, match="SSL"):
-                await adopt(asyncio.get_running_loop(), ours, lambda: make(handler), tls.server)
+                await adopt(asyncio.get_running_loop(), ours, make(handler), tls.server)
             assert await handler.end() is None
 
     asyncio.run(scenario())
@@ -114,15 +114,14 @@ def test_an_error_of_one_connection_does_not_shut_the_door(
 
         shown = asyncio.Event()
 
-        async def show_in(_sock: socket.socket, name: str) -> bool:
+        async def show_in(_sock: socket.socket, name: str) -> None:
             assert name == CONTROL
             shown.set()
-            return False
 
         monkeypatch.setattr(loop, "sock_accept", sock_accept)
         door = socket.create_server(("127.0.0.1", 0))
         place = door.getsockname()
-        doorway = Doorway(loop, door, show_in, logging.getLogger("shoal.test"))
+        doorway = Doorway(loop, door, show_in, logging.getLogger("shoal.test"), 100)
         with socket.create_connection(place) as client:
             client.sendall(encode_preface(CONTROL))
             async with asyncio.timeout(PATIENCE_S):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from shoal.wire.door import (
     pass_on,
 )
 from tests.wire.reactors import Bench, until
+
+MANY = 1_000_000
 
 
 @pytest.mark.parametrize("name", ["w-1a2b3c4d", CONTROL, BULK])
@@ -69,7 +72,7 @@ def test_a_socket_that_is_passed_on_arrives_whole(
         ours.sendall(b"said before it was passed on")
         # Also before anybody looks.
         pass_on(passing, theirs, path)
-        doorstep.start(taken.append)
+        doorstep.start(lambda sock, _settled: taken.append(sock), MANY)
         theirs.close()
         until(lambda: taken)
         assert taken[0].recv(100) == b"said before it was passed on"
@@ -98,12 +101,44 @@ def test_a_doorstep_that_is_full_says_so_and_nothing_is_lost(
                 break
             passed += 1
         assert 0 < passed < 100_000
-        doorstep.start(taken.append)
+        doorstep.start(lambda sock, _settled: taken.append(sock), MANY)
         until(lambda: len(taken) == passed)
         pass_on(passing, theirs, path)
         until(lambda: len(taken) == passed + 1)
     finally:
         for sock in (ours, theirs, *taken):
+            sock.close()
+        doorstep.close()
+
+
+def test_a_doorstep_takes_no_more_strangers_than_it_may(
+    served: Bench, passing: socket.socket, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "p.door")
+    doorstep = Doorstep(served.reactor, path)
+    taken: list[tuple[socket.socket, Callable[[], None]]] = []
+    ours, theirs = socket.socketpair()
+    passed = 0
+    try:
+        doorstep.start(lambda sock, settled: taken.append((sock, settled)), 4)
+        # Until nobody has room for more: the process, and then the kernel.
+        while passed < 100_000:
+            try:
+                pass_on(passing, theirs, path)
+            except BlockingIOError:
+                if len(taken) == 4:
+                    break
+                time.sleep(0.001)
+            else:
+                passed += 1
+        assert 4 < passed < 100_000
+        for count in range(4, passed):
+            until(lambda count=count: len(taken) == count)
+            with served.reactor.lock:
+                taken[count - 4][1]()
+        until(lambda: len(taken) == passed)
+    finally:
+        for sock in (ours, theirs, *(sock for sock, _ in taken)):
             sock.close()
         doorstep.close()
 

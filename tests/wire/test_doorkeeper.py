@@ -14,9 +14,10 @@ import pytest
 
 from shoal.messages.peer import PeerMessage, Resume
 from shoal.node.doorkeeper import Doorkeeper
-from shoal.wire.aio import PeerConnection, dial
+from shoal.wire.aio import PeerConnection, adopt, dial
 from shoal.wire.door import BULK, Doorstep, encode_preface
 from shoal.wire.handshake import ClientHandshake, ServerHandshake, new_token
+from tests.wire.doors import keep_in
 from tests.wire.reactors import PATIENCE_S, Bench
 
 TOKEN = new_token()
@@ -46,21 +47,22 @@ class Recorder:
 class House:
     """A door with its keeper, in this process's loop."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, most: int) -> None:
         self.loop = asyncio.get_running_loop()
         self.folder = folder
         self.inside, self.outside = Recorder(), Recorder()
         door = socket.create_server(("127.0.0.1", 0))
         self.port = int(door.getsockname()[1])
         self.keeper = Doorkeeper(
-            self.loop, door, str(folder), OWN, self.accept, self.inside.bulk.append
+            self.loop, door, str(folder), OWN, self.accept, keep_in(self.inside.bulk), most
         )
 
-    def accept(self, sock: socket.socket) -> None:
-        def make() -> PeerConnection:
-            return PeerConnection(self.loop, ServerHandshake(TOKEN), DECODER, self.inside, 1 << 20)
-
-        self.adopting = self.loop.create_task(self.loop.connect_accepted_socket(make, sock))
+    def accept(self, sock: socket.socket) -> asyncio.Future[None]:
+        connection = PeerConnection(
+            self.loop, ServerHandshake(TOKEN), DECODER, self.inside, 1 << 20
+        )
+        self.adopting = self.loop.create_task(adopt(self.loop, sock, connection))
+        return connection.settled
 
     async def dial(self, name: str, token: bytes = TOKEN) -> PeerConnection:
         def make(preface: bytes) -> PeerConnection:
@@ -78,8 +80,8 @@ class House:
 
 
 @asynccontextmanager
-async def house(folder: Path) -> AsyncIterator[House]:
-    it = House(folder)
+async def house(folder: Path, most: int = 100) -> AsyncIterator[House]:
+    it = House(folder, most)
     try:
         yield it
     finally:
@@ -130,7 +132,7 @@ def test_bulk_connections_are_handed_over_as_they_are(tmp_path: Path) -> None:
 def test_what_is_for_another_process_is_passed_on_unread(tmp_path: Path, served: Bench) -> None:
     taken: list[socket.socket] = []
     doorstep = Doorstep(served.reactor, str(tmp_path / "w-0000000a.door"))
-    doorstep.start(taken.append)
+    doorstep.start(lambda sock, _settled: taken.append(sock), 100)
 
     async def scenario() -> None:
         async with house(tmp_path) as it:
@@ -188,3 +190,43 @@ def test_who_says_nothing_is_not_waited_for(
 
     asyncio.run(scenario())
     assert "did not say for whom it comes" in caplog.text
+
+
+def test_who_was_shown_in_counts_until_it_has_proved_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strangers that say the preface, and nothing more, for the daemon and for bytes of objects: they take turns, and each has to go."""
+    monkeypatch.setattr("shoal.wire.aio.HANDSHAKE_TIMEOUT_S", 0.02)
+    within = most = shown = 0
+
+    async def scenario() -> None:
+        async with house(tmp_path, 8) as it:
+            accept = it.accept
+
+            def accept_and_count(sock: socket.socket) -> asyncio.Future[None]:
+                nonlocal within, most, shown
+                settled = accept(sock)
+                within, shown = within + 1, shown + 1
+                most = max(most, within)
+                settled.add_done_callback(leave)
+                return settled
+
+            def leave(_settled: asyncio.Future[None]) -> None:
+                nonlocal within
+                within -= 1
+
+            it.keeper._accept_own = accept_and_count
+            strangers = [socket.create_connection(("127.0.0.1", it.port)) for _ in range(100)]
+            for sock in strangers:
+                sock.sendall(encode_preface(OWN))
+            await it.until(lambda: shown == 100 and not within)
+            # It waited for its turn behind them, and is let in; who is trusted does not count.
+            monkeypatch.setattr("shoal.wire.aio.HANDSHAKE_TIMEOUT_S", PATIENCE_S)
+            for count in range(1, 21):
+                await it.dial(OWN)
+                await it.until(lambda count=count: len(it.inside.trusted) == count)
+            for sock in strangers:
+                sock.close()
+
+    asyncio.run(scenario())
+    assert most == 8

@@ -15,6 +15,7 @@ from shoal.node.doorkeeper import Doorkeeper
 from shoal.node.neighbours import Neighbour, Neighbours, daemon_name
 from shoal.wire.addresses import make_place
 from shoal.wire.handshake import new_token
+from tests.wire.doors import turn_away
 from tests.wire.reactors import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class House:
             str(town.folder),
             daemon_name(node_id),
             self.neighbours.accept,
-            socket.socket.close,
+            turn_away,
+            100,
         )
 
     def on_message(self, node: Neighbour, message: Neighbourly) -> None:
@@ -122,7 +124,9 @@ def test_everything_arrives_once_and_in_order_over_connections_that_break(tmp_pa
     asyncio.run(scenario())
 
 
-def test_a_node_that_is_not_there_yet_is_tried_until_it_is(tmp_path: Path) -> None:
+def test_a_node_that_is_not_there_yet_is_tried_until_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
         async with town(tmp_path) as it:
             here = it.build()
@@ -130,7 +134,7 @@ def test_a_node_that_is_not_there_yet_is_tried_until_it_is(tmp_path: Path) -> No
             there.keeper.close()
             host, _, port = there.me.place.rpartition(":")
             here.tell(there, 0)
-            await asyncio.sleep(0.05)
+            await until(lambda: "cannot be reached" in caplog.text)
             door = socket.create_server((host, int(port)))
             there.keeper = Doorkeeper(
                 it.loop,
@@ -138,7 +142,8 @@ def test_a_node_that_is_not_there_yet_is_tried_until_it_is(tmp_path: Path) -> No
                 str(tmp_path),
                 daemon_name(there.me.node_id),
                 there.neighbours.accept,
-                socket.socket.close,
+                turn_away,
+                100,
             )
             await until(lambda: there.numbers() == expected(1))
 

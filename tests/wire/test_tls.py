@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -243,9 +244,27 @@ def test_somebody_who_proves_nothing_is_not_waited_for_for_ever(
     with socket.create_connection(door.listening.getsockname()) as silent:
         silent.sendall(encode_preface(NAME))
         server = door.accept(certificates.tls().server)
+        settled = Mock()
         with wire.reactor.lock:
-            server.connection.expect_proof_within(0.05)
+            server.connection.expect_proof_within(0.05, settled)
         assert "no proof of the token" in str(server.error())
+        settled.assert_called_once_with()
+
+
+def test_who_proves_the_token_in_time_has_settled_then(
+    wire: Wire, door: Door, certificates: Certificates
+) -> None:
+    tls = certificates.tls()
+    client, server = door.pair(tls, tls)
+    settled = Mock()
+    with wire.reactor.lock:
+        server.connection.expect_proof_within(3600, settled)
+    client.send(1)
+    wire.serve(lambda: server.received)
+    settled.assert_called_once_with()
+    with wire.reactor.lock:
+        server.connection.close()
+    settled.assert_called_once_with()
 
 
 def test_the_refusal_of_a_client_without_tls_is_a_frame(

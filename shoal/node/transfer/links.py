@@ -25,12 +25,13 @@ from typing import Final
 
 import msgspec
 
-from shoal.errors import AuthenticationError, ProtocolError
+from shoal.errors import ProtocolError
 from shoal.messages.transfer import Bulk
 from shoal.wire.addresses import split_place
 from shoal.wire.door import BULK, encode_preface, tune
 from shoal.wire.framing import HEADER_BYTES, encode_frame
-from shoal.wire.handshake import HANDSHAKE_BYTES, UNDECODABLE, ClientHandshake, ServerHandshake
+from shoal.wire.handshake import HANDSHAKE_BYTES, UNDECODABLE, ClientHandshake
+from shoal.wire.tls import explain
 
 _MESSAGE_BYTES: Final = 16 * 1024 * 1024
 """A batch of dead copies is the longest message."""
@@ -57,11 +58,20 @@ def open_bulk(place: str, timeout_s: float, context: ssl.SSLContext | None = Non
         tune(sock)
         sock.sendall(encode_preface(BULK))
         if context is not None:
-            sock = context.wrap_socket(sock)
+            sock = _begin_tls(sock, context)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _begin_tls(sock: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
+    try:
+        return context.wrap_socket(sock)
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise ConnectionError(explain(error, server=False)) from None
 
 
 class Link:
@@ -95,27 +105,16 @@ class Link:
             LinkBrokenError: it broke off.
         """
         machine = ClientHandshake(token, address)
-        self._shake(machine)
-
-    def demand_proof(self, token: bytes) -> None:
-        """The handshake, as the side that was connected to; raises as `prove`."""
-        self._shake(ServerHandshake(token))
-
-    def _shake(self, machine: ClientHandshake | ServerHandshake) -> None:
         done = False
         while not done:
             self._flush(machine)
             payload = self._receive_frame(HANDSHAKE_BYTES)
             if payload is None:
                 raise LinkBrokenError("closed the connection in the middle of the handshake")
-            try:
-                done = machine.receive(payload)
-            except AuthenticationError:
-                self._flush(machine)
-                raise
+            done = machine.receive(payload)
         self._flush(machine)
 
-    def _flush(self, machine: ClientHandshake | ServerHandshake) -> None:
+    def _flush(self, machine: ClientHandshake) -> None:
         for frame in machine.outbox:
             self.send_bytes(frame)
         machine.outbox.clear()
@@ -146,7 +145,9 @@ class Link:
             return None
         size = int.from_bytes(header, "little")
         if size > limit:
-            raise ProtocolError(f"a bulk connection announces a message of {size:,} bytes")
+            raise ProtocolError(
+                f"a message announces {size:,} bytes, more than the limit of {limit:,} on a connection for objects"
+            )
         payload = bytearray(size)
         self._fill(memoryview(payload))
         return payload
@@ -164,6 +165,9 @@ class Link:
             count = self._sock.recv_into(view, len(view), flags)
         except (TimeoutError, BlockingIOError):
             raise LinkBrokenError(f"sent nothing for {self._patience_s:g} s") from None
+        except ssl.SSLError as error:
+            # The other side judges our certificate after it has let us begin.
+            raise LinkBrokenError(f"broke the connection: {explain(error, server=False)}") from None
         except OSError as error:
             raise LinkBrokenError(f"broke the connection: {error.strerror or error}") from None
         if not count:

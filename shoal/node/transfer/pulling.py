@@ -11,7 +11,6 @@ Any end that is not one of these is `Broken`, and the reason says by what. Bytes
 
 from __future__ import annotations
 
-import ssl
 import zlib
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -103,9 +102,11 @@ class Attempt:
             return self._get()
         except LinkBrokenError as error:
             reason = str(error)
-        except (ProtocolError, AuthenticationError) as error:
+        except AuthenticationError as error:
+            reason = f"and this node do not trust each other: {error}"
+        except ProtocolError as error:
             reason = f"did not keep to the protocol: {error}"
-        except (OSError, ValueError, ssl.SSLError) as error:
+        except (OSError, ValueError) as error:
             reason = f"cannot be reached: {error}"
         return Broken("was not waited for" if self.stopped else reason, incoming.received > before)
 

@@ -17,6 +17,7 @@ import contextlib
 import itertools
 import logging
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,17 +44,20 @@ from shoal.messages.transfer import (
 from shoal.messages.values import Location
 from shoal.node.clients import Client, Clients
 from shoal.node.store import StoreKeeper
+from shoal.node.transfer.admission import admit
 from shoal.node.transfer.blocks import CopySource, Incoming, LockedSource
 from shoal.node.transfer.links import Link, LinkBrokenError, LinkPool
 from shoal.node.transfer.pulling import Arrived, Attempt, Broken, Full, Outcome, Short
-from shoal.node.transfer.serving import HANDSHAKE_S, Serving, Terms, Upload
+from shoal.node.transfer.serving import Serving, Terms, Upload
 from shoal.store import Arena
 from shoal.wire.addresses import creator_at, place_of
+from shoal.wire.doorway import Settled
 
 _log = logging.getLogger("shoal.node")
 
 _TELL_TRIES: Final = 3
 _JOIN_S: Final = 2.0
+_LATE_S: Final = 10.0
 
 
 def _keep_going(_link: Link) -> None:
@@ -78,7 +82,7 @@ class Transfers:
         keeper: Where quota comes from.
         address: The daemon's own; its place is where other nodes find this one.
         connect: Opens a socket to the door of a place, with the preface said (and TLS made); called in threads.
-        secure: Makes TLS of an accepted connection, if the cluster has it; called in threads.
+        context: For TLS on accepted connections, if the cluster has it.
     """
 
     def __init__(
@@ -91,7 +95,7 @@ class Transfers:
         directory: Path,
         config: Config,
         connect: Callable[[str], socket.socket],
-        secure: Callable[[socket.socket], socket.socket] | None = None,
+        context: ssl.SSLContext | None = None,
     ) -> None:
         self._loop = loop
         self._clients = clients
@@ -102,7 +106,7 @@ class Transfers:
         self._directory = directory
         self._config = config
         self._open = connect
-        self._secure = secure
+        self._context = context
         limit = min(config.pull_inflight_bytes, keeper.quotas.capacity // 2)
         self._pulls = Pulls(limit, config.pulls_at_once, config.pull_tries, self._feeds)
         self._uploads = Uploads(self._place, config.uploads_per_object, self._pulls.stage)
@@ -111,7 +115,7 @@ class Transfers:
             config.transfer_checksums,
             config.pull_stall_s,
             # The side that connects closes first.
-            2 * config.bulk_idle_s + HANDSHAKE_S,
+            2 * config.bulk_idle_s + _LATE_S,
         )
         self._pool = LinkPool(config.bulk_idle_s)
         self._share = _Share(address, self._take_quota)
@@ -121,6 +125,7 @@ class Transfers:
         # Attempts that wait for quota, by the number of the request.
         self._short: dict[int, Attempt] = {}
         self._numbers = itertools.count(1)
+        self._admitting: set[asyncio.Task[None]] = set()
         self._servings: dict[Serving, threading.Thread] = {}
         self._pullers: ThreadPoolExecutor | None = None
         self._chores: ThreadPoolExecutor | None = None
@@ -195,12 +200,23 @@ class Transfers:
         """A node has come."""
         self._pulls.on_place_here(place)
 
-    def accept_bulk(self, sock: socket.socket) -> None:
+    def accept_bulk(self, sock: socket.socket) -> Settled:
         """Another daemon has connected, and has said the preface."""
+        task = self._loop.create_task(self._admit(sock))
+        self._admitting.add(task)
+        task.add_done_callback(self._admitting.discard)
+        return task
+
+    async def _admit(self, sock: socket.socket) -> None:
+        admitted = await admit(self._loop, sock, self._token, self._context)
+        if admitted is not None:
+            self._serve(Link(admitted, self._terms.stall_s))
+
+    def _serve(self, link: Link) -> None:
         if self._closed:
-            sock.close()
+            link.close()
             return
-        serving = Serving(sock, self._token, self._terms, self._secure, self._decide, self._on_dead)
+        serving = Serving(link, self._terms, self._decide, self._on_dead)
 
         def serve() -> None:
             try:
@@ -499,6 +515,8 @@ class Transfers:
                 timer.cancel()
         for attempt in self._attempts.values():
             attempt.stop()
+        for task in self._admitting:
+            task.cancel()
         servings = list(self._servings.items())
         for serving, _ in servings:
             serving.stop()

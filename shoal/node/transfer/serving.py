@@ -7,20 +7,17 @@ block to the socket by `sendfile`, without passing through this process.
 from __future__ import annotations
 
 import logging
-import socket
 import zlib
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from shoal.errors import AuthenticationError, ProtocolError
+from shoal.errors import ProtocolError
 from shoal.messages.transfer import Ask, CopiesDead, Elsewhere, Missing, Noted, OrphansDead, Sending
 from shoal.node.transfer.blocks import Source, SourceGoneError
 from shoal.node.transfer.links import Link, LinkBrokenError, read_range
 from shoal.node.transfer.pulling import CHECKSUM_BYTES
 
 _log = logging.getLogger("shoal.node")
-
-HANDSHAKE_S: Final = 10.0
 
 
 class Upload(NamedTuple):
@@ -41,30 +38,24 @@ class Terms(NamedTuple):
 
 
 class Serving:
-    """One connection of another daemon. `run` is called by its thread, `stop` by the loop.
+    """One connection of another daemon, which has proved the token. `run` is called by its thread, `stop` by the loop.
 
     Args:
-        secure: Makes TLS of the connection, if the cluster has it.
         decide: What to do about an `Ask`; called in this thread, waits for the loop.
         note: Hears of dead objects.
     """
 
     def __init__(
         self,
-        sock: socket.socket,
-        token: bytes,
+        link: Link,
         terms: Terms,
-        secure: Callable[[socket.socket], socket.socket] | None,
         decide: Callable[[Ask], Upload | Elsewhere | Missing],
         note: Callable[[CopiesDead | OrphansDead], None],
     ) -> None:
-        self._sock = sock
-        self._token = token
         self._terms = terms
-        self._secure = secure
         self._decide = decide
         self._note = note
-        self._link: Link | None = None
+        self._link: Link | None = link
         self._stopped = False
 
     def stop(self) -> None:
@@ -76,13 +67,6 @@ class Serving:
 
     def run(self) -> None:
         """Serve until the peer closes, fails, or says nothing for long."""
-        try:
-            self._begin()
-        except (OSError, AuthenticationError, ProtocolError) as error:
-            if not self._stopped:
-                _log.warning("refused a bulk connection: %s", error)
-            self._sock.close()
-            return
         link = self._link
         assert link is not None
         try:
@@ -101,16 +85,6 @@ class Serving:
         finally:
             self._link = None
             link.close()
-
-    def _begin(self) -> None:
-        self._sock.setblocking(True)
-        if self._secure is not None:
-            self._sock.settimeout(HANDSHAKE_S)
-            self._sock = self._secure(self._sock)
-        self._link = Link(self._sock, HANDSHAKE_S)
-        if self._stopped:
-            raise LinkBrokenError("this daemon ends")
-        self._link.demand_proof(self._token)
 
     def _answer(self, link: Link, message: object) -> None:
         match message:
