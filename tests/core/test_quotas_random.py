@@ -176,7 +176,9 @@ class World:
             return
         name = rng.choice(alive)
         process = self.processes[name]
-        match rng.choice(["ask"] * 4 + ["read"] * 8 + ["look", "drop", "stop", "die", "disk", "time", "time"]):
+        match rng.choice(
+            ["ask"] * 4 + ["read"] * 8 + ["look", "drop", "stop", "die", "disk", "time", "time"]
+        ):
             case "ask":
                 self.ask(name, rng.choice([1, 20, 90, 400, CAPACITY, CAPACITY + 1]))
             case "read":
@@ -205,7 +207,7 @@ class World:
     def settle(self, until: int) -> None:
         """Everybody who is not stopped does as told, and time passes as far as somebody waits for it."""
         for _ in range(10_000):
-            while any([self.read_one(name) for name in self.processes]):
+            while sum(self.read_one(name) for name in self.processes):
                 pass
             deadline = self.machine.next_deadline()
             if deadline is None or deadline > until:

@@ -30,7 +30,15 @@ from shoal.core.pull_records import Answer, Discard, Fetch, Key, Stage, Stop
 from shoal.core.pulls import Pulls
 from shoal.core.uploads import Serve, Uploads
 from shoal.errors import ProtocolError
-from shoal.messages.stores import FreeOrphans, QuotaGranted, QuotaRequest, QuotaWanted
+from shoal.messages.stores import (
+    FreeOrphans,
+    QuotaGranted,
+    QuotaRequest,
+    QuotaReturn,
+    QuotaWanted,
+    Spilled,
+    SpillWanted,
+)
 from shoal.messages.transfer import (
     Ask,
     CopiesDead,
@@ -110,7 +118,9 @@ class Transfers:
         self._open = connect
         self._context = context
         limit = min(config.pull_inflight_bytes, keeper.quotas.capacity // 2)
-        self._pulls = Pulls(limit, config.pulls_at_once, config.pull_tries, self._feeds)
+        self._pulls = Pulls(
+            limit, config.pulls_at_once, config.pull_tries, self._feeds, self._is_on_disk
+        )
         self._uploads = Uploads(self._place, config.uploads_per_object, self._pulls.stage)
         self._terms = Terms(
             config.transfer_chunk_bytes,
@@ -131,6 +141,7 @@ class Transfers:
         self._servings: dict[Serving, threading.Thread] = {}
         self._pullers: ThreadPoolExecutor | None = None
         self._chores: ThreadPoolExecutor | None = None
+        self._room: ThreadPoolExecutor | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._trimmer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -146,7 +157,7 @@ class Transfers:
                 f"an object of {message.creator!r} cannot be brought to {self._place}"
             )
         size, capacity = message.location.size, self._keeper.quotas.capacity
-        if size > capacity:
+        if size > capacity and self._spill_directory is None:
             error = (
                 f"ObjectStoreFullError: it has {size:,} bytes, but the whole object store of this node has {capacity:,}; "
                 "start the node with a larger object_store_memory, or make smaller objects"
@@ -234,6 +245,12 @@ class Transfers:
 
     def _feeds(self, key: Key) -> bool:
         return self._uploads.feeds(key)
+
+    def _is_on_disk(self, key: Key) -> bool:
+        location = self._incoming[key].location
+        assert self._arena is not None
+        assert location is not None
+        return self._arena.path_of(location).parent != self._directory
 
     def _drain(self) -> None:
         """Carry out what the cores want."""
@@ -346,6 +363,9 @@ class Transfers:
             case Missing(reason):
                 self._pulls.on_missing(key, number, reason, now)
             case Full(reason):
+                if attempt.on_disk:
+                    # The disk was full: nobody else need try.
+                    self._keeper.on_spilled(self._share, Spilled(0, 0, reason))
                 self._pulls.on_no_room(key, number, reason, now)
             case Broken(reason, progress):
                 self._pulls.on_broken(key, number, reason, now, progress=progress)
@@ -388,27 +408,31 @@ class Transfers:
         self._short[req] = attempt
         self._keeper.on_request(self._share, QuotaRequest(req, needed))
 
-    def _take_quota(self, message: QuotaGranted | QuotaWanted) -> None:
+    def _take_quota(self, message: QuotaGranted | QuotaWanted | SpillWanted) -> None:
         # The keeper is in the middle of its own work.
         self._loop.call_soon(self._on_quota, message)
 
-    def _on_quota(self, message: QuotaGranted | QuotaWanted) -> None:
+    def _on_quota(self, message: QuotaGranted | QuotaWanted | SpillWanted) -> None:
         arena = self._arena
         if self._closed or arena is None:
+            return
+        if isinstance(message, SpillWanted):
+            self._have_room_made(self._spill, arena, message.wanted)
             return
         if isinstance(message, QuotaWanted):
             stats = arena.stats()
             spare = stats.quota_bytes - stats.backed_bytes if not message.itself else 0
             self._pulls.on_room_wanted(message.wanted - spare - stats.warm_bytes)
             self._drain()
-            self._have_done(self._give_back, arena, message.wanted, message.itself)
+            self._have_room_made(self._give_back, arena, message.wanted, message.itself)
             return
         attempt = self._short.pop(message.req, None)
         if message.granted:
             arena.grant(message.granted)
         if attempt is None:
             return
-        if message.granted:
+        if message.granted or message.on_disk:
+            attempt.on_disk = message.on_disk
             self._begin(attempt)
         else:
             self._on_outcome(attempt, Full(message.explanation or "the object store is full"))
@@ -416,8 +440,22 @@ class Transfers:
     def _give_back(self, arena: Arena, wanted: int, itself: bool) -> None:
         """Unmapping takes its time (in a thread)."""
         given = arena.reclaim(wanted, unused=not itself)
-        if given:
-            self._tell_loop(self._keeper.on_return, self._share, given)
+        self._tell_loop(self._keeper.on_return, self._share, QuotaReturn(given, asked=True))
+
+    def _spill(self, arena: Arena, wanted: int) -> None:
+        """Copies that somebody is about to map, or that others get from here, cannot be dropped, but written (in a thread)."""
+        answer = Spilled(0, 0)
+        try:
+            result = arena.spill(wanted)
+            answer = Spilled(result.freed, result.written, result.error)
+        finally:
+            self._tell_loop(self._keeper.on_spilled, self._share, answer)
+
+    def _have_room_made(self, work: Callable[..., None], *args: Any) -> None:
+        # Not by those who talk with other nodes: that may take long, and somebody waits here.
+        if self._room is None:
+            self._room = ThreadPoolExecutor(1, "shoal-room")
+        self._submit(self._room, work, *args)
 
     # --- serving (in their threads) ------------------------------------------------------------------------------
 
@@ -483,14 +521,16 @@ class Transfers:
             return
         if self._chores is None:
             self._chores = ThreadPoolExecutor(2, "shoal-transfer")
+        self._submit(self._chores, work, *args)
 
+    def _submit(self, threads: ThreadPoolExecutor, work: Callable[..., None], *args: Any) -> None:
         def run() -> None:
             try:
                 work(*args)
             except Exception:  # noqa: BLE001 - a thread's outermost frame: the executor would keep it to itself
                 _log.exception("%s failed", work.__name__)
 
-        self._chores.submit(run)
+        threads.submit(run)
 
     def _tell(self, place: str, message: CopiesDead | OrphansDead) -> None:
         """Tell another daemon what is dead. If it cannot be reached copies stay until their room is wanted, orphans until their job
@@ -537,7 +577,7 @@ class Transfers:
         self._pool.close()
         for _, thread in servings:
             thread.join(_JOIN_S)
-        for executor in (self._pullers, self._chores):
+        for executor in (self._pullers, self._chores, self._room):
             if executor is not None:
                 # Their links are broken. One that is just connecting may take longer than anybody wants to wait.
                 executor.shutdown(wait=False, cancel_futures=True)
