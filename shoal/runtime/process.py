@@ -395,6 +395,8 @@ class Process:
     def on_peer_gone(self, message: PeerGone) -> None:
         """A process has ended. What it said last may be unread: its connections are read to their ends first."""
         address, cause = message.address, message.cause
+        if message.memory is not None:
+            self.owner.shortages.note(address, message.memory)
         if not self.peers.is_connected(address):
             self._peer_died(address, cause)
             return
@@ -430,6 +432,7 @@ class Process:
         return (
             self.objects.is_counted_on()
             or self.owner.leases.is_in_use()
+            or self.owner.shortages.is_pausing()
             or self.actors.have_calls()
         )
 
