@@ -321,6 +321,11 @@ class ActorHandle:
     def _ray_actor_id(self) -> ActorID:
         return ActorID(self._actor_id_bytes)
 
+    @property
+    def _owner(self) -> str:
+        """The process that made the actor, "" if it was this one, or if nobody's end is the actor's."""
+        return "" if self._life is None else self._life.owner
+
     def _connect(self) -> tuple[Process, ActorCalls]:
         """The runtime and the record of calls, once the handle is known to belong to this session."""
         process = current_process.process
@@ -332,7 +337,7 @@ class ActorHandle:
             )
         link = self._link
         if link is None:
-            owner = "" if self._life is None else self._life.owner
+            owner = self._owner
             reentered = is_reentered(process)
             with process.lock:
                 link = self._link = process.actors.link(

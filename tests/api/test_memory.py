@@ -1,4 +1,4 @@
-"""A store with little room that does not spill: what is told when a value does not fit, and that the room comes back."""
+"""A store with little room that may not use the disk: what is told when a value does not fit, and that the room comes back."""
 
 from __future__ import annotations
 

@@ -21,12 +21,13 @@ import ssl
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from shoal.clock import monotonic_ns
 from shoal.config import Config
-from shoal.core.pull_records import Answer, Discard, Fetch, Key, Stage, Stop
+from shoal.core.pull_records import Answer, Copy, Discard, Fetch, Key, Stage, Stop
 from shoal.core.pulls import Pulls
 from shoal.core.uploads import Serve, Uploads
 from shoal.errors import ProtocolError
@@ -34,7 +35,6 @@ from shoal.messages.stores import (
     FreeOrphans,
     QuotaGranted,
     QuotaRequest,
-    QuotaReturn,
     QuotaWanted,
     Spilled,
     SpillWanted,
@@ -53,11 +53,12 @@ from shoal.messages.values import Location
 from shoal.node.clients import Client, Clients
 from shoal.node.store import StoreKeeper
 from shoal.node.transfer.admission import admit
-from shoal.node.transfer.blocks import CopySource, Incoming, LockedSource
+from shoal.node.transfer.blocks import CopySource, Incoming, LockedSource, Source
 from shoal.node.transfer.links import Link, LinkBrokenError, LinkPool
 from shoal.node.transfer.pulling import Arrived, Attempt, Broken, Full, Outcome, Short
+from shoal.node.transfer.room import Share
 from shoal.node.transfer.serving import Serving, Terms, Upload
-from shoal.store import Arena
+from shoal.store import Arena, ArenaStats
 from shoal.wire.addresses import creator_at, place_of
 from shoal.wire.doorway import Settled
 
@@ -70,17 +71,6 @@ _LATE_S: Final = 10.0
 
 def _keep_going(_link: Link) -> None:
     """Nobody breaks off telling others of dead copies."""
-
-
-class _Share:
-    """The daemon as a holder of quota among its clients."""
-
-    def __init__(self, address: str, take: Callable[[Any], None]) -> None:
-        self.address = address
-        self.send = take
-
-    def __str__(self) -> str:
-        return "the node daemon, for copies of objects of other nodes,"
 
 
 class Transfers:
@@ -130,7 +120,7 @@ class Transfers:
             2 * config.bulk_idle_s + _LATE_S,
         )
         self._pool = LinkPool(config.bulk_idle_s)
-        self._share = _Share(address, self._take_quota)
+        self._share = Share(address, keeper, self._take_quota, self._tell_loop)
         self._arena: Arena | None = None
         self._incoming: dict[Key, Incoming] = {}
         self._attempts: dict[int, Attempt] = {}
@@ -141,7 +131,6 @@ class Transfers:
         self._servings: dict[Serving, threading.Thread] = {}
         self._pullers: ThreadPoolExecutor | None = None
         self._chores: ThreadPoolExecutor | None = None
-        self._room: ThreadPoolExecutor | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._trimmer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -417,14 +406,14 @@ class Transfers:
         if self._closed or arena is None:
             return
         if isinstance(message, SpillWanted):
-            self._have_room_made(self._spill, arena, message.wanted)
+            self._share.spill(arena, message.wanted)
             return
         if isinstance(message, QuotaWanted):
             stats = arena.stats()
             spare = stats.quota_bytes - stats.backed_bytes if not message.itself else 0
             self._pulls.on_room_wanted(message.wanted - spare - stats.warm_bytes)
             self._drain()
-            self._have_room_made(self._give_back, arena, message.wanted, message.itself)
+            self._share.give_back(arena, message.wanted, itself=message.itself)
             return
         attempt = self._short.pop(message.req, None)
         if message.granted:
@@ -436,26 +425,6 @@ class Transfers:
             self._begin(attempt)
         else:
             self._on_outcome(attempt, Full(message.explanation or "the object store is full"))
-
-    def _give_back(self, arena: Arena, wanted: int, itself: bool) -> None:
-        """Unmapping takes its time (in a thread)."""
-        given = arena.reclaim(wanted, unused=not itself)
-        self._tell_loop(self._keeper.on_return, self._share, QuotaReturn(given, asked=True))
-
-    def _spill(self, arena: Arena, wanted: int) -> None:
-        """Copies that somebody is about to map, or that others get from here, cannot be dropped, but written (in a thread)."""
-        answer = Spilled(0, 0)
-        try:
-            result = arena.spill(wanted)
-            answer = Spilled(result.freed, result.written, result.error)
-        finally:
-            self._tell_loop(self._keeper.on_spilled, self._share, answer)
-
-    def _have_room_made(self, work: Callable[..., None], *args: Any) -> None:
-        # Not by those who talk with other nodes: that may take long, and somebody waits here.
-        if self._room is None:
-            self._room = ThreadPoolExecutor(1, "shoal-room")
-        self._submit(self._room, work, *args)
 
     # --- serving (in their threads) ------------------------------------------------------------------------------
 
@@ -484,25 +453,27 @@ class Transfers:
             return verdict
         key = Key(ask.place, ask.location)
 
-        def end() -> None:
-            self._tell_loop(self._uploads.on_ended, key, number)
-
+        absent = partial(self._tell_loop, self._on_absent, key)
+        end = partial(self._tell_loop, self._uploads.on_ended, key, number)
+        open_it: Callable[[], Source]
         if verdict.stage is Stage.NONE:
-            return Upload(
-                lambda: LockedSource(self._directory, self._spill_directory, ask.location),
-                verdict.places,
-                end,
-            )
-        incoming = self._incoming[key]
-        assert self._arena is not None
-        assert incoming.location is not None
-        if verdict.stage is Stage.WHOLE:
-            view = self._arena.view(incoming.location)
+            open_it = partial(LockedSource, self._directory, self._spill_directory, ask.location)
         else:
-            view = incoming.buffer
-        stall_s = self._config.pull_stall_s
-        path = self._arena.path_of(incoming.location)
-        return Upload(lambda: CopySource(path, incoming, view, stall_s), [], end)
+            incoming = self._incoming[key]
+            assert self._arena is not None
+            assert incoming.location is not None
+            if verdict.stage is Stage.WHOLE:
+                view = self._arena.view(incoming.location)
+            else:
+                view = incoming.buffer
+            stall_s = self._config.pull_stall_s
+            path = self._arena.path_of(incoming.location)
+            open_it = partial(CopySource, path, incoming, view, stall_s)
+        return Upload(open_it, verdict.places, absent, end)
+
+    def _on_absent(self, key: Key) -> None:
+        self._uploads.on_absent(key)
+        self._drain()
 
     def _on_dead(self, message: CopiesDead | OrphansDead) -> None:
         def note() -> None:
@@ -521,16 +492,14 @@ class Transfers:
             return
         if self._chores is None:
             self._chores = ThreadPoolExecutor(2, "shoal-transfer")
-        self._submit(self._chores, work, *args)
 
-    def _submit(self, threads: ThreadPoolExecutor, work: Callable[..., None], *args: Any) -> None:
         def run() -> None:
             try:
                 work(*args)
             except Exception:  # noqa: BLE001 - a thread's outermost frame: the executor would keep it to itself
                 _log.exception("%s failed", work.__name__)
 
-        threads.submit(run)
+        self._chores.submit(run)
 
     def _tell(self, place: str, message: CopiesDead | OrphansDead) -> None:
         """Tell another daemon what is dead. If it cannot be reached copies stay until their room is wanted, orphans until their job
@@ -557,6 +526,24 @@ class Transfers:
             return True
         return False
 
+    # --- what there is -------------------------------------------------------------------------------------------
+
+    def copies(self) -> list[Copy]:
+        """What of other nodes is here, or on its way."""
+        return [copy for copy in self._pulls.copies() if copy.key in self._incoming]
+
+    def stats(self) -> ArenaStats | None:
+        """The accounts of the arena that has the copies, if there is one."""
+        return None if self._arena is None else self._arena.stats()
+
+    def other_blocks(self) -> tuple[list[Location], list[Location]]:
+        """Live blocks that are of no copy; and those of dropped copies that somebody still looks at."""
+        if self._arena is None:
+            return [], []
+        known = {incoming.location for incoming in self._incoming.values()}
+        blocks = self._arena.blocks()
+        return [location for location in blocks.live if location not in known], blocks.freed
+
     # --- the end -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -575,9 +562,10 @@ class Transfers:
         for incoming in self._incoming.values():
             incoming.end("this daemon ends")
         self._pool.close()
+        self._share.close()
         for _, thread in servings:
             thread.join(_JOIN_S)
-        for executor in (self._pullers, self._chores, self._room):
+        for executor in (self._pullers, self._chores):
             if executor is not None:
                 # Their links are broken. One that is just connecting may take longer than anybody wants to wait.
                 executor.shutdown(wait=False, cancel_futures=True)
