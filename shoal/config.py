@@ -95,7 +95,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     memory_limit_bytes: int = 0
     """Memory that the workers of a node, with the object store, may use together, by the same threshold; 0: all that the machine or
-    control group has. For machines that have other things to do."""
+    control group has. For machines that have other things to do. Costs a look at every process of the machine each time."""
 
     task_oom_retries: int = 15
     """How often a task is tried again whose worker was ended because memory was short, if it may be retried at all; these do not count as
