@@ -467,9 +467,16 @@ class Process:
                 self.settle()
                 self.reactor.flush_locked()
 
-    def complete(self, entry: Entry, value: Any, refs: list[Ref], registered: bool | None) -> None:
+    def complete(
+        self,
+        entry: Entry,
+        value: Any,
+        refs: list[Ref],
+        registered: bool | None,
+        voucher: str = "",
+    ) -> None:
         """The value of an entry is known: tell everybody who waits for it."""
-        waiters = self.objects.complete(entry, value, refs, registered)
+        waiters = self.objects.complete(entry, value, refs, registered, voucher)
         if waiters is not None:
             for waiter in waiters:
                 waiter(entry)
