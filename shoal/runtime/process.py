@@ -311,8 +311,8 @@ class Process:
     def on_messages(self, connection: Connection, messages: list[Any]) -> None:
         """A batch from another process."""
         with self.lock:
-            if connection.peer is None:
-                self.peers.peer_of(connection)
+            if connection.peer is None and not self.peers.admit(connection):
+                return
             handlers = self.handlers
             for message in messages:
                 handlers[type(message)](connection, message)

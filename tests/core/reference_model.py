@@ -107,7 +107,7 @@ class Model:
             found.add(object_id)
             if self._can_be_read(object_id):
                 todo += contents.get(object_id, ())
-            todo += on_their_way.get(object_id, ())
+                todo += on_their_way.get(object_id, ())
             actor = actors.get(object_id)
             if actor is not None and actor.process is not None and actor.process.lives:
                 todo += self.roots_in(actor.process)

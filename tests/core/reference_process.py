@@ -409,9 +409,12 @@ class Process:
     # --- messages ------------------------------------------------------------------------------------------------------
 
     def receive(self, end: End) -> None:
+        if end.peer_address in self.peers.gone:
+            # It does not know yet that it is dead, and has connected again.
+            self.peers.forget_end(end)
+            return
         message = end.inbox.popleft()
-        if end.peer_address not in self.peers.gone:
-            self.peers.adopt(end)
+        self.peers.adopt(end)
         match message:
             case Run():
                 self.begin(message, end)
