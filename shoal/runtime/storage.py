@@ -228,6 +228,7 @@ class ObjectStore:
 
     def close(self, unlink: bool) -> None:
         """Let go of everything; `unlink` removes the segments that this process made."""
+        self._spiller.close()
         if self._arena is not None:
             self._arena.close(unlink=unlink)
             self._arena = None
