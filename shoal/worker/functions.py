@@ -37,7 +37,7 @@ class Definition:
         self.max_calls = message.max_calls
         self.retriable = message.retriable
         same = (other.calls for other in others if other.function_id == message.function_id)
-        self.calls = next(same, [0])
+        self.calls: list[int] = next(same, [0])
         self.call: Callable[..., Any] | None = None
 
 

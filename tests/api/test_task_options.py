@@ -144,7 +144,8 @@ def test_max_calls_counts_tasks_that_may_not_be_run_again_as_well() -> None:
         return os.getpid()
 
     once = pid.options(max_retries=0)
-    assert len({get(f.remote()) for f in (pid, once, pid, once)}) == 2
+    pids = [get(function.remote()) for function in (pid, once, pid, once, pid, once)]
+    assert all(pids.count(one) <= 2 for one in pids)
 
 
 def test_max_calls_ends_the_worker_process() -> None:
