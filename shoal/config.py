@@ -266,6 +266,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     log_rotate_bytes: int = 64 * 1024 * 1024
     """A worker's log file is rotated at this size, keeping one older file."""
 
+    record_call_sites: bool = False
+    """Whether each object remembers the line of the program that put it or submitted its task, and when; for `shoal memory`. Some
+    microseconds for each, and 200 bytes; nothing while it is off."""
+
     task_events: int = 10_000
     """Finished tasks that each worker remembers for `timeline()`; 0 turns recording off."""
 

@@ -64,6 +64,7 @@ class Entry:
         task: The task that makes it (kept as lineage while the value is `Stored`).
         actor_id: For the entry of an actor's handle, the actor.
         dropped: The entry has left the table; a value that comes later is freed at once.
+        site: Where the program made it, and when (nanoseconds since the epoch). Only there if that is recorded.
     """
 
     __slots__ = (
@@ -77,10 +78,12 @@ class Entry:
         "object_id",
         "owner",
         "registrations",
+        "site",
         "task",
         "value",
         "waiters",
     )
+    site: tuple[str, int]
 
     def __init__(self, object_id: bytes, owner: str = "", local: int = 0, holds: int = 0) -> None:
         self.object_id = object_id

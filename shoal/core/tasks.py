@@ -57,12 +57,14 @@ _WAITING, _QUEUED, _PUSHED, _HERE, _FINISHED = State
 
 
 class Function:
-    """A remote function: what is sent once per connection, and how long it has been taking."""
+    """A remote function: what is sent once per connection, and how long it has been taking. `holds` are the entries of the references
+    that it captured."""
 
     __slots__ = (
         "average_us",
         "code",
         "function_id",
+        "holds",
         "index",
         "max_calls",
         "name",
@@ -84,6 +86,7 @@ class Function:
         self.name = name
         self.code = code
         self.max_calls = max_calls
+        self.holds: list[Any] = []
         # Whether its tasks may be run again at all: with `max_retries=0` they may not.
         self.retriable = retriable
         self.average_us = -1.0

@@ -69,7 +69,11 @@ from shoal.messages.node import (
 )
 from shoal.messages.placement import InBundle
 from shoal.messages.stores import Abandoned, FreeOrphans, InUse, LetGo, QuotaRequest, QuotaReturn
+<<<<<<< HEAD
+from shoal.node.accounts import Accounts
+=======
 from shoal.node.actor_wishes import actor_handlers
+>>>>>>> main
 from shoal.node.actors import DIRECTORY, ActorSeats
 from shoal.node.clients import Client, Clients
 from shoal.node.control_way import ControlWay
@@ -150,6 +154,7 @@ class Daemon:
             self._actors,
             self._control,
             self._queries,
+            Accounts(boot, self.node_id, self._clients, self._store, self._outside),
             boot.config.task_events * _EVENTS_OF_PAST_PROCESSES,
         )
         self._groups = PlacementGroups(

@@ -168,6 +168,10 @@ class StoreKeeper:
         self._drain()
         return bool(segments)
 
+    def estates(self) -> list[tuple[str, dict[str, int]]]:
+        """The processes that have ended and left something: their addresses, and their segments with the bytes of each."""
+        return [(estate.address, dict(estate.segments)) for estate in self._estates.values()]
+
     def ask_who_uses(self, address: str) -> None:
         """Ask everybody what they use of what a process has left."""
         self.inquiries.ask([address])

@@ -107,8 +107,9 @@ class ObjectRef(Generic[T]):
         return self._entry.owner or current_process.require().address
 
     def call_site(self) -> str:
-        """Where the reference was made; recorded by a later release, hence always empty now."""
-        return ""
+        """The line of the program that put the object or submitted its task; empty unless `record_call_sites` is set, and this process
+        made it."""
+        return getattr(self._entry, "site", ("", 0))[0]
 
     def future(self) -> Future[T]:
         """A `concurrent.futures.Future` of the value."""

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from shoal.clock import monotonic_ns
 from shoal.config import Config
-from shoal.core.pull_records import Answer, Discard, Fetch, Key, Stage, Stop
+from shoal.core.pull_records import Answer, Copy, Discard, Fetch, Key, Stage, Stop
 from shoal.core.pulls import Pulls
 from shoal.core.uploads import Serve, Uploads
 from shoal.errors import ProtocolError
@@ -49,7 +49,7 @@ from shoal.node.transfer.blocks import CopySource, Incoming, LockedSource
 from shoal.node.transfer.links import Link, LinkBrokenError, LinkPool
 from shoal.node.transfer.pulling import Arrived, Attempt, Broken, Full, Outcome, Short
 from shoal.node.transfer.serving import Serving, Terms, Upload
-from shoal.store import Arena
+from shoal.store import Arena, ArenaStats
 from shoal.wire.addresses import creator_at, place_of
 from shoal.wire.doorway import Settled
 
@@ -516,6 +516,24 @@ class Transfers:
             self._loop.call_soon_threadsafe(event, *args)
             return True
         return False
+
+    # --- what there is -------------------------------------------------------------------------------------------
+
+    def copies(self) -> list[Copy]:
+        """What of other nodes is here, or on its way."""
+        return [copy for copy in self._pulls.copies() if copy.key in self._incoming]
+
+    def stats(self) -> ArenaStats | None:
+        """The accounts of the arena that has the copies, if there is one."""
+        return None if self._arena is None else self._arena.stats()
+
+    def other_blocks(self) -> tuple[list[Location], list[Location]]:
+        """Live blocks that are of no copy; and those of dropped copies that somebody still looks at."""
+        if self._arena is None:
+            return [], []
+        known = {incoming.location for incoming in self._incoming.values()}
+        blocks = self._arena.blocks()
+        return [location for location in blocks.live if location not in known], blocks.freed
 
     # --- the end -------------------------------------------------------------------------------------------------
 
