@@ -144,7 +144,14 @@ class EndActor(NamedTuple):
     actor_id: bytes
 
 
-Effect = FreeValue | GiveUp | DropOrphan | RegisterBorrower | EndActor
+class Forsake(NamedTuple):
+    """Borrowers wait for the value of an object that was freed before there was one: those whom nobody covered any more."""
+
+    waiters: list[Any]
+    entry: Entry
+
+
+Effect = FreeValue | GiveUp | DropOrphan | RegisterBorrower | EndActor | Forsake
 
 
 class ObjectTable:
@@ -236,6 +243,9 @@ class ObjectTable:
                 self.outbox.append(EndActor(entry.actor_id))
             elif type(entry.value) is Stored:
                 self.outbox.append(FreeValue(entry.value))
+            if entry.waiters is not None:
+                self.outbox.append(Forsake(entry.waiters, entry))
+                entry.waiters = None
             contains = entry.contains
             if contains is not None:
                 entry.contains = None

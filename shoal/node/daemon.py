@@ -69,11 +69,8 @@ from shoal.messages.node import (
 )
 from shoal.messages.placement import InBundle
 from shoal.messages.stores import Abandoned, FreeOrphans, InUse, LetGo, QuotaRequest, QuotaReturn
-<<<<<<< HEAD
 from shoal.node.accounts import Accounts
-=======
 from shoal.node.actor_wishes import actor_handlers
->>>>>>> main
 from shoal.node.actors import DIRECTORY, ActorSeats
 from shoal.node.clients import Client, Clients
 from shoal.node.control_way import ControlWay
@@ -116,11 +113,11 @@ class Daemon:
         self.node_id = os.urandom(16)
         self._decoder = msgspec.msgpack.Decoder(list[ToNode])
         self._connections: dict[PeerConnection, None] = {}
-        self._jobs = Jobs()
         self._preloaded: dict[str, None] = {}
         # Of drivers that have said goodbye: what to answer, 0 once that is done.
         self._goodbyes: dict[bytes, tuple[Client, int]] = {}
         self._clients = Clients()
+        self._jobs = Jobs(self._clients.circles.forget)
         self._logs = LogForwarder(self._clients)
         self._zygote = ZygoteLink(loop, zygote, self)
         self._workers = Workers(loop, boot, self._zygote, self, self._jobs, max_descriptors)

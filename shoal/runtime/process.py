@@ -530,10 +530,16 @@ class Process:
         """The task that the running code belongs to."""
         return current.get() or self.root
 
+    def is_first(self, text: str) -> bool:
+        """Whether this was never said before; it is now."""
+        if text in self._warned:
+            return False
+        self._warned.add(text)
+        return True
+
     def warn(self, text: str) -> None:
         """Tell the user something once."""
-        if text not in self._warned:
-            self._warned.add(text)
+        if self.is_first(text):
             self.callbacks.append(lambda: print(f"shoal: {text}", file=sys.stderr, flush=True))
 
     def _after_poll(self) -> None:

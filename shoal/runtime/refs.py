@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import warnings
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from shoal.ids import JobID, TaskID, task_of
 from shoal.runtime import current_process
+from shoal.runtime.outside import warn_once
 from shoal.serial.hooks import register_rebuilder
 
 if TYPE_CHECKING:
@@ -134,13 +134,19 @@ class ObjectRef(Generic[T]):
         self.future().add_done_callback(lambda _: wanted and wanted.pop()(None))
         return wanted.clear
 
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
+        # What it names cannot change, and copying is no pickling.
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Only pickling outside of shoal comes here: shoal's own pickler has a reducer that keeps the object alive.
-        warnings.warn(
-            f"{self!r} is pickled outside of shoal: nothing keeps its object alive for whoever loads it. "
-            "Pass references as arguments, return values or inside objects instead.",
-            UserWarning,
-            stacklevel=2,
+        warn_once(
+            repr(self),
+            "the object is freed with the last reference that shoal counts, and whoever loads the pickle then gets an ObjectLostError",
+            "Pass references as arguments, return values or inside objects instead, or keep one for as long as the pickle is used",
         )
         return reduce_ref(self)
 

@@ -21,6 +21,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,7 +46,7 @@ from shoal.messages.values import Location
 from shoal.node.clients import Client, Clients
 from shoal.node.store import StoreKeeper
 from shoal.node.transfer.admission import admit
-from shoal.node.transfer.blocks import CopySource, Incoming, LockedSource
+from shoal.node.transfer.blocks import CopySource, Incoming, LockedSource, Source
 from shoal.node.transfer.links import Link, LinkBrokenError, LinkPool
 from shoal.node.transfer.pulling import Arrived, Attempt, Broken, Full, Outcome, Short
 from shoal.node.transfer.serving import Serving, Terms, Upload
@@ -446,25 +447,27 @@ class Transfers:
             return verdict
         key = Key(ask.place, ask.location)
 
-        def end() -> None:
-            self._tell_loop(self._uploads.on_ended, key, number)
-
+        absent = partial(self._tell_loop, self._on_absent, key)
+        end = partial(self._tell_loop, self._uploads.on_ended, key, number)
+        open_it: Callable[[], Source]
         if verdict.stage is Stage.NONE:
-            return Upload(
-                lambda: LockedSource(self._directory, self._spill_directory, ask.location),
-                verdict.places,
-                end,
-            )
-        incoming = self._incoming[key]
-        assert self._arena is not None
-        assert incoming.location is not None
-        if verdict.stage is Stage.WHOLE:
-            view = self._arena.view(incoming.location)
+            open_it = partial(LockedSource, self._directory, self._spill_directory, ask.location)
         else:
-            view = incoming.buffer
-        stall_s = self._config.pull_stall_s
-        path = self._arena.path_of(incoming.location)
-        return Upload(lambda: CopySource(path, incoming, view, stall_s), [], end)
+            incoming = self._incoming[key]
+            assert self._arena is not None
+            assert incoming.location is not None
+            if verdict.stage is Stage.WHOLE:
+                view = self._arena.view(incoming.location)
+            else:
+                view = incoming.buffer
+            stall_s = self._config.pull_stall_s
+            path = self._arena.path_of(incoming.location)
+            open_it = partial(CopySource, path, incoming, view, stall_s)
+        return Upload(open_it, verdict.places, absent, end)
+
+    def _on_absent(self, key: Key) -> None:
+        self._uploads.on_absent(key)
+        self._drain()
 
     def _on_dead(self, message: CopiesDead | OrphansDead) -> None:
         def note() -> None:
