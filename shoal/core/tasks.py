@@ -21,7 +21,8 @@ Rules
    only *suspects*: they run alone on a lane the next time, so that the one that kills workers is found by itself.
    A task that may not be retried always runs alone: nothing else may blur whether it had begun.
 4. A lease is asked for while tasks are queued that no lane has room for, and returned when nothing was queued for
-   `lease_idle_ms`, or as soon as it has drained when the node wants it back.
+   `lease_idle_ms`, or as soon as it has drained when the node wants it back. While the node lets tasks of another class wait for
+   a worker, leases with nothing to run are returned at once.
 
 Hot path: called once per task, batches where there are any, records changed in place. All methods are called with the
 runtime's lock held. `push` and `outbox` are the only ways out.
@@ -158,6 +159,7 @@ class TaskTable:
     """See the module's docstring."""
 
     __slots__ = (
+        "_delayed",
         "_idle_s",
         "_max_requests",
         "_next_request",
@@ -179,6 +181,8 @@ class TaskTable:
         self._max_requests = max_requests
         self._idle_s = lease_idle_ms / 1000
         self._next_request = 0
+        # Shapes for which the node has no worker at present. (It knows shapes only; of places, several classes may share one.)
+        self._delayed: dict[Shape, None] = {}
         self.classes: dict[tuple[Shape, str], SchedulingClass] = {}
         self.outbox: list[Effect] = []
 
@@ -295,10 +299,13 @@ class TaskTable:
     def _withdraw(self, queue: SchedulingClass) -> None:
         """Nothing is queued. Classes that are spread keep their requests until a lane has idled: nodes whose grants take longer than the
         others take for all that is queued would never get anything."""
-        if queue.requests and not (queue.even and queue.lanes):
-            self._cancel_requests(queue)
+        if queue.requests:
+            self._delayed.pop(queue.shape, None)
+            if not (queue.even and queue.lanes):
+                self._cancel_requests(queue)
 
     def _cancel_requests(self, queue: SchedulingClass) -> None:
+        self._delayed.pop(queue.shape, None)
         self.outbox.extend(CancelLease(req) for req in queue.requests)
         queue.requests.clear()
 
@@ -307,12 +314,31 @@ class TaskTable:
     def granted(self, req: int, queue: SchedulingClass, lane: Lane, now: float) -> None:
         """The node leases a worker. (A grant that crossed a cancel does not come here: the runtime returns it at once.)"""
         queue.requests.pop(req, None)
+        if not queue.requests:
+            self._delayed.pop(queue.shape, None)
         queue.refused = False
         lane.idle_since = now
         lane.given = min((other.given for other in queue.lanes), default=0)
         queue.lanes.append(lane)
         queue.room = True
         self.dispatch(queue)
+        self._settle(lane)
+
+    def delayed(self, queue: SchedulingClass) -> None:
+        """The node has no worker for this class now. What idles here for other classes may be all that it lacks."""
+        if not (queue.queue and queue.requests):
+            return
+        self._delayed[queue.shape] = None
+        for other in self.classes.values():
+            for lane in list(other.lanes):
+                self._settle(lane)
+
+    def _others_wait(self, queue: SchedulingClass) -> bool:
+        """Whether another class waits for a worker that the node does not have."""
+        return any(
+            other.requests and other.queue and other.shape in self._delayed and other is not queue
+            for other in self.classes.values()
+        )
 
     def refused(self, req: int, queue: SchedulingClass, *, for_good: bool = False) -> list[Task]:
         """No worker could be had. Returns the tasks that fail by that: all that are queued, unless open lanes serve them and it is
@@ -380,7 +406,11 @@ class TaskTable:
         return soonest
 
     def _settle(self, lane: Lane) -> None:
-        if (lane.wanted or lane.retiring) and not lane.inflight:
+        if not lane.inflight and (
+            lane.wanted
+            or lane.retiring
+            or (self._delayed and not lane.queue.queue and self._others_wait(lane.queue))
+        ):
             self._return(lane)
 
     def _return(self, lane: Lane) -> None:
@@ -527,6 +557,9 @@ class TaskTable:
             for lane in queue.lanes:
                 if lane.returned:
                     raise InternalError(f"a returned lane is still in use: {lane!r}")
+                if self._delayed and not lane.inflight and not queue.queue:
+                    if self._others_wait(queue):
+                        raise InternalError(f"{lane!r} idles while another class waits")
                 for task in lane.inflight.values():
                     if task.state is not _PUSHED or task.lane is not lane:
                         raise InternalError(f"{task!r} is in flight on {lane!r} but does not know")

@@ -123,6 +123,7 @@ class Granting:
         # How many of a claim's requests have had their turn in this pass but wait for a fork.
         self._ahead: dict[Claim, int] = {}
         self._kept: list[tuple[Reservation | None, Allocation]] = []
+        self._cut_short = False
         # The first of each line that fits. Turns are never equal.
         self._heads: list[tuple[Key, Line, Claim]] = []
         turns.refresh()
@@ -174,12 +175,25 @@ class Granting:
         """How many requests wait for a fork."""
         return len(self._kept)
 
+    def cut_short(self) -> None:
+        """Nobody else can be served: the others need not be looked at."""
+        self._cut_short = True
+        self._heads.clear()
+
     def end(self) -> None:
         """The books are as they were, less what was granted."""
         for reservation, allocation in self._kept:
             self._supply.give_back(reservation, allocation)
         for claim in self._ahead:
             self._turns.place(claim)
+
+    def unserved(self, claim: Claim) -> Request | None:
+        """After the end: the first request of a claim that did not fit, or found nothing left. None if they all wait for forks only, or
+        were not looked at."""
+        ahead = self._ahead.get(claim, 0)
+        if self._cut_short or ahead >= min(len(claim.waiting), self._most_forks):
+            return None
+        return claim.waiting[ahead]
 
     def left(self, line: Line, names: Collection[str] | None = None) -> Iterator[Claim]:
         """After the end: the claims that still wait, in the order of their turns; only those that ask for any of these resources."""

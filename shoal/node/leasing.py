@@ -44,6 +44,7 @@ from shoal.messages.neighbours import (
     OwnerEnded,
     Refused,
     Revoked,
+    Waits,
     WantBack,
     Withdraw,
 )
@@ -83,7 +84,7 @@ class LeaseOwners(Protocol):
         """It ends with its placement group."""
 
     def on_pending(self, pending: Pending) -> None:
-        """It cannot be had as things stand."""
+        """It waits: for its turn, or since it cannot be had as things stand."""
 
 
 class Whereabouts(NamedTuple):
@@ -200,7 +201,7 @@ class Leasing:
                     client.send(LeaseRefused(request.req, GROUP_REMOVED, why_removed(change)))
 
     def on_pending(self, pending: Pending) -> None:
-        """It cannot be had as things stand."""
+        """It waits."""
         client = self._clients.get(pending.owner)
         if client is not None:
             client.send(LeasePending(pending.req, pending.reason))
@@ -342,6 +343,12 @@ class Lending(Leasing):
         """A node will never serve a request."""
         self.home.on_refused(node.node_id, message.owner, message.req, message.kind, message.reason)
         self._obey()
+
+    def on_waits(self, _node: Neighbour, message: Waits) -> None:
+        """A request waits there for its turn. If it has been served or moved meanwhile, its client does not mind."""
+        client = self._clients.get(message.owner)
+        if client is not None:
+            client.send(LeasePending(message.req, ""))
 
     def on_want_back(self, node: Neighbour, message: WantBack) -> None:
         """Others wait there for what a client of ours has."""
