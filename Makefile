@@ -65,6 +65,10 @@ format: $(READY) ## format the tree, and mend what the linter can mend safely
 bench: $(READY) ## compare with Ray and multiprocessing.Pool in one run; writes JSON and Markdown
 	@$(BIN)/python -m bench $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(READY) ## random histories of all machines for SHOAL_FUZZ_SECONDS (600); failing seeds are kept
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
 .PHONY: sim
 sim: $(READY) ## simulate clusters of 100, 1,000 and 10,000 nodes; what it prints is explained in docs/scale.md
 	@$(BIN)/python -m sim $(ARGS)

@@ -85,6 +85,28 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     async_concurrency: int = 1000
     """Calls that an async actor runs at once unless it says otherwise."""
 
+    # --- memory -----------------------------------------------------------------------------------------------
+    memory_usage_threshold: float = 0.95
+    """Part of the memory of the machine, or of a control group, from which on the memory monitor of a node ends workers. Higher: more is
+    used, and the kernel, which is less choosy, may be quicker."""
+
+    memory_monitor_refresh_ms: int = 250
+    """How often the memory monitor looks; 0 turns it off. Higher: less work, and a quicker growth is noticed too late."""
+
+    memory_limit_bytes: int = 0
+    """Memory that the workers of a node, with the object store, may use together, by the same threshold; 0: all that the machine or
+    control group has. For machines that have other things to do."""
+
+    task_oom_retries: int = 15
+    """How often a task is tried again whose worker was ended because memory was short, if it may be retried at all; these do not count as
+    `max_retries`. -1 is for ever."""
+
+    oom_retry_ms: int = 1_000
+    """How long such a task waits before it is tried again the first time; twice as long each further time."""
+
+    oom_retry_most_ms: int = 60_000
+    """The longest such wait."""
+
     # --- object store -----------------------------------------------------------------------------------------
     store_fraction: float = 0.3
     """Share of the machine's memory that the object store may take when `object_store_memory` is not given."""

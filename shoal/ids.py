@@ -7,8 +7,9 @@ Layout of an id made by a process::
 - index 0 names the *task* (or the actor: the id of the task that creates it);
 - 1 … 2^23-1 name its *returns*; 2^23 … 2^24-1 name the objects that it *put* while it ran.
 
-Because returns and puts are derived from their task, running a task again makes the same object ids, which is what
-recovery through lineage rests on. Inside the engine ids are plain `bytes` (hashing and comparing them costs nothing
+Because returns are derived from their task, running a task again makes the same object ids, which is what recovery through
+lineage rests on. What it puts then belongs to whoever runs it, while what the first attempt has put may still be lent: later
+attempts put under task ids of their own. Inside the engine ids are plain `bytes` (hashing and comparing them costs nothing
 extra); the classes below are what users see.
 """
 

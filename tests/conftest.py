@@ -36,6 +36,8 @@ FAILED: Final = pytest.StashKey[bool]()
 # what it finds in .hypothesis until it is mended and written down as an @example.
 settings.register_profile("shoal", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("explore", max_examples=5_000, deadline=None, print_blob=True)
+# Of `make fuzz`, which stops when its time is up.
+settings.register_profile("fuzz", max_examples=2_000, deadline=None, print_blob=True)
 settings.load_profile("shoal")
 
 

@@ -112,7 +112,9 @@ class RemoteFunction(Generic[P, R]):
         else:
             if base._process is not process:
                 base._bind()
-            self._record = base._record
+            self._record = process.functions[base._record.function_id]
+        if not self._retries:
+            self._record = _not_retriable(process, self._record)
         self._process = process
         return process
 
@@ -186,6 +188,25 @@ def register(process: Process, code: Any, name: str, max_calls: int = 0) -> Func
         function.target = code
         process.functions[function_id] = function
     return function
+
+
+def _not_retriable(process: Process, function: Function) -> Function:
+    """The record of the same function for tasks that may not be run again. In workers the two share the loaded code."""
+    key = function.function_id + b"once"
+    with process.lock:
+        known = process.functions.get(key)
+        if known is None:
+            known = Function(
+                len(process.functions),
+                function.function_id,
+                function.name,
+                function.code,
+                function.max_calls,
+                retriable=False,
+            )
+            known.target = function.target
+            process.functions[key] = known
+    return known
 
 
 def launch(

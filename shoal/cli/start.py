@@ -25,13 +25,13 @@ from typing import Any, Final
 import click
 
 from shoal.cli import ports
-from shoal.cli.amounts import bytes_text
 from shoal.cli.ending import end_control, end_node
 from shoal.cli.failures import Failure, Refused, Taken, Unreachable, told
 from shoal.cli.tokens import find_token, where
 from shoal.config import Config, load_config
 from shoal.control.storage import StorageAddressError
 from shoal.control.storage.opening import open_storage, storage_address
+from shoal.core.byte_amounts import bytes_text
 from shoal.errors import AuthenticationError
 from shoal.messages.boot import NodeFile
 from shoal.messages.control import ClusterStatus, StatusOfCluster

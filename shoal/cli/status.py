@@ -7,9 +7,9 @@ from datetime import datetime
 
 import click
 
-from shoal.cli.amounts import bytes_text
 from shoal.cli.failures import told
 from shoal.cli.reaching import of_cluster, reach
+from shoal.core.byte_amounts import bytes_text
 from shoal.messages.control import ClusterStatus, StatusOfCluster
 from shoal.messages.node import UNIT, NodeRow
 

@@ -148,7 +148,7 @@ class LeaseQueue:
             # What the task left on the GPU goes with the process, and the GPU is free only then; unless somebody counts on
             # what the worker owns, which may take for ever.
             reason = "its lease was returned and the worker is not used again"
-            self._retire(worker, reason, spent=True, now=now)
+            self.retire(worker, reason, spent=True, now=now)
             self._orphan(lease)
         else:
             self._settle(lease)
@@ -162,7 +162,7 @@ class LeaseQueue:
             self._withdraw(request)
         for lease in [held for held in self._leases.values() if held.request.owner == owner]:
             if lease.worker.state is WorkerState.LEASED:
-                self._retire(lease.worker, reason, spent=True, now=now)
+                self.retire(lease.worker, reason, spent=True, now=now)
             self._orphan(lease)
         self._changed = True
 
@@ -316,7 +316,7 @@ class LeaseQueue:
         self._tell_who_waits(granting)
         self._ask_back(granting, now)
         for worker in self.pool.surplus(now):
-            self._retire(worker, "it idled longer than idle workers are kept", spent=False, now=now)
+            self.retire(worker, "it idled longer than idle workers are kept", spent=False, now=now)
         self._due(self.pool.next_deadline())
 
     def next_deadline(self) -> int | None:
@@ -442,7 +442,7 @@ class LeaseQueue:
         idle = self.pool.longest_idle(lambda w: w.key == key and (w.fresh or not fresh), now)
         if idle is not None:
             reason = "the node has as many processes as it may"
-            self._retire(idle, reason, spent=False, now=now)
+            self.retire(idle, reason, spent=False, now=now)
         else:
             # Those that were counted on may not be any more.
             self._due(now + self._limits.idle_ns)
@@ -458,7 +458,8 @@ class LeaseQueue:
             # A worker that was asked politely may still be killed; the shell forgets orders for the dead.
             self.outbox.append(EndWorker(worker.worker_id, reason, kill))
 
-    def _retire(self, worker: Worker, reason: str, *, spent: bool, now: int) -> None:
+    def retire(self, worker: Worker, reason: str, *, spent: bool, now: int) -> None:
+        """Ask a worker to end unless it is counted on; it is leased, or idles."""
         self.pool.retire(worker, now, spent=spent)
         self.outbox.append(RetireWorker(worker.worker_id, reason, spent))
 

@@ -41,10 +41,12 @@ with the runtime's lock held.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from shoal.errors import InternalError
-from shoal.messages.values import Ref, Stored
+from shoal.messages.values import Failed, Ref, Stored
+
+_WITHOUT_REFS: Final = frozenset({bytes, Failed})
 
 
 class Entry:
@@ -266,6 +268,13 @@ class ObjectTable:
         entry.fetching = False
         waiters, entry.waiters = entry.waiters, None
         return waiters
+
+    def refuse(self, value: Any) -> None:
+        """A value has come, for which this process was registered with the owners of what is inside, and nobody waits for it any
+        more: an item of a stream that came before, the reply of an actor's earlier life."""
+        entry = Entry(b"")
+        entry.dropped = True
+        self.complete(entry, value, [] if type(value) in _WITHOUT_REFS else value.refs, True)
 
     def contain(self, outer: Entry, inners: list[Entry], registered: bool | None = None) -> None:
         """`outer` holds the entries of the references inside its value; see `complete` about `registered`."""

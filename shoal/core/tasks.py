@@ -36,6 +36,7 @@ from heapq import heapify, heappop, heapreplace
 from typing import Any, Final
 
 from shoal.core.lanes import CancelLease, Effect, Lane, RequestLease, ReturnLease, SchedulingClass
+from shoal.core.memory_retries import Shortages
 from shoal.errors import InternalError
 from shoal.messages.node import Shape
 
@@ -59,16 +60,33 @@ _WAITING, _QUEUED, _PUSHED, _HERE, _FINISHED = State
 class Function:
     """A remote function: what is sent once per connection, and how long it has been taking."""
 
-    __slots__ = ("average_us", "code", "function_id", "index", "max_calls", "name", "target")
+    __slots__ = (
+        "average_us",
+        "code",
+        "function_id",
+        "index",
+        "max_calls",
+        "name",
+        "retriable",
+        "target",
+    )
 
     def __init__(
-        self, index: int, function_id: bytes, name: str, code: Any, max_calls: int = 0
+        self,
+        index: int,
+        function_id: bytes,
+        name: str,
+        code: Any,
+        max_calls: int = 0,
+        retriable: bool = True,
     ) -> None:
         self.index = index
         self.function_id = function_id
         self.name = name
         self.code = code
         self.max_calls = max_calls
+        # Whether its tasks may be run again at all: with `max_retries=0` they may not.
+        self.retriable = retriable
         self.average_us = -1.0
         # What error messages about arguments look at for the names of parameters.
         self.target: Any = name
@@ -86,6 +104,7 @@ class Task:
         retries: Retries left after the loss of a worker; -1 for ever.
         siblings: The unfinished tasks that the same parent submitted, by id; for recursive cancelling.
         waits_since_ns: Since when it waits for dependencies, in nanoseconds since the epoch. Only there if it has had to.
+        shortages: How often its worker was ended for want of memory. Only there if one was.
         error_retry: Which exceptions of the user's code are retried too: False, True, or class names.
     """
 
@@ -106,6 +125,7 @@ class Task:
         "retries",
         "return_count",
         "returns",
+        "shortages",
         "siblings",
         "state",
         "stream",
@@ -116,6 +136,7 @@ class Task:
         "window",
     )
     waits_since_ns: int
+    shortages: Shortages
 
     def __init__(
         self,
@@ -484,8 +505,21 @@ class TaskTable:
         self._settle(lane)
         return cancelled
 
-    def lost(self, lane: Lane) -> list[Task]:
-        """The worker is gone. Requeues what may be retried and returns the tasks that have failed."""
+    def set_aside(self, lane: Lane) -> Task | None:
+        """The worker was ended for what it had, not for what it did: take the task at its head, which most likely had begun, off the lane.
+        It waits until `retry`. None if there is none, or it was cancelled, which `lost` sees to; that is called next."""
+        task = next(iter(lane.inflight.values()), None)
+        if task is None or task.cancelled or lane.revoked:
+            return None
+        del lane.inflight[task.task_id]
+        lane.load_us -= task.cost_us
+        task.lane = None
+        task.state = _WAITING
+        return task
+
+    def lost(self, lane: Lane, *, charge: bool = True) -> list[Task]:
+        """The worker is gone. Requeues what may be retried and returns the tasks that have failed. `charge`: the task at its head may
+        be why."""
         if lane.returned and not lane.inflight:
             return []
         if not lane.returned:
@@ -499,7 +533,7 @@ class TaskTable:
                 task.state = _FINISHED
                 failed.append(task)
                 continue
-            if number == 0 or not task.retries:
+            if (charge and number == 0) or not task.retries:
                 if not task.retries:
                     task.state = _FINISHED
                     failed.append(task)

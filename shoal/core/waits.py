@@ -9,6 +9,7 @@ told by those who have a clock anyhow, the nodes and the workers.
 | word | what is waited for |
 |---|---|
 | dependency | an argument that is not there yet |
+| memory | a pause, since its worker was ended when memory was short |
 | resource | amounts that others have |
 | nowhere | a node that does not exist: none could serve it even if it were idle |
 | turn | others that were there before |
@@ -87,6 +88,11 @@ def why_task(task: Task, address: str, node_id: bytes) -> Reason:
         return _why_call(subject, task, task.queue)
     if task.lane is not None:
         return _why_pushed(subject, task)
+    if task.state is State.WAITING and hasattr(task, "shortages"):
+        count = task.shortages.count
+        times = "once" if count == 1 else f"{count} times"
+        text = f"its worker was ended {times} because memory was short; it pauses before it is tried again."
+        return Reason(subject, "memory", text, node_id)
     return _why_queued(subject, task, task.queue, address, node_id)
 
 

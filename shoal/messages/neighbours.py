@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import msgspec
 
+from shoal.messages.memory import MemoryEnd
 from shoal.messages.node import Job, Log, Shape
 from shoal.messages.placement import ViewRow
 from shoal.messages.values import Location
@@ -169,6 +170,7 @@ class ProcessEnded(msgspec.Struct, array_like=True, tag=31):
     address: str
     cause: str
     expected: bool
+    memory: MemoryEnd | None = None
 
 
 class EndProcess(msgspec.Struct, array_like=True, tag=32):

@@ -20,6 +20,7 @@ from __future__ import annotations
 import msgspec
 
 from shoal.config import Config
+from shoal.messages.memory import MemoryEnd, Runs, WhatRuns
 from shoal.messages.placement import (
     GroupChange,
     GroupCreate,
@@ -209,11 +210,12 @@ class Watch(msgspec.Struct, array_like=True, tag=20):
 
 class PeerGone(msgspec.Struct, array_like=True, tag=21):
     """The process has ended. `cause` is a clause such as "was killed by SIGKILL" or "exited with code 3"; `expected`
-    tells that it ended by order (lease returned, actor out of scope)."""
+    tells that it ended by order (lease returned, actor out of scope), `memory` that it ended because its node ran out of memory."""
 
     address: str
     cause: str
     expected: bool = False
+    memory: MemoryEnd | None = None
 
 
 class KillProcess(msgspec.Struct, array_like=True, tag=22):
@@ -505,6 +507,7 @@ ToNode = (
     | KillProcess
     | Stay
     | Leaving
+    | Runs
     | Goodbye
     | ActorCreate
     | ActorWatch
@@ -550,6 +553,7 @@ FromNode = (
     | PeerGone
     | Exit
     | Retire
+    | WhatRuns
     | Log
     | ActorChange
     | StartActor

@@ -26,13 +26,14 @@ from shoal.messages.values import Dep, Inline, Location, Ref, Stored, Value
 
 
 class Define(msgspec.Struct, array_like=True, tag=1):
-    """A function that later pushes on this connection name by `index`."""
+    """A function that later pushes on this connection name by `index`. `retriable`: its tasks may be run again."""
 
     index: int
     function_id: bytes
     name: str
     code: Inline | Stored
     max_calls: int = 0
+    retriable: bool = True
 
 
 class Bind(msgspec.Struct, array_like=True, tag=2):

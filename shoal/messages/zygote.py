@@ -42,10 +42,12 @@ class Forked(msgspec.Struct, array_like=True, tag=4):
 
 
 class Exited(msgspec.Struct, array_like=True, tag=5):
-    """A worker has ended. `status` is as `os.waitstatus_to_exitcode` gives it: negative for a signal."""
+    """A worker has ended. `status` is as `os.waitstatus_to_exitcode` gives it: negative for a signal.
+    `peak_bytes` is the most that was resident of it."""
 
     pid: int
     status: int
+    peak_bytes: int = 0
 
 
 ToZygote = Fork | Preload | Kill

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from shoal.messages.neighbours import EndProcess, Lines, ProcessEnded, WatchProcess
-from shoal.messages.node import Log
+from shoal.messages.node import Log, PeerGone
 from shoal.node.clients import Client, Clients
 from shoal.node.neighbours import Neighbour, Neighbours
 from shoal.wire.addresses import place_of
@@ -103,7 +103,9 @@ class Abroad:
         address = message.address
         gone = self._clients.end_of(address)
         if gone is not None:
-            self._neighbours.send(node, ProcessEnded(address, gone.cause, gone.expected))
+            self._neighbours.send(
+                node, ProcessEnded(address, gone.cause, gone.expected, gone.memory)
+            )
         elif self._is_alive(address):
             self._watchers.setdefault(address, {})[node.node_id] = None
         else:
@@ -117,16 +119,18 @@ class Abroad:
             _log.warning("%s speaks for %s, which is not its own", node, address)
             return
         self._watched.get(node.place, set()).discard(address)
-        self._clients.gone(address, message.cause, expected=message.expected)
+        self._clients.gone(PeerGone(address, message.cause, message.expected, message.memory))
 
     # --- ends ----------------------------------------------------------------------------------------------------
 
-    def on_process_gone(self, address: str, cause: str, *, expected: bool) -> None:
+    def on_process_gone(self, end: PeerGone) -> None:
         """A process of ours has ended."""
-        for node_id in self._watchers.pop(address, ()):
+        for node_id in self._watchers.pop(end.address, ()):
             node = self._neighbours.get(node_id)
             if node is not None:
-                self._neighbours.send(node, ProcessEnded(address, cause, expected))
+                self._neighbours.send(
+                    node, ProcessEnded(end.address, end.cause, end.expected, end.memory)
+                )
 
     def on_node_joined(self, place: str) -> None:
         """A node is known now; what clients watch there can be asked for."""
@@ -149,7 +153,7 @@ class Abroad:
 
     def _bury(self, place: str, cause: str) -> None:
         for address in self._watched.pop(place, ()):
-            self._clients.gone(address, cause, expected=False)
+            self._clients.gone(PeerGone(address, cause))
 
     def close(self) -> None:
         """Stop the timers."""

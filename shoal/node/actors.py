@@ -126,6 +126,8 @@ class ActorSeats:
         seat.lease_id = grant.lease_id
         seat.process = process
         self._of_process[process.worker_id] = seat
+        limit = seat.spec.max_restarts
+        process.occupation.restarts = limit < 0 or seat.incarnation < limit
         if process.client is not None:
             process.client.send(StartActor(seat.spec, seat.incarnation, grant.gpu_ids))
         placed = ActorPlaced(seat.spec.actor_id, seat.incarnation, process.address, process.pid)

@@ -131,11 +131,11 @@ class Clients:
         gone = self._gone.get(address)
         return "has ended" if gone is None else gone.cause
 
-    def gone(self, address: str, cause: str, *, expected: bool) -> None:
-        """The process at `address` has ended."""
+    def gone(self, notice: PeerGone) -> None:
+        """A process has ended."""
+        address = notice.address
         if address in self._gone:
             return
-        notice = PeerGone(address, cause, expected)
         self._gone[address] = notice
         if len(self._gone) > _REMEMBERED:
             del self._gone[next(iter(self._gone))]

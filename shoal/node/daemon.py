@@ -62,14 +62,13 @@ from shoal.messages.node import (
     LeaseCancel,
     LeaseRequest,
     LeaseReturn,
-    Leaving,
     Log,
     NodesQuery,
+    PeerGone,
     RegisterDriver,
     Registered,
     RegisterWorker,
     Reply,
-    Stay,
     ToNode,
     Unblocked,
     Watch,
@@ -359,8 +358,6 @@ class Daemon:
             Unblocked: lambda client, _: queue.on_unblocked(client.worker_id),
             Watch: self._on_watch,
             KillProcess: self._on_kill_process,
-            Stay: self._of_worker(self._workers.on_stay),
-            Leaving: self._of_worker(self._workers.on_leaving),
             Goodbye: self._on_goodbye,
             ActorCreate: self._on_actor_create,
             ActorWatch: self._on_actor_watch,
@@ -375,6 +372,7 @@ class Daemon:
             InUse: store.on_in_use,
             Abandoned: store.on_abandoned,
             LetGo: store.on_let_go,
+            **self._workers.client_handlers,
             **self._groups.client_handlers,
             **self._queries.client_handlers,
             **self._surveys.client_handlers,
@@ -428,14 +426,6 @@ class Daemon:
         if process is not None:
             clause = killed_clause(reason)
             self._workers.order_end(process, clause, reason=reason, kill=True, expected=False)
-
-    def _of_worker(self, handle: Callable[[Process], None]) -> Callable[[Client, Any], None]:
-        def on_message(client: Client, _message: Any) -> None:
-            process = self._workers.process(client.worker_id)
-            if process is not None and not process.told:
-                handle(process)
-
-        return on_message
 
     def _on_actor_create(self, client: Client, message: ActorCreate) -> None:
         check_shape(message.spec.shape)
@@ -526,8 +516,8 @@ class Daemon:
     def on_forked(self, worker_id: bytes, pid: int, error: str) -> None:
         self._workers.on_forked(worker_id, pid, error)
 
-    def on_exited(self, pid: int, status: int) -> None:
-        self._workers.on_exited(pid, status)
+    def on_exited(self, pid: int, status: int, peak_bytes: int) -> None:
+        self._workers.on_exited(pid, status, peak_bytes)
 
     def on_zygote_lost(self) -> None:
         self.stop(
@@ -548,7 +538,8 @@ class Daemon:
             ClientGone(number, process.address, f"the worker, pid {process.pid}", cause)
         )
         left_objects = self._store.on_process_gone(process.address, process.job.job_id)
-        self._tell_end(process.address, cause, expected=process.expected)
+        end = process.occupation.end
+        self._tell_end(PeerGone(process.address, cause, process.expected, end))
         if left_objects:
             self._store.ask_who_uses(process.address)
         self._finish_goodbye(process.job.job_id)
@@ -584,15 +575,15 @@ class Daemon:
         self._leasing.on_client_gone(client.number, reason)
         self._store.on_process_gone(client.address, job_id)
         self._store.on_job_gone(job_id)
-        self._tell_end(client.address, how, expected=orderly)
+        self._tell_end(PeerGone(client.address, how, orderly))
         self._on_job_over(job_id)
 
     def _on_job_over(self, job_id: bytes) -> None:
         self._jobs.on_over(job_id, self._workers.has_job)
         self._leasing.on_job_over(job_id)
 
-    def _tell_end(self, address: str, cause: str, *, expected: bool) -> None:
-        self._clients.gone(address, cause, expected=expected)
-        remove_entrance(self._boot.session_dir, address)
+    def _tell_end(self, end: PeerGone) -> None:
+        self._clients.gone(end)
+        remove_entrance(self._boot.session_dir, end.address)
         if self._outside is not None:
-            self._outside.abroad.on_process_gone(address, cause, expected=expected)
+            self._outside.abroad.on_process_gone(end)

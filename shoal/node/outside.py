@@ -59,6 +59,7 @@ from shoal.node.transfer.service import Transfers
 from shoal.node.uses import UsesElsewhere
 from shoal.node.workers import Workers
 from shoal.wire.addresses import make_address
+from shoal.wire.session import spill_path
 from shoal.wire.tls import Tls
 
 
@@ -124,6 +125,7 @@ class Outside:
             boot.token,
             make_address(boot.place, daemon_name(node_id)),
             Path(boot.shm_dir),
+            Path(spill_path(boot.session_dir)) if config.spill else None,
             config,
             lambda place: open_bulk(
                 place, config.pull_stall_s, None if tls is None else tls.client

@@ -16,7 +16,8 @@ import logging
 import os
 import secrets
 import signal
-from typing import Final, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol
 
 from shoal.clock import monotonic_ns
 from shoal.core.endings import ended_clause, exit_clause, killed_clause
@@ -36,10 +37,12 @@ from shoal.core.leases import LeaseQueue
 from shoal.core.pool import WorkerKey, WorkerState
 from shoal.core.resources import CPU, NodeResources
 from shoal.messages.boot import Boot
-from shoal.messages.node import UNIT, Exit, Job, Retire
+from shoal.messages.memory import Runs
+from shoal.messages.node import UNIT, Exit, Job, Leaving, Retire, Stay
 from shoal.node.clients import Client
 from shoal.node.environments import EnvironmentFailed, prepare
 from shoal.node.logs import WorkerLogs
+from shoal.node.memory_monitor import MemoryMonitor, Occupation
 from shoal.node.zygote_link import ZygoteLink
 from shoal.wire.addresses import LOCAL, WORKER, make_address, make_name
 from shoal.wire.session import log_dir
@@ -50,6 +53,7 @@ _log = logging.getLogger("shoal.node")
 _OWN_FDS: Final = 64
 _FDS_PER_WORKER: Final = 3
 _LAST_WORDS_S: Final = 0.5
+_STDERR: Final = 2
 
 
 class Process:
@@ -61,6 +65,7 @@ class Process:
         told: It has been sent the order to end.
         expected: Its end is nothing to worry about.
         number: That of its client, once it has registered.
+        occupation: What the memory monitor knows of it.
         status: Its exit status, once it has ended.
     """
 
@@ -72,6 +77,7 @@ class Process:
         "leaving",
         "logs",
         "number",
+        "occupation",
         "ordered",
         "pid",
         "status",
@@ -94,6 +100,7 @@ class Process:
         self.told = False
         self.expected = False
         self.timers: list[asyncio.TimerHandle] = []
+        self.occupation = Occupation()
 
 
 class WorkerEvents(Protocol):
@@ -163,6 +170,12 @@ class Workers:
             # the whole session, which a counter is.
             lambda: next(numbers).to_bytes(4, "big") + os.urandom(12),
         )
+        self._memory = MemoryMonitor(loop, boot, self)
+        self.client_handlers: dict[type, Callable[[Client, Any], None]] = {
+            Stay: self._of_worker(self._on_stay),
+            Leaving: self._of_worker(self._on_leaving),
+            Runs: self._on_runs,
+        }
 
     # --- questions -----------------------------------------------------------------------------------------------
 
@@ -199,6 +212,18 @@ class Workers:
         """End all workers of a job but those of actors that outlive it."""
         self.queue.on_job_gone(job_id, monotonic_ns(), reason, kill=kill)
         self.advance()
+
+    def retire(self, worker_ids: Iterable[bytes], reason: str) -> None:
+        """Ask idle workers to end, unless others count on them."""
+        for worker_id in worker_ids:
+            worker = self.queue.pool.get(worker_id)
+            if worker is not None and worker.state is WorkerState.IDLE:
+                self.queue.retire(worker, reason, spent=False, now=monotonic_ns())
+        self._drain()
+
+    def tell_driver(self, job_id: bytes, text: str) -> None:
+        """Show a line at the driver of a job."""
+        self._events.on_lines(job_id, 0, "shoal", _STDERR, [text])
 
     def advance(self) -> None:
         """Let the queue act on what has happened, and carry it out."""
@@ -307,9 +332,9 @@ class Workers:
         elif not process.ordered:
             process.leaving = reason
             process.client.send(Retire(reason, spent))
-            self.on_leaving(process)
+            self._on_leaving(process)
 
-    def on_leaving(self, process: Process) -> None:
+    def _on_leaving(self, process: Process) -> None:
         """A worker ends in good order: see that it does."""
         grace_s = self._boot.config.exit_grace_s
         process.timers = [self._loop.call_later(grace_s, self._lose_patience, process)]
@@ -320,7 +345,7 @@ class Workers:
         self.order_end(process, ended_clause(reason), reason=reason, kill=True)
         self.advance()
 
-    def on_stay(self, process: Process) -> None:
+    def _on_stay(self, process: Process) -> None:
         """A worker that was asked to retire is counted on."""
         worker = self.queue.pool.get(process.worker_id)
         if worker is None or worker.state is not WorkerState.RETIRING:
@@ -338,6 +363,14 @@ class Workers:
         if process.pid:
             self._zygote.kill(process.pid, number)
 
+    def _of_worker(self, handle: Callable[[Process], None]) -> Callable[[Client, Any], None]:
+        def on_message(client: Client, _message: Any) -> None:
+            process = self._processes.get(client.worker_id)
+            if process is not None and not process.told:
+                handle(process)
+
+        return on_message
+
     # --- what clients say ----------------------------------------------------------------------------------------
 
     def on_registered(self, process: Process, client: Client) -> None:
@@ -345,6 +378,12 @@ class Workers:
         process.client = client
         process.number = client.number
         self.queue.on_registered(process.worker_id, monotonic_ns())
+
+    def _on_runs(self, client: Client, message: Runs) -> None:
+        """A worker says what it runs."""
+        process = self._processes.get(client.worker_id)
+        if process is not None:
+            process.occupation.on_runs(message)
 
     def on_disconnected(self, process: Process) -> None:
         """The worker's connection is gone. Its process must follow, for nobody can reach it any more."""
@@ -384,12 +423,18 @@ class Workers:
         if process.ordered:
             self._signal(process, signal.SIGKILL)
 
-    def on_exited(self, pid: int, status: int) -> None:
+    def on_exited(self, pid: int, status: int, peak_bytes: int) -> None:
         """A worker has ended."""
         process = self._by_pid.pop(pid, None)
         if process is None:
             return
         process.status = status
+        if not process.ordered and status == -signal.SIGKILL:
+            # At once: the count of the kernel's kills goes on.
+            clause = self._memory.on_killed(process)
+            process.ordered = clause
+        if process.occupation.end is not None:
+            process.occupation.end.peak_bytes = peak_bytes
         if process.client is None:
             self._reaped(process)
         else:
@@ -418,6 +463,7 @@ class Workers:
 
     def close(self) -> None:
         """Stop the timers and pass on what workers printed last."""
+        self._memory.close()
         if self._timer is not None:
             self._timer.cancel()
         for process in self._processes.values():

@@ -225,9 +225,10 @@ class Zygote:
                 return
             pid = found.si_pid
             self._signal_group(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
+            _, status, usage = os.wait4(pid, 0)
             if self._workers.pop(pid, None) is not None:
-                self._send(Exited(pid, os.waitstatus_to_exitcode(status)))
+                peak_bytes = usage.ru_maxrss * 1024
+                self._send(Exited(pid, os.waitstatus_to_exitcode(status), peak_bytes))
 
     # --- the end -------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ class ZygoteEvents(Protocol):
     def on_forked(self, worker_id: bytes, pid: int, error: str) -> None:
         """A worker exists, or could not be made (pid 0)."""
 
-    def on_exited(self, pid: int, status: int) -> None:
+    def on_exited(self, pid: int, status: int, peak_bytes: int) -> None:
         """A worker has ended; its process group is dead."""
 
     def on_zygote_lost(self) -> None:
@@ -131,7 +131,7 @@ class ZygoteLink:
                 self._events.on_forked(message.worker_id, message.pid, message.error)
             else:
                 assert isinstance(message, Exited)
-                self._events.on_exited(message.pid, message.status)
+                self._events.on_exited(message.pid, message.status, message.peak_bytes)
 
 
 def _close_all(fds: list[int]) -> None:

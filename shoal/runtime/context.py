@@ -51,7 +51,8 @@ class TaskContext:
     ) -> None:
         self.kind = kind
         self.task_id = task_id
-        self.put_task_id = task_id
+        # What an earlier attempt has put may still be lent, by this process or by another: it keeps its names.
+        self.put_task_id = ids.task_id() if attempt else task_id
         self.name = name
         self.function_name = function_name
         self.actor_id = actor_id

@@ -25,9 +25,7 @@ from shoal.errors import (
     WorkerCrashedError,
 )
 from shoal.ids import FIRST_RETURN, return_id
-from shoal.messages.node import (
-    KillProcess,
-)
+from shoal.messages.node import KillProcess
 from shoal.messages.peer import (
     Cancel,
     Define,
@@ -47,6 +45,7 @@ from shoal.runtime.leases import Leases
 from shoal.runtime.locality import main_place
 from shoal.runtime.reentry import do_later
 from shoal.runtime.refs import ObjectRef
+from shoal.runtime.shortages import MemoryShortages
 from shoal.runtime.values import LARGE_MESSAGE_BYTES, wire_args
 from shoal.serial.exceptions import dump_exception
 from shoal.serial.values import serialize, serialize_args
@@ -76,6 +75,7 @@ class Owner:
             config.lease_idle_ms,
         )
         self.leases = Leases(process, self.tasks, self._push, self.fail)
+        self.shortages = MemoryShortages(process, self.tasks, self.fail)
         self._in_cluster = place_of(process.address) != LOCAL
         self._touched: dict[Any, None] = {}
         # Tasks to be ended by force that are behind others on their lanes.
@@ -308,6 +308,7 @@ class Owner:
                     function.name,
                     function.code,
                     function.max_calls,
+                    function.retriable,
                 )
             )
         args = task.args
@@ -397,6 +398,9 @@ class Owner:
     def _on_results(self, connection: Connection, message: Results) -> None:
         task = self._finished(connection, message.task_id, message.took_us)
         if task is None:
+            # An earlier life of an actor has answered after all.
+            for value in message.values:
+                self._objects.refuse(value)
             return
         self.succeed(task, message)
 
@@ -470,6 +474,8 @@ class Owner:
         task = None if lane is None else lane.inflight.get(message.task_id)
         if task is not None and task.stream is not None:
             task.stream.item(message.index, message.value)
+        else:
+            self._objects.refuse(message.value)
 
     def _on_hand_back(self, connection: Connection, message: HandBack) -> None:
         lane = connection.lane
@@ -507,8 +513,11 @@ class Owner:
 
     def process_died(self, address: str, cause: str) -> None:
         """A worker is gone (with the lock held)."""
+        memory = self.shortages.end_of(address)
         for lane in self.leases.forget_worker(address):
-            for task in self.tasks.lost(lane):
+            if memory is not None:
+                self.shortages.on_lost(lane, memory, cause)
+            for task in self.tasks.lost(lane, charge=memory is None):
                 assert task.function is not None
                 if task.cancelled:
                     self.fail(task, cancelled(task.function.name, task.task_id))

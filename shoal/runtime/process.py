@@ -39,7 +39,7 @@ from shoal.messages.node import (
     Shape,
 )
 from shoal.messages.placement import InBundle
-from shoal.messages.stores import QuotaGranted, QuotaWanted
+from shoal.messages.stores import QuotaGranted, QuotaWanted, SpillWanted
 from shoal.messages.values import Failed
 from shoal.runtime.actors import Actors
 from shoal.runtime.borrowing import Borrowing
@@ -64,6 +64,7 @@ from shoal.wire.addresses import creator_at
 from shoal.wire.connection import Connection
 from shoal.wire.handshake import ClientHandshake
 from shoal.wire.reactor import Reactor, Waiter, decoder_of
+from shoal.wire.session import spill_path
 
 if TYPE_CHECKING:
     from shoal.core.references import Entry
@@ -180,7 +181,13 @@ class Process:
 
         self.objects = ObjectTable(address)
         self.store = ObjectStore(
-            self.registered.shm_dir, creator_at(address), address, self.node, self.settle_now
+            self.registered.shm_dir,
+            creator_at(address),
+            address,
+            self.node,
+            self.settle_now,
+            spill_path(self.session_dir) if self.config.spill else "",
+            self.config.spill_disk_fraction,
         )
         self.deliveries = Deliveries(self.store)
         self.values = Values(self.store, self.config.inline_limit_bytes, address)
@@ -211,6 +218,7 @@ class Process:
             **self._inquiries.node_handlers,
             PeerGone: self.on_peer_gone,
             QuotaWanted: self._on_quota_wanted,
+            SpillWanted: lambda message: self.store.spill(message.wanted),
             **self.census.node_handlers,
         }
         if self.store.remote is not None:
@@ -387,6 +395,8 @@ class Process:
     def on_peer_gone(self, message: PeerGone) -> None:
         """A process has ended. What it said last may be unread: its connections are read to their ends first."""
         address, cause = message.address, message.cause
+        if message.memory is not None:
+            self.owner.shortages.note(address, message.memory)
         if not self.peers.is_connected(address):
             self._peer_died(address, cause)
             return
@@ -422,6 +432,7 @@ class Process:
         return (
             self.objects.is_counted_on()
             or self.owner.leases.is_in_use()
+            or self.owner.shortages.is_pausing()
             or self.actors.have_calls()
         )
 

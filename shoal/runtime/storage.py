@@ -1,7 +1,8 @@
 """The object store as one process sees it: its own arena, a reader for the segments of others, and its quota.
 
-Any thread. Room is drawn from the node daemon in chunks; when the store is full, the creating thread waits for as long as
-`store_full_timeout_s`, and then gets an error that names the biggest holders.
+Any thread. Room is drawn from the node daemon in chunks. When the store is full, the creating thread waits: for what others give back, for
+objects that go to disk, for leave to make its own object there. After `store_full_timeout_s` it gets an error that names the
+biggest holders.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from shoal.errors import ObjectStoreFullError
+from shoal.errors import ObjectStoreFullError, OutOfDiskError
 from shoal.lock import make_lock
-from shoal.messages.stores import QuotaGranted, QuotaRequest, QuotaReturn
+from shoal.messages.stores import QuotaGranted, QuotaRequest, QuotaReturn, Spilled
 from shoal.runtime.reentry import reentry_error
 from shoal.runtime.remote import RemoteObjects
+from shoal.runtime.spilling import Spiller
 from shoal.serial.layout import write_layout
 from shoal.store import Arena, Block, Location, QuotaExhausted, Reader, copy_into
 from shoal.wire.addresses import LOCAL, creator_at, place_of
@@ -43,12 +45,17 @@ class ObjectStore:
         address: str,
         node: NodeLink,
         settle: Callable[[], None],
+        spill_directory: str = "",
+        disk_fraction: float = 1.0,
     ) -> None:
         self.address = address
         self._node = node
         self._settle = settle
         self._directory = Path(directory)
         self._creator = creator
+        self._spill_directory = Path(spill_directory) if spill_directory else None
+        self._disk_fraction = disk_fraction
+        self._spiller = Spiller(node, lambda: self._arena)
         # Made on first use: most workers never store anything. By one thread.
         self._making = make_lock()
         self._arena: Arena | None = None
@@ -64,7 +71,12 @@ class ObjectStore:
         if self._arena is None:
             with self._making:
                 if self._arena is None:
-                    self._arena = Arena(self._directory, self._creator)
+                    self._arena = Arena(
+                        self._directory,
+                        self._creator,
+                        spill_directory=self._spill_directory,
+                        disk_fraction=self._disk_fraction,
+                    )
         return self._arena
 
     def write(self, serialized: Serialized, size: int) -> Location:
@@ -99,19 +111,32 @@ class ObjectStore:
             except QuotaExhausted as exhausted:
                 needed = exhausted.needed_bytes
             if settled:
-                self._draw(arena, needed)
+                if not self._draw(arena, needed):
+                    return self._create_on_disk(arena, size)
             else:
                 # This process may have dropped as much itself, and not counted it yet.
                 self._settle()
                 settled = True
 
-    def _draw(self, arena: Arena, needed: int) -> None:
+    def _draw(self, arena: Arena, needed: int) -> bool:
+        """Get room; False if the object is to be made on disk."""
         # What is needed and no more. While there is room the node grants a whole chunk, and a request for one would wait
         # until there is.
         answer = self._node.request(lambda req: QuotaRequest(req, needed), QuotaGranted)
+        if answer.on_disk:
+            return False
         if answer.granted == 0:
             raise ObjectStoreFullError(answer.explanation or "the object store is full")
         arena.grant(answer.granted)
+        return True
+
+    def _create_on_disk(self, arena: Arena, size: int) -> Block:
+        try:
+            return arena.create(size, on_disk=True)
+        except OutOfDiskError as error:
+            # So that the node asks nobody to write there for a while.
+            self._node.send(Spilled(0, 0, str(error)))
+            raise
 
     def view(self, stored: Stored) -> memoryview:
         """A read-only view of an object, made here or elsewhere."""
@@ -128,7 +153,7 @@ class ObjectStore:
         if self._reader is None:
             with self._making:
                 if self._reader is None:
-                    self._reader = Reader(self._directory)
+                    self._reader = Reader(self._directory, self._spill_directory)
         return self._reader.view(location)
 
     def free(self, location: Location) -> None:
@@ -160,6 +185,10 @@ class ObjectStore:
         arena = self._arena
         given = 0 if arena is None else arena.reclaim(wanted, unused=not itself)
         self._node.send(QuotaReturn(given, asked=True))
+
+    def spill(self, wanted: int) -> None:
+        """The node has objects of this process written to disk."""
+        self._spiller.on_order(wanted)
 
     def leave(self) -> None:
         """This process ends, but objects that it made may be owned by others: only idle memory goes."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from shoal.core.references import FreeValue
 from shoal.errors import StreamEndError
 from shoal.ids import return_id
-from shoal.messages.values import Failed, Stored
+from shoal.messages.values import Failed
 from shoal.runtime.reentry import refuse_reentry
 from shoal.runtime.refs import ObjectRef
 from shoal.serial.exceptions import dump_exception
@@ -48,8 +47,7 @@ class Stream:
         """An item has come."""
         entry = self._entry(index)
         if entry is None or entry.value is not None:
-            if type(value) is Stored:
-                self._process.objects.outbox.append(FreeValue(value))
+            self._process.objects.refuse(value)
             return
         self._process.complete(
             entry, value, [] if type(value) is Failed else value.refs, registered=True

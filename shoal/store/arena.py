@@ -16,6 +16,9 @@
           │   release_idle, reclaim      ▼                          unlinked; views stay valid
           └──────────────────────── unlinked
 
+When memory is short, whole segments of live objects that nobody views are *spilled* (`spill`, see `shoal.store.spilling`), those made
+longest ago first; and `create` may be told to make an object on disk from the beginning. What is on disk is charged to no quota.
+
 An object of `large_bytes` or more has a segment of its own; smaller ones share slabs, whose pages are reserved as they
 are needed. Warm means: the pages exist and this process has them mapped, so that filling a block runs at the speed of
 memory rather than of the kernel's page allocator, which is ten times slower.
@@ -33,32 +36,35 @@ any more (who refers to it is its owner's business).
 
 from __future__ import annotations
 
-import itertools
 import os
 import weakref
 from collections import deque
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
-from shoal.errors import InternalError, ObjectFreedError
+from shoal.errors import InternalError, ObjectFreedError, OutOfDiskError
 from shoal.lock import make_lock
 from shoal.messages.values import Location
-from shoal.store import forking, locks
-from shoal.store.idle import Range, SlabSpace, WarmPool
+from shoal.store import forking
+from shoal.store.accounts import Accounts
+from shoal.store.idle import SlabSpace, WarmPool
 from shoal.store.layout import (
     ALIGNMENT,
     MAX_SLAB_BYTES,
     PAGE,
-    check_creator,
     lock_file,
-    lock_range,
     round_up,
     segment_capacity,
 )
-from shoal.store.mapping import export, view_of
-from shoal.store.segment import Record, Segment
+from shoal.store.mapping import Mapping, export, view_of
+from shoal.store.segment import Record, Segment, State
+from shoal.store.spilling import (
+    DISK_FRACTION,
+    check_disk,
+    set_spilled,
+)
 
 DEFAULT_LARGE_BYTES: Final = 1 << 20
 DEFAULT_SLAB_BYTES: Final = 32 << 20
@@ -70,14 +76,6 @@ _MANY_PROBES: Final = 64
 """The same before a `create` would need new pages."""
 
 
-class QuotaExhausted(Exception):  # noqa: N818 - a condition that the caller mends, by `grant`, not an error
-    """New pages would exceed the quota. Grant `needed_bytes` or more, and call `create` again."""
-
-    def __init__(self, needed_bytes: int) -> None:
-        super().__init__(f"the arena's quota is {needed_bytes:,} bytes short")
-        self.needed_bytes = needed_bytes
-
-
 class Block(msgspec.Struct, frozen=True, gc=False):
     """Memory for one object: fill `buffer`, drop it, and send `location` to those who will read."""
 
@@ -85,36 +83,15 @@ class Block(msgspec.Struct, frozen=True, gc=False):
     buffer: memoryview
 
 
-class ArenaStats(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot of an arena's accounts."""
-
-    quota_bytes: int
-    """Granted and not given back."""
-    backed_bytes: int
-    """Bytes of files: live, quarantined, warm, and lost to rounding. Never above the quota."""
-    live_bytes: int
-    """Bytes of objects not yet freed."""
-    live_blocks: int
-    warm_bytes: int
-    """Bytes that a `create` of the right size could use at once."""
-    quarantined_bytes: int
-    """Bytes of freed objects that somebody had views of when they were last looked at."""
-    quarantined_blocks: int
-    segments: int
-
-
-class _Victims(NamedTuple):
-    segments: list[Segment]
-    holes: list[Range]
-
-
-class Arena:
+class Arena(Accounts):
     """The segments of one process. See the module for how blocks live.
 
     Args:
         directory: The session's shared-memory directory.
         creator: Name of this process, unique in the session: letters and digits.
         quota_bytes: What may be used before the first `grant`.
+        spill_directory: The spill folder; without one nothing goes to disk.
+        disk_fraction: How full its file system may become.
         large_bytes: Objects of this size and more have segments of their own. Lower: more files and mappings. Higher: more
             fragmentation, and dead objects hold back more memory.
         slab_bytes: Address space of a slab; its pages are reserved as needed.
@@ -126,6 +103,8 @@ class Arena:
         creator: str,
         quota_bytes: int = 0,
         *,
+        spill_directory: Path | None = None,
+        disk_fraction: float = DISK_FRACTION,
         large_bytes: int = DEFAULT_LARGE_BYTES,
         slab_bytes: int = DEFAULT_SLAB_BYTES,
     ) -> None:
@@ -134,28 +113,10 @@ class Arena:
                 f"slab_bytes={slab_bytes} must be at least twice large_bytes={large_bytes}, and at most "
                 f"{MAX_SLAB_BYTES}"
             )
-        self._directory: Final = directory
-        self._creator: Final = check_creator(creator)
+        super().__init__(directory, creator, quota_bytes, spill_directory, disk_fraction)
         self._large_bytes: Final = large_bytes
         self._slab_bytes: Final = round_up(slab_bytes, PAGE)
-        self._lock = make_lock()
-        self._closed_because = ""
-        self._numbers = itertools.count()
-        self._ticks = itertools.count()
         self._serial = 0
-
-        self._quota = quota_bytes
-        # Bytes of files and of changes under way: grows before pages are reserved, shrinks after they are gone.
-        self._backed = 0
-        self._live_bytes = 0
-        self._live_blocks = 0
-
-        self._segments: dict[str, Segment] = {}
-        self._slabs = SlabSpace()
-        self._warm = WarmPool()
-        self._can_make_holes = True
-        self._quarantine: deque[Record] = deque()
-        self._lock_fd = locks.open_lock_file(directory / lock_file(creator), create=True)
         forking.watch(self)
 
     def is_entered(self) -> bool:
@@ -164,18 +125,22 @@ class Arena:
 
     # --- objects ----------------------------------------------------------------------------------------------
 
-    def create(self, size: int, *, recycle: bool = True) -> Block:
+    def create(self, size: int, *, recycle: bool = True, on_disk: bool = False) -> Block:
         """Memory for an object of `size` bytes, with the content of whatever was there before.
 
         Args:
             size: How many bytes.
             recycle: When the quota is short, remove idle memory of other sizes. That costs time, again and again if
                 objects of those sizes are made in turn; without it the caller is told, and may get more quota.
+            on_disk: In the spill folder, whatever the quota.
 
         Raises:
             QuotaExhausted: new pages are needed, and the quota does not cover them.
             ObjectStoreFullError: the quota does, but the file system has no room.
+            OutOfDiskError: the disk has none.
         """
+        if on_disk:
+            return self._create_on_disk(size)
         if size >= self._large_bytes:
             return self._create_large(size, recycle)
         if size < 0:
@@ -203,7 +168,7 @@ class Arena:
             record = self._find(location)
             exporter = None if record.exporter is None else record.exporter()
             if exporter is None:
-                exporter = export(record.segment.mapping, record.offset, record.size)
+                exporter = export(self._mapping_of(record.segment), record.offset, record.size)
                 record.exporter = weakref.ref(exporter)
         return view_of(exporter, record.size).toreadonly()
 
@@ -217,65 +182,77 @@ class Arena:
             if self._closed_because:
                 return
             record = self._find(location)
-            del record.segment.blocks[record.offset]
-            self._live_bytes -= record.size
+            segment = record.segment
+            del segment.blocks[record.offset]
             self._live_blocks -= 1
-            if self._is_held(record):
-                self._quarantine.append(record)
+            if segment.state is State.SPILLED:
+                self._spilled_bytes -= record.size
+                gone = self._leave_disk(segment)
             else:
-                self._recycle(record)
+                self._live_bytes -= record.size
+                if self._is_held(record):
+                    self._quarantine.append(record)
+                else:
+                    self._recycle(record)
+                gone = None
+        if gone is not None:
+            gone.destroy(discard=False)
 
-    # --- quota ------------------------------------------------------------------------------------------------
+    # --- on disk ----------------------------------------------------------------------------------------------
 
-    def grant(self, quota_bytes: int) -> None:
-        """The node daemon allows so many bytes more."""
+    def _leave_disk(self, segment: Segment) -> Segment | None:
+        """A block on disk is dead; the segment, if it was the last (under the lock)."""
+        segment.busy -= 1
+        if segment.blocks:
+            return None
+        del self._segments[segment.name]
+        return segment
+
+    def _mapping_of(self, segment: Segment) -> Mapping:
+        if segment.mapping is not None:
+            return segment.mapping
+        fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            return Mapping(fd, os.fstat(fd).st_size, writable=False)
+        finally:
+            os.close(fd)
+
+    def _create_on_disk(self, size: int) -> Block:
+        folder = self._spill_directory
+        if folder is None:
+            raise InternalError("there is no spill folder")
+        capacity = round_up(max(size, 1), PAGE)
         with self._lock:
-            self._quota += quota_bytes
+            self._check_open()
+            number = next(self._numbers)
+        try:
+            check_disk(folder, capacity, self._disk_fraction)
+            segment = Segment(folder, self._creator, number, capacity, slab=False, on_disk=True)
+        except OSError as error:
+            raise OutOfDiskError(
+                f"the object of {size:,} bytes has no room in the object store, and cannot go to disk in {folder}: "
+                f"{error.strerror or error}. Drop references to large objects, make room there, or choose another "
+                "object_spilling_directory"
+            ) from error
+        with self._lock:
+            set_spilled(self._lock_fd, number, True)
+            segment.busy = 1
+            self._adopt(segment)
+            block = self._open_block(segment, 0, capacity, size)
+            self._live_bytes -= size
+            self._spilled_bytes += size
+            # The block keeps the mapping for as long as it is being filled.
+            segment.mapping = None
+            return block
 
-    def release_idle(self, keep_bytes: int) -> int:
-        """Give back what is granted and not in use, but for `keep_bytes`; the quota shrinks by the result.
+    def path_of(self, location: Location) -> Path:
+        """The file that an object is in.
 
-        Unused quota goes first, then the memory that has been idle longest.
+        Raises:
+            ObjectFreedError: no such object is alive here.
         """
         with self._lock:
-            self._settle(len(self._quarantine))
-            idle_slabs = sum(slab.backed_bytes for slab in self._slabs.idle())
-            wanted = self._quota - self._backed + self._warm.bytes + idle_slabs - keep_bytes
-            given = self._give_unused(wanted)
-            victims = self._choose_victims(wanted - given, holes=False)
-        return given + self._remove(victims, discard=True, shrink_quota=True)
-
-    def reclaim(self, wanted_bytes: int, *, unused: bool = True) -> int:
-        """Others need room: give back `wanted_bytes` if that can be done, and at times more; the quota shrinks by the result.
-
-        Without `unused`, quota that backs nothing is kept: a `create` that asks for more of it counts on it. Dead objects
-        that somebody still views are removed last: their memory is not usable by others before the views go, but it is
-        no longer the store's either.
-        """
-        with self._lock:
-            self._settle(len(self._quarantine))
-            given = self._give_unused(wanted_bytes) if unused else 0
-            victims = self._choose_victims(wanted_bytes - given, holes=True)
-        given += self._remove(victims, discard=True, shrink_quota=True)
-        if given < wanted_bytes:
-            with self._lock:
-                abandoned = self._abandon(wanted_bytes - given)
-            given += self._remove(_Victims(abandoned, []), discard=False, shrink_quota=True)
-        return given
-
-    def stats(self) -> ArenaStats:
-        """The accounts, as of now."""
-        with self._lock:
-            return ArenaStats(
-                quota_bytes=self._quota,
-                backed_bytes=self._backed,
-                live_bytes=self._live_bytes,
-                live_blocks=self._live_blocks,
-                warm_bytes=self._warm.bytes + self._slabs.free_bytes,
-                quarantined_bytes=sum(record.length for record in self._quarantine),
-                quarantined_blocks=len(self._quarantine),
-                segments=len(self._segments),
-            )
+            return self._find(location).segment.path
 
     # --- the end ----------------------------------------------------------------------------------------------
 
@@ -302,7 +279,7 @@ class Arena:
                     stay = True
             if stay:
                 for slab, offset, length in self._slabs.take_holes(self._quota):
-                    slab.mapping.discard(offset, length)
+                    slab.discard(offset, length)
             else:
                 (self._directory / lock_file(self._creator)).unlink(missing_ok=True)
             self._forget_all()
@@ -323,16 +300,12 @@ class Arena:
         self._warm = WarmPool()
         self._quarantine = deque()
 
-    def _check_open(self) -> None:
-        if self._closed_because:
-            raise InternalError(f"arena {self._creator!r} is closed: {self._closed_because}")
-
     # --- blocks (under the lock) ------------------------------------------------------------------------------
 
     def _open_block(self, segment: Segment, offset: int, length: int, size: int) -> Block:
         serial = self._serial = self._serial + 1
         record = Record(segment, offset, length, size, serial)
-        exporter = export(segment.mapping, offset, size)
+        exporter = export(self._mapping_of(segment), offset, size)
         record.exporter = weakref.ref(exporter)
         segment.blocks[offset] = record
         self._live_bytes += size
@@ -348,33 +321,6 @@ class Arena:
                 f"{location} is no live object of arena {self._creator!r}: it was freed, or made by another process"
             )
         return record
-
-    def _is_held(self, record: Record) -> bool:
-        if record.is_viewed:
-            return True
-        segment = record.segment
-        start, length = lock_range(segment.number, record.offset, record.length, slab=segment.slab)
-        return locks.is_held(self._lock_fd, start, length)
-
-    def _recycle(self, record: Record) -> None:
-        segment = record.segment
-        if segment.slab:
-            self._slabs.give(segment, record.offset, record.length)
-        else:
-            segment.busy = 0
-            self._warm.push(segment)
-        if not segment.busy:
-            segment.freed_at = next(self._ticks)
-
-    def _settle(self, probes: int) -> None:
-        """Look at so many quarantined blocks again, those that waited longest first."""
-        quarantine = self._quarantine
-        for _ in range(min(probes, len(quarantine))):
-            record = quarantine.popleft()
-            if self._is_held(record):
-                quarantine.append(record)
-            else:
-                self._recycle(record)
 
     # --- large objects ----------------------------------------------------------------------------------------
 
@@ -445,91 +391,3 @@ class Arena:
             with self._lock:
                 self._adopt(slab)
                 self._slabs.add(slab)
-
-    # --- accounts ---------------------------------------------------------------------------------------------
-
-    def _charge(self, wanted: int, recycle: bool) -> None:
-        """Take `wanted` bytes of quota, from what is idle if need be and allowed."""
-        while True:
-            with self._lock:
-                self._check_open()
-                short = self._backed + wanted - self._quota
-                if short <= 0:
-                    self._backed += wanted
-                    return
-                if not recycle:
-                    raise QuotaExhausted(short)
-                self._settle(len(self._quarantine))
-                victims = self._choose_victims(short, holes=True)
-            if not victims.segments and not victims.holes:
-                raise QuotaExhausted(short)
-            self._remove(victims, discard=True, shrink_quota=False)
-
-    def _refund(self, unused: int) -> None:
-        with self._lock:
-            self._backed -= unused
-
-    def _give_unused(self, wanted: int) -> int:
-        given = max(0, min(wanted, self._quota - self._backed))
-        self._quota -= given
-        return given
-
-    def _choose_victims(self, wanted: int, *, holes: bool) -> _Victims:
-        """Take idle memory of about `wanted` bytes out of the books: segments longest idle first, then, if `holes`,
-        the free ranges of slabs in use."""
-        victims = _Victims([], [])
-        if wanted <= 0:
-            return victims
-        idle = self._warm.segments() + self._slabs.idle()
-        idle.sort(key=lambda segment: segment.freed_at)
-        for segment in idle:
-            if wanted <= 0:
-                return victims
-            (self._slabs if segment.slab else self._warm).remove(segment)
-            del self._segments[segment.name]
-            victims.segments.append(segment)
-            wanted -= segment.backed_bytes
-        if holes and self._can_make_holes:
-            victims.holes.extend(self._slabs.take_holes(wanted))
-        return victims
-
-    def _abandon(self, wanted: int) -> list[Segment]:
-        """Take segments that hold nothing but dead, viewed objects out of the books."""
-        abandoned: dict[str, Segment] = {}
-        waiting: dict[str, int] = {}
-        for record in self._quarantine:
-            segment = record.segment
-            waiting[segment.name] = waiting.get(segment.name, 0) + 1
-            if wanted > 0 and waiting[segment.name] == segment.busy:
-                abandoned[segment.name] = segment
-                wanted -= segment.backed_bytes
-        if abandoned:
-            self._quarantine = deque(
-                record for record in self._quarantine if record.segment.name not in abandoned
-            )
-        for segment in abandoned.values():
-            del self._segments[segment.name]
-            if segment.slab:
-                self._slabs.remove(segment)
-        return list(abandoned.values())
-
-    def _remove(self, victims: _Victims, *, discard: bool, shrink_quota: bool) -> int:
-        """Remove the files and pages of victims, outside the lock, and then from the accounts."""
-        removed = 0
-        for segment in victims.segments:
-            segment.destroy(discard=discard)
-            removed += segment.backed_bytes
-        emptied = [slab.mapping.discard(offset, length) for slab, offset, length in victims.holes]
-        with self._lock:
-            for hole, done in zip(victims.holes, emptied, strict=True):
-                if done:
-                    self._slabs.emptied(*hole)
-                    removed += hole[2]
-                else:
-                    self._can_make_holes = False
-                    self._slabs.give(*hole)
-            self._backed -= removed
-            if shrink_quota:
-                # Another thread may have used the room already; what it took is not ours to return.
-                removed = self._give_unused(removed)
-        return removed

@@ -180,6 +180,25 @@ class SlabSpace:
         del self._slabs[slab.number]
         self.backed_bytes -= slab.backed_bytes
 
+    def put_aside(self, slab: Segment) -> None:
+        """No block is to begin in the slab for now; it remembers itself what is free in it."""
+        for extents, aside in ((self._free, slab.free), (self._hollow, slab.hollow)):
+            for start, size in extents.ranges():
+                if start >> SEGMENT_SHIFT == slab.number:
+                    extents.remove(start, start, size)
+                    aside.append((start & _OFFSET_MASK, size))
+        del self._slabs[slab.number]
+        self.backed_bytes -= slab.backed_bytes
+
+    def bring_back(self, slab: Segment) -> None:
+        """It is in use as before."""
+        for extents, aside in ((self._free, slab.free), (self._hollow, slab.hollow)):
+            for offset, size in aside:
+                extents.give(slab.base + offset, size)
+            aside.clear()
+        self._slabs[slab.number] = slab
+        self.backed_bytes += slab.backed_bytes
+
     def check(self) -> None:
         """Assert the invariants, when nothing is under way."""
         self._free.check()

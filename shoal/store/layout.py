@@ -5,7 +5,10 @@
     <directory>/                    0700, one per session and node
       <creator>-<n>                 segment that one large object has for itself         0600
       <creator>-<n>s                slab: segment that many smaller objects share        0600
-      <creator>.locks               empty; byte ranges of it stand for blocks            0600
+      <creator>.locks               byte ranges of it stand for blocks; byte n is 1 if   0600
+                                    segment n is spilled (see `shoal.store.spilling`)
+    <spill folder>/                 0700
+      <creator>-<n>, <creator>-<n>s  spilled segments                                    0600
 
 A *creator* is a process, named by a short string of letters and digits. It numbers its segments 0, 1, 2 … and never
 uses a number twice. Segment `n` owns the addresses from `n << 26` on: the allocator keeps the free space of all slabs
@@ -84,6 +87,11 @@ def lock_range(number: int, offset: int, size: int, *, slab: bool) -> tuple[int,
     if not slab:
         return start, _LOCKS_PER_SEGMENT
     return start + (offset >> _LOCK_SHIFT), max(1, -(-size // ALIGNMENT))
+
+
+def segment_range(number: int) -> tuple[int, int]:
+    """The same for all blocks of a segment."""
+    return number * _LOCKS_PER_SEGMENT, _LOCKS_PER_SEGMENT
 
 
 def segment_capacity(size: int) -> int:

@@ -35,6 +35,7 @@ from shoal.messages.values import Location
 from shoal.store import forking, locks
 from shoal.store.layout import lock_file, lock_range, parse_segment
 from shoal.store.mapping import Mapping, export, view_of
+from shoal.store.spilling import is_spilled, open_block
 
 DEFAULT_IDLE_MAPPINGS: Final = 64
 DEFAULT_IDLE_BYTES: Final = 4 << 30
@@ -85,14 +86,17 @@ class _Watch(weakref.ref[Any]):
 class _Attached:
     """A mapped segment."""
 
-    __slots__ = ("creator", "live", "mapping", "name", "number", "slab")
+    __slots__ = ("creator", "live", "mapping", "name", "number", "slab", "spilled")
 
-    def __init__(self, name: str, creator: str, number: int, slab: bool, mapping: Mapping) -> None:
+    def __init__(
+        self, name: str, creator: str, number: int, slab: bool, mapping: Mapping, spilled: bool
+    ) -> None:
         self.name = name
         self.creator = creator
         self.number = number
         self.slab = slab
         self.mapping = mapping
+        self.spilled = spilled
         self.live: dict[int, _Watch] = {}
 
 
@@ -101,6 +105,7 @@ class Reader:
 
     Args:
         directory: The session's shared-memory directory.
+        spill_directory: Where segments are that were spilled; None if none are.
         idle_mappings: Mappings kept although nothing in them is viewed. Higher: segments that their creator uses again
             need not be mapped and faulted in again; more address space and page tables.
         idle_bytes: The same in bytes.
@@ -109,12 +114,14 @@ class Reader:
     def __init__(
         self,
         directory: Path,
+        spill_directory: Path | None = None,
         *,
         idle_mappings: int = DEFAULT_IDLE_MAPPINGS,
         idle_bytes: int = DEFAULT_IDLE_BYTES,
     ) -> None:
         # A string: joining paths costs more than the system calls that they are for.
         self._directory: Final = str(directory)
+        self._spill_directory: Final = None if spill_directory is None else str(spill_directory)
         self._max_idle: Final = idle_mappings
         self._max_idle_bytes: Final = idle_bytes
         self._lock = make_lock()
@@ -139,9 +146,7 @@ class Reader:
         try:
             with self._lock:
                 attached = self._attached.get(location.segment)
-                if attached is None:
-                    attached = self._attach(location.segment)
-                watch = attached.live.get(offset)
+                watch = None if attached is None else attached.live.get(offset)
                 exporter = None if watch is None else watch()
                 if exporter is None:
                     exporter = self._hold(attached, location)
@@ -203,32 +208,62 @@ class Reader:
 
     # --- under the lock ---------------------------------------------------------------------------------------
 
-    def _hold(self, attached: _Attached, location: Location) -> Any:
+    def _hold(self, attached: _Attached | None, location: Location) -> Any:
         offset = location.offset
         size = location.size
-        if not 0 <= offset <= offset + size <= attached.mapping.length:
-            raise ProtocolError(
-                f"bytes {offset} to {offset + size} are not inside segment {attached.name!r} of "
-                f"{attached.mapping.length} bytes"
-            )
-        creator = self._creators.get(attached.creator)
+        if attached is None:
+            parts = parse_segment(location.segment)
+            if parts is None:
+                raise ProtocolError(f"{location.segment!r} is not the name of a segment")
+            name, number, slab = parts
+        else:
+            name, number, slab = attached.creator, attached.number, attached.slab
+        if offset < 0 or size < 0:
+            raise ProtocolError(f"{location} cannot be a place")
+        creator = self._creators.get(name)
         if creator is None:
-            creator = self._open_creator(attached.creator)
-        exporter = export(attached.mapping, offset, size)
+            creator = self._open_creator(name, location.segment)
+        start, length = lock_range(number, offset, size, slab=slab)
+        # If its last view has just died, and the lock has not been dropped yet, the new one inherits it.
+        inherits = attached is not None and offset in attached.live
+        if not inherits:
+            locks.share(creator.fd, start, length)
+        try:
+            if attached is None or not attached.live:
+                # What we have locked stays where it is. What we had mapped before may have gone from there.
+                attached = self._where_it_is(attached, creator.fd, location.segment, number)
+            if not offset + size <= attached.mapping.length:
+                raise ProtocolError(
+                    f"bytes {offset} to {offset + size} are not inside segment {attached.name!r} of "
+                    f"{attached.mapping.length} bytes"
+                )
+            exporter = export(attached.mapping, offset, size)
+        except BaseException:
+            if not inherits:
+                locks.release(creator.fd, start, length)
+            raise
         watch = _Watch(exporter, self._on_death)
         watch.attached = attached
         watch.offset = offset
         watch.size = size
         watch.serial = location.serial
-        watch.start, watch.length = lock_range(attached.number, offset, size, slab=attached.slab)
-        if offset not in attached.live:
-            # Otherwise its last view has just died, and the lock has not been dropped yet: the new one inherits it.
-            locks.share(creator.fd, watch.start, watch.length)
+        watch.start, watch.length = start, length
+        if not inherits:
             creator.viewed += 1
         if self._idle.pop(attached.name, None) is not None:
             self._idle_bytes -= attached.mapping.length
         attached.live[offset] = watch
         return exporter
+
+    def _where_it_is(
+        self, attached: _Attached | None, lock_fd: int, name: str, number: int
+    ) -> _Attached:
+        if attached is not None:
+            if attached.spilled == is_spilled(lock_fd, number):
+                return attached
+            trash: list[Mapping] = []
+            self._detach(attached, trash)
+        return self._attach(name, lock_fd)
 
     def _let_go(self, watch: _Watch, trash: list[Mapping]) -> None:
         attached = watch.attached
@@ -250,7 +285,8 @@ class Reader:
         self._idle[attached.name] = attached
         self._idle_bytes += attached.mapping.length
         # A large segment may have been removed because of this view, and then only we hold its memory.
-        if self._closed or (not attached.slab and not self._exists(attached)):
+        alone = attached.spilled or not attached.slab
+        if self._closed or (alone and not self._exists(attached)):
             self._detach(attached, trash)
         while len(self._idle) > self._max_idle or self._idle_bytes > self._max_idle_bytes:
             self._detach(next(iter(self._idle.values())), trash)
@@ -262,7 +298,7 @@ class Reader:
         # Unmapping takes milliseconds for large ones: whoever holds the list does it when the lock is free.
         trash.append(attached.mapping)
 
-    def _attach(self, name: str) -> _Attached:
+    def _attach(self, name: str, lock_fd: int) -> _Attached:
         if self._closed:
             raise InternalError("the reader is closed")
         parts = parse_segment(name)
@@ -273,25 +309,29 @@ class Reader:
             if not self._exists(attached):
                 self._detach(attached, trash)
         try:
-            fd = os.open(f"{self._directory}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd, spilled = open_block(
+                self._directory, self._spill_directory, lock_fd, name, parts[1]
+            )
         except FileNotFoundError:
             raise self._gone(name) from None
         try:
             mapping = Mapping(fd, os.fstat(fd).st_size, writable=False)
         finally:
             os.close(fd)
-        attached = self._attached[name] = self._idle[name] = _Attached(name, *parts, mapping)
+        attached = self._attached[name] = self._idle[name] = _Attached(
+            name, *parts, mapping, spilled
+        )
         self._idle_bytes += mapping.length
         return attached
 
-    def _open_creator(self, name: str) -> _Creator:
+    def _open_creator(self, name: str, segment: str) -> _Creator:
         if len(self._creators) >= _IDLE_CREATORS:
             for idle in [key for key, creator in self._creators.items() if not creator.viewed]:
                 os.close(self._creators.pop(idle).fd)
         try:
             fd = locks.open_lock_file(f"{self._directory}/{lock_file(name)}", create=False)
         except FileNotFoundError:
-            raise self._gone(lock_file(name)) from None
+            raise self._gone(segment) from None
         creator = self._creators[name] = _Creator(fd)
         return creator
 
@@ -302,7 +342,8 @@ class Reader:
         )
 
     def _exists(self, attached: _Attached) -> bool:
-        return os.access(f"{self._directory}/{attached.name}", os.F_OK)
+        folder = self._spill_directory if attached.spilled else self._directory
+        return os.access(f"{folder}/{attached.name}", os.F_OK)
 
     # --- without it -------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 from weakref import ReferenceType
@@ -37,12 +38,27 @@ class Record:
         return self.exporter is not None and self.exporter() is not None
 
 
+class State(Enum):
+    """Of a segment.
+
+    ::
+
+        ACTIVE ◄──► LEAVING ──► SPILLED
+    """
+
+    ACTIVE = "in use"
+    LEAVING = "being written to disk: no block begins in it"
+    SPILLED = "on disk"
+
+
 class Segment:
     """A file, its mapping, and what the arena knows of it.
 
     Attributes:
         blocks: The live objects in it, by offset.
         busy: Live and quarantined blocks, and changes under way: it may be removed when this is 0.
+        state: Whether it is in use, and where it is.
+        free, hollow: Of a slab that is LEAVING: ranges in it with pages and no block, and those without pages.
         backed_bytes: Bytes of it that have pages. All of a large segment's, those that were needed of a slab's.
         freed_at: Number of the event that made it idle; smaller is longer ago.
     """
@@ -52,22 +68,33 @@ class Segment:
         "base",
         "blocks",
         "busy",
+        "free",
         "freed_at",
+        "hollow",
         "length",
         "mapping",
         "name",
         "number",
         "path",
         "slab",
+        "state",
     )
 
     def __init__(
-        self, directory: Path, creator: str, number: int, length: int, *, slab: bool
+        self,
+        directory: Path,
+        creator: str,
+        number: int,
+        length: int,
+        *,
+        slab: bool,
+        on_disk: bool = False,
     ) -> None:
-        """Make the file: a slab without any pages, a large segment with all of them.
+        """Make the file: a slab without any pages, a large segment with all of them. `on_disk`: `directory` is the spill folder.
 
         Raises:
             ObjectStoreFullError: the file system has no room.
+            OSError: the disk has none.
         """
         self.name = segment_name(creator, number, slab=slab)
         self.number = number
@@ -78,6 +105,9 @@ class Segment:
         self.blocks: dict[int, Record] = {}
         self.busy = 0
         self.freed_at = 0
+        self.free: list[tuple[int, int]] = []
+        self.hollow: list[tuple[int, int]] = []
+        self.state = State.SPILLED if on_disk else State.ACTIVE
         fd = os.open(
             self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )
@@ -85,10 +115,13 @@ class Segment:
             if slab:
                 os.ftruncate(fd, length)
                 self.backed_bytes = 0
+            elif on_disk:
+                os.posix_fallocate(fd, 0, length)
+                self.backed_bytes = 0
             else:
                 _allocate(fd, 0, length, self.path)
                 self.backed_bytes = length
-            self.mapping = Mapping(fd, length, writable=True)
+            self.mapping: Mapping | None = Mapping(fd, length, writable=True)
         except BaseException:
             self.path.unlink()
             raise
@@ -117,8 +150,12 @@ class Segment:
         """
         if discard:
             # Where the file system cannot, the pages go when the last of those processes lets go.
-            self.mapping.discard(0, self.length)
+            self.discard(0, self.length)
         self.path.unlink(missing_ok=True)
+
+    def discard(self, offset: int, length: int) -> bool:
+        """As of a `Mapping`. A segment on disk has no pages."""
+        return self.mapping is None or self.mapping.discard(offset, length)
 
 
 def _allocate(fd: int, offset: int, length: int, path: Path) -> None:

@@ -13,13 +13,12 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from shoal.store.control_groups import CGROUPS, OWN_GROUPS, memory_groups
 from shoal.store.layout import check_creator, lock_file, parse_segment
 
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - ours in it is 0700 and checked
 _SESSION: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,127}")
-_CGROUPS: Final = Path("/sys/fs/cgroup")
 _MOUNTS: Final = Path("/proc/self/mountinfo")
-_OWN_GROUPS: Final = Path("/proc/self/cgroup")
 
 
 def shm_directory(session_name: str, root: Path | None = None) -> Path:
@@ -106,36 +105,5 @@ def default_capacity_bytes(directory: Path, fraction: float = 0.3) -> int:
 def memory_limit_bytes() -> int:
     """The machine's memory, or what the control group of this process may use of it, if that is less."""
     limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([limit, *_control_group_limits()])
-
-
-def _control_group_limits() -> list[int]:
-    """The limits of this process's group and of all groups around it, in either version of control groups."""
-    try:
-        lines = _OWN_GROUPS.read_text().splitlines()
-    except OSError:
-        return []
-    limits: list[int] = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            top, name = _CGROUPS, "memory.max"
-        elif "memory" in controllers.split(","):
-            top, name = _CGROUPS / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        # Inside a container the path is often that of the host, and only the top is visible.
-        group = top / path.lstrip("/")
-        for candidate in (group, *group.parents):
-            limits += _read_limit(candidate / name)
-            if candidate == top:
-                break
-    return limits
-
-
-def _read_limit(path: Path) -> list[int]:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return []
-    return [int(text)] if text.isdigit() else []
+    groups = memory_groups(OWN_GROUPS, CGROUPS)
+    return min([limit, *(bound for group in groups if (bound := group.limit_bytes()) is not None)])

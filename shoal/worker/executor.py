@@ -328,6 +328,8 @@ class Executor:
         stream_window: int | None = None,
     ) -> None:
         process = self.process
+        if definition.retriable is not self.runs.retriable:
+            self.runs.tell_kind(definition.retriable)
         context = self._context(job, definition.name)
         task_id = job.task_id
         self.source.name = job.name

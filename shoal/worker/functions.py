@@ -27,13 +27,14 @@ _MAX_LOADED: Final = 10_000
 class Definition:
     """A function that the other side of a connection has defined."""
 
-    __slots__ = ("call", "calls", "code", "function_id", "max_calls", "name")
+    __slots__ = ("call", "calls", "code", "function_id", "max_calls", "name", "retriable")
 
     def __init__(self, message: Define) -> None:
         self.function_id = message.function_id
         self.name = message.name
         self.code: Inline | Stored = message.code
         self.max_calls = message.max_calls
+        self.retriable = message.retriable
         self.calls = 0
         self.call: Callable[..., Any] | None = None
 

@@ -86,7 +86,14 @@ class ActorHost:
         if type(args) is Inline and not args.buffers and not args.refs:
             args = args.data
         job = Job(
-            spec.actor_id, f"{spec.class_name}.__init__", args, spec.deps, 1, 0, None, spec.actor_id
+            spec.actor_id,
+            f"{spec.class_name}.__init__",
+            args,
+            spec.deps,
+            1,
+            self.incarnation,
+            None,
+            spec.actor_id,
         )
         context = self._context(job)
         token = current.set(context)

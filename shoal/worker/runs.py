@@ -1,4 +1,4 @@
-"""What a worker runs, and what it remembers to have run."""
+"""What a worker runs, and what it remembers to have run. Tells the node of it when memory is short (see `messages.memory`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING
 
 from shoal.core.task_rows import row_of
+from shoal.messages.memory import Runs as RunsNow
+from shoal.messages.memory import WhatRuns
 from shoal.messages.node import Events, TaskEvent
 from shoal.messages.peer import Failure
 from shoal.messages.state import TaskRow
@@ -35,7 +37,10 @@ class Runs:
         self._running = running
         self._clock_offset = time_ns() - perf_counter_ns()
         self._events: deque[TaskEvent] | None = deque(maxlen=remembered) if remembered else None
+        # Whether what runs may be run again, as the node knows it.
+        self.retriable = True
         process.census.runs = self.rows
+        process.node_handlers[WhatRuns] = self._on_what_runs
 
     def record(self, job: Job, kind: str, outcome: Outcome) -> None:
         """Remember a finished run."""
@@ -52,6 +57,21 @@ class Runs:
                     type(outcome.message) is not Failure,
                 )
             )
+
+    def tell_kind(self, retriable: bool) -> None:
+        """What follows may be run again, or may not, unlike what ran before."""
+        self.retriable = retriable
+        process = self._process
+        with process.lock:
+            process.node.send_locked(RunsNow(retriable))
+            process.reactor.flush_locked()
+
+    def _on_what_runs(self, _message: WhatRuns) -> None:
+        rows = self.rows(False)
+        # The last to begin, if several run: in place, inside one another, or as the calls of an actor.
+        name, start_ns = (rows[-1].name, rows[0].start_ns) if rows else ("", 0)
+        ran_ns = max(0, time_ns() - start_ns) if start_ns else 0
+        self._process.node.send_locked(RunsNow(self.retriable, name, ran_ns))
 
     def leave(self) -> None:
         """Leave what is remembered to the node (with the lock held)."""

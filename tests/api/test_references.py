@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import shoal
-from tests.api.gates import Gate, wait_until
+from shoal.exceptions import OwnerDiedError
+from tests.api.gates import Gate, Trace, wait_until
 from tests.api.tasks import identity, wait_for
 
 pytestmark = pytest.mark.usefixtures("shared_cluster")
@@ -181,6 +184,41 @@ def test_references_of_tasks_that_are_still_running_travel(gates: Callable[[str]
     [inner] = get(start.remote())
     gate.open()
     assert get(inner) == "done"
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["by an exception", "with its worker"])
+def test_what_each_attempt_of_a_task_puts_is_an_object_of_its_own(
+    traces: Callable[[str], Trace], dies: bool
+) -> None:
+    tried = traces("tried")
+
+    @shoal.remote
+    class Keeper:
+        def keep(self, boxed: list[Any]) -> None:
+            self.boxed = boxed
+
+        def kept(self, boxed: list[Any]) -> list[Any]:
+            return [shoal.get(refs[0], timeout=30) for refs in (self.boxed, boxed)]
+
+    @shoal.remote(max_retries=1, retry_exceptions=True)
+    def put_and_fail_once(keeper: Any) -> list[Any]:
+        ref = shoal.put(f"attempt {len(tried)}")
+        if len(tried) == 0:
+            shoal.get(keeper.keep.remote([ref]), timeout=30)
+            tried.add("once")
+            if dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ValueError("again")
+        return [ref]
+
+    keeper = Keeper.remote()
+    second = get(put_and_fail_once.remote(keeper))
+    assert get(second) == ["attempt 1"]
+    if dies:
+        with pytest.raises(OwnerDiedError):
+            get(keeper.kept.remote(second))
+    else:
+        assert get(keeper.kept.remote(second)) == ["attempt 0", "attempt 1"]
 
 
 def test_many_references_at_once() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from shoal.core.references import EndActor, FreeValue, GiveUp, ObjectTable, RegisterBorrower
 from shoal.errors import InternalError
-from shoal.messages.values import Location, Ref, Stored
+from shoal.messages.values import Failed, Inline, Location, Ref, Stored
 
 
 def stored(name: str = "segment", refs: Iterable[Ref] = ()) -> Stored:
@@ -71,6 +71,34 @@ def test_a_value_that_nobody_waits_for_any_more_is_freed_at_once() -> None:
     assert table.complete(entry, value, value.refs, registered=True) is None
     assert effects(table) == [FreeValue(value), GiveUp("b", b"theirs", 1)]
     assert table.entries == {}
+
+
+@pytest.mark.parametrize(
+    "value", [stored(refs=[Ref(b"theirs", "b")]), Inline(b"", [], [Ref(b"theirs", "b")])]
+)
+def test_what_comes_twice_gives_up_what_was_registered_for_it(value: Stored | Inline) -> None:
+    table = ObjectTable("a")
+    table.refuse(value)
+    freed = [FreeValue(value)] if isinstance(value, Stored) else []
+    assert effects(table) == [*freed, GiveUp("b", b"theirs", 1)]
+    assert table.entries == {}
+
+
+def test_what_comes_twice_leaves_the_first_alone() -> None:
+    table = ObjectTable("a")
+    item = table.own(b"item")
+    table.complete(item, stored(refs=[Ref(b"x", "b")]), [Ref(b"x", "b")], registered=True)
+    table.refuse(stored("again", [Ref(b"x", "b")]))
+    assert effects(table) == [FreeValue(stored("again", [Ref(b"x", "b")]))]
+    table.drop_locals([item])
+    assert effects(table)[-1] == GiveUp("b", b"x", 2)
+
+
+def test_failures_and_plain_values_are_refused_too() -> None:
+    table = ObjectTable("a")
+    table.refuse(Failed(b""))
+    table.refuse(b"")
+    assert effects(table) == []
 
 
 def test_a_chain_of_a_hundred_thousand_objects_is_freed_without_recursion() -> None:

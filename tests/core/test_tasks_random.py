@@ -90,6 +90,9 @@ class World:
         self.lives: dict[Task, Life] = {}
         self.waiting: list[Task] = []
         self.cancels: list[tuple[Worker, Task]] = []
+        # Whose workers were ended for want of memory: those that pause now, and how often each did.
+        self.pausing: list[Task] = []
+        self.shortages: dict[Task, int] = {}
         self.functions = [Function(i, b"", f"f{i}", b"") for i in range(3)]
         self.took_us = [1, 300, 5000]
         self.numbers = itertools.count(1)
@@ -106,6 +109,8 @@ class World:
             self.ready,
             *[self.refuse] * 3,
             self.crash,
+            self.shortage,
+            self.unpause,
             self.wanted,
             *[self.delay] * 2,
             self.retire,
@@ -308,16 +313,46 @@ class World:
             self.settle()
             self.lose(worker)
 
-    def lose(self, worker: Worker) -> None:
+    def shortage(self) -> None:
+        """The node ends a worker because memory is short: nobody is charged, and what it ran pauses."""
+        worker = self.some_worker()
+        if worker is None or self.rng.random() < 0.5:
+            return
+        self.deliver_from(worker, self.rng.choice([0, 1, 100]))
+        self.settle()
+        if worker.lane not in self.workers:
+            return
+        others = list(worker.lane.inflight.values())
+        task = self.table.set_aside(worker.lane)
+        if task is None:
+            assert not others or others[0].cancelled
+        else:
+            assert task is others.pop(0)
+            assert task.state is State.WAITING
+            if self.lives[task].retries:
+                self.pausing.append(task)
+                self.shortages[task] = self.shortages.get(task, 0) + 1
+            else:
+                task.state = State.FINISHED
+                self.lives[task].ends("out of memory")
+        self.lose(worker, charge=False)
+
+    def unpause(self) -> None:
+        if self.pausing:
+            task = self.pausing.pop(self.rng.randrange(len(self.pausing)))
+            if task.state is State.WAITING:
+                self.table.retry(task)
+
+    def lose(self, worker: Worker, *, charge: bool = True) -> None:
         lane = worker.lane
         if self.workers.pop(lane, None) is None:
             return
         worker.wire.clear()
         self.cancels = [(at, task) for at, task in self.cancels if at is not worker]
         attempts = {task: (task.attempt, task.retries) for task in lane.inflight.values()}
-        failed = self.table.lost(lane)
+        failed = self.table.lost(lane, charge=charge)
         charged = [t for t, before in attempts.items() if (t.attempt, t.retries) != before]
-        assert len(charged) + len([task for task in failed if not task.cancelled]) <= 1
+        assert len(charged) + len([task for task in failed if not task.cancelled]) <= charge
         for task in failed:
             assert task.cancelled or not attempts[task][1]
             self.lives[task].ends("cancelled" if task.cancelled else "crashed")
@@ -335,6 +370,8 @@ class World:
             for task in self.waiting:
                 self.table.dependency_ready(task)
             self.waiting.clear()
+            while self.pausing:
+                self.unpause()
             while self.cancels:
                 worker, task = self.cancels.pop()
                 worker.cancel(task)
@@ -367,7 +404,7 @@ class World:
             if life.retries == 0:
                 assert life.begun <= 1, f"{task} may not be retried and began {life.begun} times"
             if life.retries >= 0:
-                assert task.attempt <= life.retries
+                assert task.attempt <= life.retries + self.shortages.get(task, 0)
 
 
 @settings(max_examples=5 * settings().max_examples)

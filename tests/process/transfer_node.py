@@ -81,6 +81,7 @@ class _Program:
             setup.get("token", TOKEN.decode()).encode(),
             make_address(self.place, "n-" + setup["digits"]),
             self.directory,
+            None,
             config,
             lambda place: open_bulk(place, 5.0, None if tls is None else tls.client),
             None if tls is None else tls.server,

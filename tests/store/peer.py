@@ -1,4 +1,4 @@
-"""Another process of the session, driven line by line: `python -m tests.store.peer DIRECTORY CREATOR QUOTA`.
+"""Another process of the session, driven line by line: `python -m tests.store.peer DIRECTORY CREATOR QUOTA [SPILL FOLDER]`.
 
 Each line is a Python list, the command and its arguments; each answer is the `repr` of the result. Arrays stay in the
 process, by name, until told to drop them.
@@ -24,9 +24,17 @@ ROOT = Path(__file__).parents[2]
 class Peer:
     """The handle on such a process. Used as a context, it ends the process."""
 
-    def __init__(self, directory: Path, creator: str, quota_bytes: int = 0) -> None:
+    def __init__(
+        self, directory: Path, creator: str, quota_bytes: int = 0, *, spill: Path | None = None
+    ) -> None:
+        setup = [
+            str(directory),
+            creator,
+            str(quota_bytes),
+            *([] if spill is None else [str(spill)]),
+        ]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.store.peer", str(directory), creator, str(quota_bytes)],
+            [sys.executable, "-m", "tests.store.peer", *setup],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -86,9 +94,9 @@ def digest(data: Any) -> str:
 class Commands:
     """What the process does."""
 
-    def __init__(self, directory: Path, creator: str, quota_bytes: int) -> None:
-        self.arena = Arena(directory, creator, quota_bytes)
-        self.reader = Reader(directory)
+    def __init__(self, directory: Path, creator: str, quota_bytes: int, spill: Path | None) -> None:
+        self.arena = Arena(directory, creator, quota_bytes, spill_directory=spill)
+        self.reader = Reader(directory, spill)
         self.arrays: dict[str, np.ndarray[Any, Any]] = {}
         self.children: list[int] = []
 
@@ -103,6 +111,9 @@ class Commands:
     def take(self, name: str, location: tuple[str, int, int, int]) -> str:
         self.arrays[name] = np.frombuffer(self.reader.view(Location(*location)), dtype=np.uint8)
         return digest(self.arrays[name])
+
+    def spill(self, wanted: int) -> int:
+        return self.arena.spill(wanted).freed
 
     def look(self, name: str) -> str:
         return digest(self.arrays[name])
@@ -148,7 +159,8 @@ class Commands:
 
 
 def main() -> None:
-    commands = Commands(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    directory, creator, quota_bytes, *spill = sys.argv[1:]
+    commands = Commands(Path(directory), creator, int(quota_bytes), Path(*spill) if spill else None)
     for line in sys.stdin:
         name, *arguments = ast.literal_eval(line)
         print(repr(getattr(commands, name)(*arguments)), flush=True)

@@ -6,10 +6,14 @@ not; files never have more bytes than were granted and not given back.
 
 from __future__ import annotations
 
+import errno
 import random
 import secrets
-from typing import Any
+import tempfile
+from pathlib import Path
+from typing import Any, NoReturn
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -22,7 +26,16 @@ from hypothesis.stateful import (
     rule,
 )
 
-from shoal.store import Arena, Location, QuotaExhausted, Reader, remove_session, shm_directory
+from shoal.store import (
+    Arena,
+    Block,
+    Location,
+    QuotaExhausted,
+    Reader,
+    remove_session,
+    shm_directory,
+    spilling,
+)
 from tests.store.conftest import bytes_in_files
 
 KB = 1 << 10
@@ -30,12 +43,20 @@ KB = 1 << 10
 LARGE, SLAB, MOST = 32 * KB, 256 * KB, 4096 * KB
 
 
+def refuse(folder: Path, wanted: int, disk_fraction: float) -> NoReturn:
+    """As `check_disk` on a full disk."""
+    raise OSError(errno.ENOSPC, "no room")
+
+
 class ArenaMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = shm_directory(f"test-{secrets.token_hex(4)}")
-        self.arena = Arena(self.directory, "m", large_bytes=LARGE, slab_bytes=SLAB)
-        self.reader = Reader(self.directory, idle_mappings=4)
+        self.disk = Path(tempfile.mkdtemp())
+        self.arena = Arena(
+            self.directory, "m", spill_directory=self.disk, large_bytes=LARGE, slab_bytes=SLAB
+        )
+        self.reader = Reader(self.directory, self.disk, idle_mappings=4)
         self.granted = 0
         self.seeds = 0
         self.live: dict[Location, bytes] = {}
@@ -66,6 +87,9 @@ class ArenaMachine(RuleBasedStateMachine):
             self.arena.grant(error.needed_bytes)
             self.granted += error.needed_bytes
             block = self.arena.create(size)
+        return self.fill(block, size)
+
+    def fill(self, block: Block, size: int) -> Location:
         self.seeds += 1
         content = random.Random(self.seeds).randbytes(size)
         block.buffer[:] = content
@@ -73,6 +97,29 @@ class ArenaMachine(RuleBasedStateMachine):
         assert block.location not in self.live
         self.live[block.location] = content
         return block.location
+
+    @rule(target=blocks, size=st.sampled_from([0, 10, 100 * KB]))
+    def create_on_disk(self, size: int) -> Location:
+        return self.fill(self.arena.create(size, on_disk=True), size)
+
+    @rule(wanted=st.sampled_from([1, 100 * KB, MOST]))
+    def spill(self, wanted: int) -> None:
+        before = self.arena.stats()
+        result = self.arena.spill(wanted)
+        assert not result.error
+        self.granted -= result.freed
+        after = self.arena.stats()
+        assert before.backed_bytes - after.backed_bytes == result.freed
+        assert after.spilled_bytes - before.spilled_bytes <= result.written
+
+    @rule(wanted=st.sampled_from([1, 100 * KB, MOST]))
+    def spill_to_a_full_disk(self, wanted: int) -> None:
+        before = self.arena.stats()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(spilling, "check_disk", refuse)
+            result = self.arena.spill(wanted)
+        assert result.freed == result.written == 0
+        assert self.arena.stats() == before
 
     @rule(target=views, location=blocks, own=st.booleans())
     def look(self, location: Location, own: bool) -> tuple[memoryview, bytes]:
@@ -101,9 +148,11 @@ class ArenaMachine(RuleBasedStateMachine):
     def accounts_agree(self) -> None:
         stats = self.arena.stats()
         assert bytes_in_files(self.directory) == stats.backed_bytes <= stats.quota_bytes
+        if all(self.arena.path_of(location).parent != self.disk for location in self.live):
+            assert list(self.disk.iterdir()) == []
         assert stats.quota_bytes == self.granted
         assert stats.live_blocks == len(self.live)
-        assert stats.live_bytes == sum(map(len, self.live.values()))
+        assert stats.live_bytes + stats.spilled_bytes == sum(map(len, self.live.values()))
         assert stats.live_bytes + stats.warm_bytes + stats.quarantined_bytes <= stats.backed_bytes
         self.arena._slabs.check()
 
@@ -119,8 +168,10 @@ class ArenaMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.arena.close(unlink=True)
         assert list(self.directory.iterdir()) == []
+        assert list(self.disk.iterdir()) == []
         self.reader.close()
         remove_session(self.directory)
+        self.disk.rmdir()
 
 
 class TestArenaMachine(ArenaMachine.TestCase):  # type: ignore[misc,valid-type]  # hypothesis makes the base at run time

@@ -100,10 +100,10 @@ def test_capacity_is_a_share_of_memory_within_the_file_system(
 def test_limits_of_control_groups_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = session.memory_limit_bytes()
     assert machine > 0
-    monkeypatch.setattr(session, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(session, "CGROUPS", tmp_path)
     groups = tmp_path / "own" / "cgroup"
     groups.parent.mkdir()
-    monkeypatch.setattr(session, "_OWN_GROUPS", groups)
+    monkeypatch.setattr(session, "OWN_GROUPS", groups)
 
     groups.write_text("0::/outer/inner\n")
     inner = tmp_path / "outer" / "inner"

@@ -15,6 +15,7 @@ from shoal.core.pull_records import Key
 from shoal.messages.values import Location
 from shoal.store import Arena, Block, locks
 from shoal.store.layout import lock_file, lock_range, parse_segment
+from shoal.store.spilling import open_block
 
 
 class SourceGoneError(Exception):
@@ -99,16 +100,17 @@ class Source(Protocol):
 class CopySource:
     """A copy of this daemon, whole or arriving. `view` keeps its memory; taken in the loop, where copies are dropped, too."""
 
-    def __init__(
-        self, directory: Path, incoming: Incoming, view: memoryview, timeout_s: float
-    ) -> None:
+    def __init__(self, path: Path, incoming: Incoming, view: memoryview, timeout_s: float) -> None:
         location = incoming.location
         assert location is not None
         self._view = view
         self._incoming = incoming
         self._timeout_s = timeout_s
         self.offset = location.offset
-        self.fd = _open_segment(directory, location)
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise SourceGoneError("the object was freed") from None
 
     def wait_beyond(self, position: int) -> int:
         """As of `Source`."""
@@ -127,7 +129,7 @@ class LockedSource:
         SourceGoneError: it is not there any more.
     """
 
-    def __init__(self, directory: Path, location: Location) -> None:
+    def __init__(self, directory: Path, spill_directory: Path | None, location: Location) -> None:
         parts = parse_segment(location.segment)
         if parts is None:
             raise SourceGoneError(f"{location.segment!r} is not the name of a segment")
@@ -145,10 +147,22 @@ class LockedSource:
             locks.share(
                 self._lock_fd, *lock_range(number, location.offset, location.size, slab=slab)
             )
-            self.fd = _open_segment(directory, location)
+            self.fd = self._open(directory, spill_directory, location, number)
         except BaseException:
             os.close(self._lock_fd)
             raise
+
+    def _open(
+        self, directory: Path, spill_directory: Path | None, location: Location, number: int
+    ) -> int:
+        try:
+            fd, _ = open_block(directory, spill_directory, self._lock_fd, location.segment, number)
+        except FileNotFoundError:
+            raise SourceGoneError("the object was freed") from None
+        if not 0 <= location.offset <= location.offset + location.size <= os.fstat(fd).st_size:
+            os.close(fd)
+            raise SourceGoneError(f"{location} is not inside its segment")
+        return fd
 
     def wait_beyond(self, position: int) -> int:
         """As of `Source`."""
@@ -158,14 +172,3 @@ class LockedSource:
         """As of `Source`."""
         os.close(self.fd)
         os.close(self._lock_fd)
-
-
-def _open_segment(directory: Path, location: Location) -> int:
-    try:
-        fd = os.open(directory / location.segment, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        raise SourceGoneError("the object was freed") from None
-    if not 0 <= location.offset <= location.offset + location.size <= os.fstat(fd).st_size:
-        os.close(fd)
-        raise SourceGoneError(f"{location} is not inside its segment")
-    return fd

@@ -93,6 +93,7 @@ class Transfers:
         token: bytes,
         address: str,
         directory: Path,
+        spill_directory: Path | None,
         config: Config,
         connect: Callable[[str], socket.socket],
         context: ssl.SSLContext | None = None,
@@ -104,6 +105,7 @@ class Transfers:
         self._address = address
         self._place = place_of(address)
         self._directory = directory
+        self._spill_directory = spill_directory
         self._config = config
         self._open = connect
         self._context = context
@@ -273,7 +275,12 @@ class Transfers:
 
     def _fetch(self, fetch: Fetch) -> None:
         if self._arena is None:
-            self._arena = Arena(self._directory, creator_at(self._address))
+            self._arena = Arena(
+                self._directory,
+                creator_at(self._address),
+                spill_directory=self._spill_directory,
+                disk_fraction=self._config.spill_disk_fraction,
+            )
         incoming = self._incoming.get(fetch.key)
         if incoming is None:
             incoming = self._incoming[fetch.key] = Incoming(fetch.key)
@@ -443,16 +450,21 @@ class Transfers:
             self._tell_loop(self._uploads.on_ended, key, number)
 
         if verdict.stage is Stage.NONE:
-            return Upload(lambda: LockedSource(self._directory, ask.location), verdict.places, end)
+            return Upload(
+                lambda: LockedSource(self._directory, self._spill_directory, ask.location),
+                verdict.places,
+                end,
+            )
         incoming = self._incoming[key]
+        assert self._arena is not None
+        assert incoming.location is not None
         if verdict.stage is Stage.WHOLE:
-            assert self._arena is not None
-            assert incoming.location is not None
             view = self._arena.view(incoming.location)
         else:
             view = incoming.buffer
         stall_s = self._config.pull_stall_s
-        return Upload(lambda: CopySource(self._directory, incoming, view, stall_s), [], end)
+        path = self._arena.path_of(incoming.location)
+        return Upload(lambda: CopySource(path, incoming, view, stall_s), [], end)
 
     def _on_dead(self, message: CopiesDead | OrphansDead) -> None:
         def note() -> None:

@@ -1,0 +1,52 @@
+"""The thread of a process that writes its objects to disk when the node asks for it, so that nobody else waits for the disk.
+
+It begins with the first order and is a daemon: a process that ends in the middle leaves a file that nobody looks for, which the node
+removes with what else the process has left.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from shoal.messages.stores import Spilled
+
+if TYPE_CHECKING:
+    from shoal.runtime.node_link import NodeLink
+    from shoal.store import Arena
+
+_log = logging.getLogger("shoal.runtime")
+
+
+class Spiller:
+    """See the module's docstring. `arena` gives the process's arena, if it has one."""
+
+    def __init__(self, node: NodeLink, arena: Callable[[], Arena | None]) -> None:
+        self._node = node
+        self._arena = arena
+        self._orders: SimpleQueue[int] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def on_order(self, wanted: int) -> None:
+        """The node wants so many bytes. Called by the reactor's leader only."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="shoal-spilling", daemon=True)
+            self._thread.start()
+        self._orders.put(wanted)
+
+    def _run(self) -> None:
+        while True:
+            wanted = self._orders.get()
+            arena = self._arena()
+            try:
+                answer = Spilled(0, 0)
+                if arena is not None:
+                    result = arena.spill(wanted)
+                    answer = Spilled(result.freed, result.written, result.error)
+            except Exception as error:  # noqa: BLE001 - a defect of ours, but the node must hear of an end
+                _log.exception("spilling failed")
+                answer = Spilled(0, 0, f"{type(error).__name__}: {error}")
+            self._node.send(answer)

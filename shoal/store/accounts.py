@@ -1,0 +1,379 @@
+"""What an arena has, what of it is in use, and what can be given back: the base of `shoal.store.arena`.
+
+Guarantees: the bytes of all files in memory never exceed the quota. The lock guards the books; files are removed and written outside
+it. A block that is dead and viewed is in quarantine, and its memory is used again when nobody views it any more.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from shoal.errors import InternalError
+from shoal.lock import make_lock
+from shoal.store import locks
+from shoal.store.idle import Range, SlabSpace, WarmPool
+from shoal.store.layout import check_creator, lock_file, lock_range, segment_range
+from shoal.store.mapping import export, view_of
+from shoal.store.segment import Record, Segment, State
+from shoal.store.spilling import SpillResult, set_spilled, write_out
+
+
+class QuotaExhausted(Exception):  # noqa: N818 - a condition that the caller mends, by `grant`, not an error
+    """New pages would exceed the quota. Grant `needed_bytes` or more, and call `create` again."""
+
+    def __init__(self, needed_bytes: int) -> None:
+        super().__init__(f"the arena's quota is {needed_bytes:,} bytes short")
+        self.needed_bytes = needed_bytes
+
+
+class ArenaStats(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot of an arena's accounts."""
+
+    quota_bytes: int
+    """Granted and not given back."""
+    backed_bytes: int
+    """Bytes of files: live, quarantined, warm, and lost to rounding. Never above the quota."""
+    live_bytes: int
+    """Bytes of objects not yet freed that are in memory."""
+    live_blocks: int
+    """Objects not yet freed, wherever they are."""
+    spilled_bytes: int
+    """Bytes of objects not yet freed that are on disk."""
+    warm_bytes: int
+    """Bytes that a `create` of the right size could use at once."""
+    quarantined_bytes: int
+    """Bytes of freed objects that somebody had views of when they were last looked at."""
+    quarantined_blocks: int
+    segments: int
+
+
+class _Victims(NamedTuple):
+    segments: list[Segment]
+    holes: list[Range]
+
+
+class Accounts:
+    """See the module's docstring. `directory` and `creator` as of an `Arena`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        creator: str,
+        quota_bytes: int,
+        spill_directory: Path | None,
+        disk_fraction: float,
+    ) -> None:
+        self._directory: Final = directory
+        self._spill_directory: Final = spill_directory
+        self._disk_fraction: Final = disk_fraction
+        self._creator: Final = check_creator(creator)
+        self._lock = make_lock()
+        self._closed_because = ""
+        self._numbers = itertools.count()
+        self._ticks = itertools.count()
+
+        self._quota = quota_bytes
+        # Bytes of files and of changes under way: grows before pages are reserved, shrinks after they are gone.
+        self._backed = 0
+        self._live_bytes = 0
+        self._live_blocks = 0
+        self._spilled_bytes = 0
+
+        self._segments: dict[str, Segment] = {}
+        self._slabs = SlabSpace()
+        self._warm = WarmPool()
+        self._can_make_holes = True
+        self._quarantine: deque[Record] = deque()
+        self._lock_fd = locks.open_lock_file(directory / lock_file(creator), create=True)
+
+    # --- quota ------------------------------------------------------------------------------------------------
+
+    def grant(self, quota_bytes: int) -> None:
+        """The node daemon allows so many bytes more."""
+        with self._lock:
+            self._quota += quota_bytes
+
+    def release_idle(self, keep_bytes: int) -> int:
+        """Give back what is granted and not in use, but for `keep_bytes`; the quota shrinks by the result.
+
+        Unused quota goes first, then the memory that has been idle longest.
+        """
+        with self._lock:
+            self._settle(len(self._quarantine))
+            idle_slabs = sum(slab.backed_bytes for slab in self._slabs.idle())
+            wanted = self._quota - self._backed + self._warm.bytes + idle_slabs - keep_bytes
+            given = self._give_unused(wanted)
+            victims = self._choose_victims(wanted - given, holes=False)
+        return given + self._remove(victims, discard=True, shrink_quota=True)
+
+    def reclaim(self, wanted_bytes: int, *, unused: bool = True) -> int:
+        """Others need room: give back `wanted_bytes` if that can be done, and at times more; the quota shrinks by the result.
+
+        Without `unused`, quota that backs nothing is kept: a `create` that asks for more of it counts on it. Dead objects
+        that somebody still views are removed last: their memory is not usable by others before the views go, but it is
+        no longer the store's either.
+        """
+        with self._lock:
+            self._settle(len(self._quarantine))
+            given = self._give_unused(wanted_bytes) if unused else 0
+            victims = self._choose_victims(wanted_bytes - given, holes=True)
+        given += self._remove(victims, discard=True, shrink_quota=True)
+        if given < wanted_bytes:
+            with self._lock:
+                abandoned = self._abandon(wanted_bytes - given)
+            given += self._remove(_Victims(abandoned, []), discard=False, shrink_quota=True)
+        return given
+
+    def stats(self) -> ArenaStats:
+        """The accounts, as of now."""
+        with self._lock:
+            return ArenaStats(
+                quota_bytes=self._quota,
+                backed_bytes=self._backed,
+                live_bytes=self._live_bytes,
+                live_blocks=self._live_blocks,
+                spilled_bytes=self._spilled_bytes,
+                warm_bytes=self._warm.bytes + self._slabs.free_bytes,
+                quarantined_bytes=sum(record.length for record in self._quarantine),
+                quarantined_blocks=len(self._quarantine),
+                segments=len(self._segments),
+            )
+
+    # --- spilling ---------------------------------------------------------------------------------------------
+
+    def spill(self, wanted_bytes: int) -> SpillResult:
+        """Others need room: bring live objects that nobody views to disk, at least `wanted_bytes` if there are as many; the quota
+        shrinks by what came free. Writes in the calling thread, one segment after the other."""
+        freed = written = 0
+        folder = self._spill_directory
+        if folder is None:
+            return SpillResult(0, 0)
+        for segment in self._by_age():
+            if freed >= wanted_bytes:
+                break
+            ranges = self._begin_to_leave(segment)
+            if not ranges:
+                continue
+            try:
+                written += self._write_out(segment, folder, ranges)
+            except OSError as error:
+                self._take_back(segment)
+                return SpillResult(freed, written, error.strerror or str(error))
+            freed += self._end_to_leave(segment, folder)
+        return SpillResult(freed, written)
+
+    def _by_age(self) -> list[Segment]:
+        with self._lock:
+            found = [
+                (max(record.serial for record in segment.blocks.values()), segment)
+                for segment in self._segments.values()
+                if segment.blocks and segment.state is not State.SPILLED
+            ]
+        found.sort(key=lambda pair: pair[0])
+        return [segment for _, segment in found]
+
+    def _begin_to_leave(self, segment: Segment) -> list[tuple[int, int]]:
+        """What of a segment is to be written; nothing if it must stay."""
+        with self._lock:
+            movable = (
+                segment.state is State.ACTIVE
+                and self._may_leave(segment)
+                and not self._is_looked_at(segment)
+            )
+            if not movable or self._closed_because:
+                return []
+            if segment.slab:
+                self._slabs.put_aside(segment)
+            segment.state = State.LEAVING
+            return [(record.offset, record.length) for record in segment.blocks.values()]
+
+    def _is_looked_at(self, segment: Segment) -> bool:
+        return any(record.is_viewed for record in segment.blocks.values()) or locks.is_held(
+            self._lock_fd, *segment_range(segment.number)
+        )
+
+    def _write_out(self, segment: Segment, folder: Path, ranges: list[tuple[int, int]]) -> int:
+        mapping = segment.mapping
+        assert mapping is not None
+        source = view_of(export(mapping, 0, mapping.length), mapping.length)
+        return write_out(source, folder, segment.name, ranges, self._disk_fraction)
+
+    def _end_to_leave(self, segment: Segment, folder: Path) -> int:
+        """It is written: let everybody find it there, unless somebody looks at it by now. The bytes that came free."""
+        written, path, mapping = folder / segment.name, segment.path, segment.mapping
+        assert mapping is not None
+        with self._lock:
+            left = not self._closed_because and self._may_leave(segment)
+            if left:
+                # In this order, see `shoal.store.spilling`.
+                set_spilled(self._lock_fd, segment.number, True)
+                left = not self._is_looked_at(segment)
+                if left:
+                    self._note_left(segment, written)
+                else:
+                    set_spilled(self._lock_fd, segment.number, False)
+        if not left:
+            written.unlink(missing_ok=True)
+            self._take_back(segment)
+            return 0
+        mapping.discard(0, segment.length)
+        path.unlink(missing_ok=True)
+        with self._lock:
+            self._backed -= segment.backed_bytes
+            # Another thread may have used the room already; what it took is not ours to return.
+            return self._give_unused(segment.backed_bytes)
+
+    def _may_leave(self, segment: Segment) -> bool:
+        """Something in it lives, and nothing is dead and viewed or under way."""
+        return bool(segment.blocks) and segment.busy == len(segment.blocks)
+
+    def _note_left(self, segment: Segment, path: Path) -> None:
+        segment.state = State.SPILLED
+        segment.mapping, segment.path = None, path
+        moved = sum(record.size for record in segment.blocks.values())
+        self._live_bytes -= moved
+        self._spilled_bytes += moved
+
+    def _take_back(self, segment: Segment) -> None:
+        """It stays in memory."""
+        with self._lock:
+            segment.state = State.ACTIVE
+            if self._closed_because:
+                return
+            if segment.slab:
+                self._slabs.bring_back(segment)
+            elif not segment.busy:
+                self._warm.push(segment)
+            if not segment.busy:
+                segment.freed_at = next(self._ticks)
+
+    # --- under the lock ---------------------------------------------------------------------------------------
+
+    def _is_held(self, record: Record) -> bool:
+        if record.is_viewed:
+            return True
+        segment = record.segment
+        start, length = lock_range(segment.number, record.offset, record.length, slab=segment.slab)
+        return locks.is_held(self._lock_fd, start, length)
+
+    def _recycle(self, record: Record) -> None:
+        segment = record.segment
+        if segment.state is State.LEAVING:
+            segment.busy -= 1
+            if segment.slab:
+                segment.free.append((record.offset, record.length))
+            return
+        if segment.slab:
+            self._slabs.give(segment, record.offset, record.length)
+        else:
+            segment.busy = 0
+            self._warm.push(segment)
+        if not segment.busy:
+            segment.freed_at = next(self._ticks)
+
+    def _settle(self, probes: int) -> None:
+        """Look at so many quarantined blocks again, those that waited longest first."""
+        quarantine = self._quarantine
+        for _ in range(min(probes, len(quarantine))):
+            record = quarantine.popleft()
+            if self._is_held(record):
+                quarantine.append(record)
+            else:
+                self._recycle(record)
+
+    def _charge(self, wanted: int, recycle: bool) -> None:
+        """Take `wanted` bytes of quota, from what is idle if need be and allowed."""
+        while True:
+            with self._lock:
+                self._check_open()
+                short = self._backed + wanted - self._quota
+                if short <= 0:
+                    self._backed += wanted
+                    return
+                if not recycle:
+                    raise QuotaExhausted(short)
+                self._settle(len(self._quarantine))
+                victims = self._choose_victims(short, holes=True)
+            if not victims.segments and not victims.holes:
+                raise QuotaExhausted(short)
+            self._remove(victims, discard=True, shrink_quota=False)
+
+    def _refund(self, unused: int) -> None:
+        with self._lock:
+            self._backed -= unused
+
+    def _give_unused(self, wanted: int) -> int:
+        given = max(0, min(wanted, self._quota - self._backed))
+        self._quota -= given
+        return given
+
+    def _choose_victims(self, wanted: int, *, holes: bool) -> _Victims:
+        """Take idle memory of about `wanted` bytes out of the books: segments longest idle first, then, if `holes`,
+        the free ranges of slabs in use."""
+        victims = _Victims([], [])
+        if wanted <= 0:
+            return victims
+        idle = self._warm.segments() + self._slabs.idle()
+        idle.sort(key=lambda segment: segment.freed_at)
+        for segment in idle:
+            if wanted <= 0:
+                return victims
+            (self._slabs if segment.slab else self._warm).remove(segment)
+            del self._segments[segment.name]
+            victims.segments.append(segment)
+            wanted -= segment.backed_bytes
+        if holes and self._can_make_holes:
+            victims.holes.extend(self._slabs.take_holes(wanted))
+        return victims
+
+    def _abandon(self, wanted: int) -> list[Segment]:
+        """Take segments that hold nothing but dead, viewed objects out of the books."""
+        abandoned: dict[str, Segment] = {}
+        waiting: dict[str, int] = {}
+        for record in self._quarantine:
+            segment = record.segment
+            if segment.state is State.LEAVING:
+                continue
+            waiting[segment.name] = waiting.get(segment.name, 0) + 1
+            if wanted > 0 and waiting[segment.name] == segment.busy:
+                abandoned[segment.name] = segment
+                wanted -= segment.backed_bytes
+        if abandoned:
+            self._quarantine = deque(
+                record for record in self._quarantine if record.segment.name not in abandoned
+            )
+        for segment in abandoned.values():
+            del self._segments[segment.name]
+            if segment.slab:
+                self._slabs.remove(segment)
+        return list(abandoned.values())
+
+    def _remove(self, victims: _Victims, *, discard: bool, shrink_quota: bool) -> int:
+        """Remove the files and pages of victims, outside the lock, and then from the accounts."""
+        removed = 0
+        for segment in victims.segments:
+            segment.destroy(discard=discard)
+            removed += segment.backed_bytes
+        emptied = [slab.discard(offset, length) for slab, offset, length in victims.holes]
+        with self._lock:
+            for hole, done in zip(victims.holes, emptied, strict=True):
+                if done:
+                    self._slabs.emptied(*hole)
+                    removed += hole[2]
+                else:
+                    self._can_make_holes = False
+                    self._slabs.give(*hole)
+            self._backed -= removed
+            if shrink_quota:
+                # Another thread may have used the room already; what it took is not ours to return.
+                removed = self._give_unused(removed)
+        return removed
+
+    def _check_open(self) -> None:
+        if self._closed_because:
+            raise InternalError(f"arena {self._creator!r} is closed: {self._closed_because}")

@@ -1,0 +1,201 @@
+"""How segments go to disk, and how everybody finds them there.
+
+A segment is *spilled* whole: its file is written to the spill folder under the same name with everything at the same place, and the
+one in shared memory goes. So no location changes, nobody need be told, and nothing is ever brought back: readers map the file
+on disk, which then is the page cache's business.
+
+The order makes it safe. For each segment there is a flag in the lock file of its creator, which lives as long as the objects do,
+also when the creator does not::
+
+    who spills                                   who reads
+    ──────────                                   ─────────
+    1 write the file                             1 lock the block
+    2 set the flag                               2 look at the flag
+    3 does anybody hold a block of it?           3 map the file that the flag speaks of
+      yes: clear the flag, remove the new file
+      no:  remove the old file, and its pages
+
+A reader that locks before 3 is seen and keeps what it found; one that locks after 3 finds the flag set. In between it may find the flag
+set and then no file, since that was taken back: then it looks again.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from shoal.store import locks
+from shoal.store.layout import lock_file, parse_segment, segment_range
+
+DISK_FRACTION: Final = 0.95
+"""How full a file system may become by spilling: others live on it, too."""
+
+_WRITE_BYTES: Final = 16 << 20
+_BLOCK: Final = 512
+_TRIES: Final = 8
+_SPILLED: Final = b"\1"
+_RESIDENT: Final = b"\0"
+
+
+class SpillResult(msgspec.Struct, frozen=True):
+    """What came of spilling."""
+
+    freed: int
+    """Bytes of shared memory that came free."""
+    written: int
+    """Bytes that went to disk."""
+    error: str = ""
+    """Why it ended early, if the disk was the reason."""
+
+
+def set_spilled(lock_fd: int, number: int, spilled: bool) -> None:
+    """Say where a segment is to be looked for."""
+    os.pwrite(lock_fd, _SPILLED if spilled else _RESIDENT, number)
+
+
+def is_spilled(lock_fd: int, number: int) -> bool:
+    """Where a segment is to be looked for. A reader asks after it has locked a block of it."""
+    return os.pread(lock_fd, 1, number) == _SPILLED
+
+
+def open_block(
+    directory: Path | str, spill_directory: Path | str | None, lock_fd: int, name: str, number: int
+) -> tuple[int, bool]:
+    """A descriptor of the file of a segment of which the caller has locked a block, and whether that is on disk.
+
+    Raises:
+        FileNotFoundError: it is nowhere.
+    """
+    for _ in range(_TRIES):
+        spilled = is_spilled(lock_fd, number)
+        folder = spill_directory if spilled else directory
+        if folder is None:
+            break
+        try:
+            return os.open(f"{folder}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), spilled
+        except FileNotFoundError:
+            if is_spilled(lock_fd, number) == spilled:
+                raise
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+
+def check_disk(folder: Path, wanted: int, disk_fraction: float) -> None:
+    """Raise `OSError` (ENOSPC) if `wanted` bytes more would fill the file system of the spill folder too far."""
+    found = os.statvfs(folder)
+    unit = found.f_frsize
+    used = (found.f_blocks - found.f_bfree) * unit
+    most = used + found.f_bavail * unit
+    if used + wanted > disk_fraction * most:
+        raise OSError(
+            errno.ENOSPC,
+            f"its disk would be more than {disk_fraction:.0%} full ({used:,} of {most:,} bytes are taken)",
+        )
+
+
+def write_out(
+    source: memoryview,
+    folder: Path,
+    name: str,
+    ranges: Iterable[tuple[int, int]],
+    disk_fraction: float,
+) -> int:
+    """Write ranges (offset, length) of a segment into a file of the spill folder, each at its place; how many bytes.
+
+    Raises:
+        OSError: the disk is full, or fails. Nothing is left then.
+    """
+    ranges = list(ranges)
+    total = sum(length for _, length in ranges)
+    check_disk(folder, total, disk_fraction)
+    path = folder / name
+    # There may be one that a process left which ended in the middle of this.
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        # All of it can be mapped, as of the other file.
+        os.ftruncate(fd, len(source))
+        for offset, length in ranges:
+            end = offset + length
+            while offset < end:
+                with source[offset : min(end, offset + _WRITE_BYTES)] as piece:
+                    offset += os.pwrite(fd, piece, offset)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+    return total
+
+
+def spill_segment(
+    directory: Path, spill_directory: Path, name: str, disk_fraction: float = DISK_FRACTION
+) -> int | None:
+    """Spill a segment of a process that has ended; the bytes of memory that came free, or None if somebody looks at it.
+
+    Raises:
+        OSError: the disk is full, or fails; nothing has changed.
+        FileNotFoundError: it is not there any more.
+    """
+    parts = parse_segment(name)
+    if parts is None:
+        raise ValueError(f"{name!r} is not the name of a segment")
+    creator, number, _ = parts
+    everything = segment_range(number)
+    path = directory / name
+    lock_fd = os.open(directory / lock_file(creator), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if locks.is_held(lock_fd, *everything):
+            return None
+        with open(path, "r+b") as file:
+            freed = os.fstat(file.fileno()).st_blocks * _BLOCK
+            with mmap.mmap(file.fileno(), 0) as memory:
+                with memoryview(memory) as source:
+                    ranges = _data(file.fileno())
+                    write_out(source, spill_directory, name, ranges, disk_fraction)
+                set_spilled(lock_fd, number, True)
+                if locks.is_held(lock_fd, *everything):
+                    set_spilled(lock_fd, number, False)
+                    (spill_directory / name).unlink(missing_ok=True)
+                    return None
+                memory.madvise(mmap.MADV_REMOVE)
+        path.unlink(missing_ok=True)
+        return freed
+    finally:
+        os.close(lock_fd)
+
+
+def _data(fd: int) -> list[tuple[int, int]]:
+    """The ranges of a file that have pages."""
+    ranges = []
+    end = os.fstat(fd).st_size
+    offset = 0
+    while offset < end:
+        try:
+            start = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            break
+        offset = os.lseek(fd, start, os.SEEK_HOLE)
+        ranges.append((start, offset - start))
+    return ranges
+
+
+def disk_bytes(folder: Path) -> int:
+    """Bytes that the files in a spill folder take up, now."""
+    total = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                found = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if stat.S_ISREG(found.st_mode):
+                total += found.st_blocks * _BLOCK
+    return total
