@@ -17,7 +17,15 @@ from shoal.core.actor_records import Actor
 from shoal.core.task_rows import cut
 from shoal.messages.control import NodeFound, Order, SurveyNode, SurveyNodes
 from shoal.messages.records import DeadActor, LivingActor
-from shoal.messages.state import ActorRow, AskObjects, AskTasks, AskWorkers, Findings, Question
+from shoal.messages.state import (
+    ActorRow,
+    AskDemands,
+    AskObjects,
+    AskTasks,
+    AskWorkers,
+    Findings,
+    Question,
+)
 
 _MOST_OPEN: Final = 16
 """Questions that may be open at one node. More: several observers at once; a node that takes nothing has that many wait for it."""
@@ -63,7 +71,7 @@ class Surveys:
         answer: asyncio.Future[Findings] = self._loop.create_future()
         number = next(self._numbers)
         question = message.question
-        if isinstance(question, AskTasks | AskObjects | AskWorkers):
+        if isinstance(question, AskTasks | AskObjects | AskWorkers | AskDemands):
             question.limit = min(question.limit, _MOST_ROWS)
         survey = self._open[number] = _Open(question, answer)
         within_ms = min(max(message.within_ms, 1), _MOST_MS)
@@ -98,6 +106,7 @@ class Surveys:
         found.objects += new.objects
         found.workers += new.workers
         found.reasons += new.reasons
+        found.demands += new.demands
         found.left_out += new.left_out
         found.silent += [f"{who} on {name}" for who in new.silent]
         self._look(message.number, survey)
@@ -169,6 +178,11 @@ class ActorRows:
         row.address, row.pid, row.cause = change.address, change.pid, change.cause
         if node_id or row.state != "DEAD":
             row.node_id = node_id
+
+    def since_ns(self, actor_id: bytes) -> int:
+        """Since when an actor is in its state."""
+        row = self._rows.get(actor_id)
+        return time.time_ns() if row is None else row.since_ns
 
     def listed(self, waits: Callable[[bytes], str]) -> list[ActorRow]:
         """All rows. `waits` tells why an actor waits that no node could take."""

@@ -64,7 +64,15 @@ class AskActor(msgspec.Struct, array_like=True, tag=7):
     actor_id: bytes
 
 
-Question = AskTasks | AskObjects | AskWorkers | AskWhy | AskRequest | AskHosted | AskActor
+class AskDemands(msgspec.Struct, array_like=True, tag=12):
+    """What waits at a node to be served: its `limit` most frequent demands."""
+
+    limit: int
+
+
+Question = (
+    AskTasks | AskObjects | AskWorkers | AskWhy | AskRequest | AskHosted | AskActor | AskDemands
+)
 
 
 # --- answers --------------------------------------------------------------------------------------------------------
@@ -185,6 +193,30 @@ class Follow(msgspec.Struct, array_like=True):
     node_id: bytes = b""
 
 
+TASKS = "task"
+ACTORS = "actor"
+GROUPS = "placement group"
+
+
+class DemandRow(msgspec.Struct, array_like=True):
+    """What is demanded and not served: so many of one `kind` (`TASKS`, `ACTORS`, `GROUPS`), each of which wants these bundles, so many
+    times each. Without a kind: so many of all that was left out."""
+
+    kind: str
+    bundles: list[tuple[tuple[tuple[str, int], ...], int]]
+    count: int
+    since_ns: int
+    """Since when the oldest waits, in nanoseconds since the epoch."""
+    name: str = ""
+    """Of the oldest."""
+    where: str = ""
+    """The strategy of a group; of tasks and actors, whether they are to run in one."""
+    nowhere: bool = False
+    """Whether no node has what it takes, not even idle."""
+    node_id: bytes = b""
+    """At which node they wait, b"" if at none."""
+
+
 class Findings(msgspec.Struct, array_like=True):
     """What was found. `left_out` rows were over the limits; `silent` names who did not answer in time."""
 
@@ -194,6 +226,7 @@ class Findings(msgspec.Struct, array_like=True):
     reasons: list[Reason] = []
     left_out: int = 0
     silent: list[str] = []
+    demands: list[DemandRow] = []
 
 
 # --- between a client and its node ------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from shoal.clock import monotonic_ns
 from shoal.core import forwarding
+from shoal.core.demands import IN_GROUP, Demands
 from shoal.core.forwarding import (
     HERE,
     NOWHERE,
@@ -62,7 +63,8 @@ from shoal.messages.node import (
     LeaseWanted,
     Shape,
 )
-from shoal.messages.placement import GroupChange, NodeAffinity, NodeLabels, ViewRow
+from shoal.messages.placement import GroupChange, InBundle, NodeAffinity, NodeLabels, ViewRow
+from shoal.messages.state import TASKS
 from shoal.node.clients import Client, Clients
 from shoal.node.neighbours import Neighbour, Neighbours
 from shoal.node.workers import Process, Workers
@@ -153,6 +155,9 @@ class Leasing:
 
     def on_job_over(self, job_id: bytes) -> None:
         """A job has ended."""
+
+    def count_nowhere(self, demands: Demands, epoch_ns: int) -> None:
+        """Count the requests of clients that are in no queue. `epoch_ns` is as for `count_queue`."""
 
     def where(self, number: int, req: int) -> Whereabouts | None:
         """Where a request of a client waits; None if it does not."""
@@ -294,6 +299,20 @@ class Lending(Leasing):
 
     def on_job_over(self, job_id: bytes) -> None:
         self._introduced.pop(job_id, None)
+
+    def count_nowhere(self, demands: Demands, epoch_ns: int) -> None:
+        for (number, req), wish in self._wishes.items():
+            at, reason = self.home.where(number, req) or (HERE, "")
+            if at == NOWHERE:
+                in_group = isinstance(wish.shape.strategy, InBundle)
+                demands.add(
+                    TASKS,
+                    [(wish.shape.resources, 1)],
+                    wish.since + epoch_ns,
+                    name=wish.name,
+                    where=IN_GROUP if in_group else "",
+                    nowhere=bool(reason) and not in_group,
+                )
 
     def where(self, number: int, req: int) -> Whereabouts | None:
         found, wish = self.home.where(number, req), self._wishes.get((number, req))
