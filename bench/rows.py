@@ -14,7 +14,7 @@ from enum import Enum
 
 from bench.clusters import Nodes
 from bench.measure import Duration, Fresh, Kind, Laps, Rate, Reading
-from bench.workloads import actors, clusters, objects, pool, sessions, sockets, tasks
+from bench.workloads import actors, clusters, objects, pool, sessions, shuffle, sockets, tasks
 
 
 class Better(Enum):
@@ -408,6 +408,19 @@ ROWS: tuple[Row, ...] = (
         Laps(clusters.broadcast_200mb, patience=2),
         "broadcast",
         nodes=clusters.AUDIENCE,
+    ),
+    Row(
+        "shuffle-10gb",
+        "10 GB shuffled (64 × 64) through stores of 1 GB at 4 nodes",
+        "s",
+        _LESS,
+        _ray(1.5),
+        Duration(shuffle.shuffle_10gb),
+        "shuffle",
+        timeout_s=600,
+        max_rounds=1,
+        slow=True,
+        nodes=shuffle.NODES,
     ),
     Row(
         "pool-sync",

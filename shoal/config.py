@@ -95,7 +95,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     memory_limit_bytes: int = 0
     """Memory that the workers of a node, with the object store, may use together, by the same threshold; 0: all that the machine or
-    control group has. For machines that have other things to do."""
+    control group has. For machines that have other things to do. Costs a look at every process of the machine each time."""
 
     task_oom_retries: int = 15
     """How often a task is tried again whose worker was ended because memory was short, if it may be retried at all; these do not count as
@@ -143,6 +143,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     spill_disk_fraction: float = 0.95
     """How full spilling may make the file system. Higher: more room, and less for everybody else on the machine."""
+
+    inquiry_patience_s: float = 2.0
+    """How long a process may take to say what it uses of what others have left, before those that cannot have heard of it are no longer
+    waited for. Lower: one that is stopped holds up the memory of other jobs for less time; higher: fewer that are just slow are judged."""
 
     # --- objects of other nodes -------------------------------------------------------------------------------
     pull_inflight_bytes: int = 512 * 1024 * 1024
@@ -265,6 +269,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     log_rotate_bytes: int = 64 * 1024 * 1024
     """A worker's log file is rotated at this size, keeping one older file."""
+
+    record_call_sites: bool = False
+    """Whether each object remembers the line of the program that put it or submitted its task, and when; for `shoal memory`. Some
+    microseconds for each, and 200 bytes; nothing while it is off."""
 
     task_events: int = 10_000
     """Finished tasks that each worker remembers for `timeline()`; 0 turns recording off."""

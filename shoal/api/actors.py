@@ -18,6 +18,7 @@ from shoal.errors import ActorHandleNotFoundError, NotInitializedError
 from shoal.ids import ActorID, return_id
 from shoal.messages.node import ActorInfo, ActorSpec
 from shoal.runtime import current_process
+from shoal.runtime.outside import warn_once
 from shoal.runtime.reentry import do_later, is_reentered
 from shoal.runtime.values import wire_args
 from shoal.serial.hooks import register_rebuilder, register_ref_type
@@ -321,6 +322,11 @@ class ActorHandle:
     def _ray_actor_id(self) -> ActorID:
         return ActorID(self._actor_id_bytes)
 
+    @property
+    def _owner(self) -> str:
+        """The process that made the actor, "" if it was this one, or if nobody's end is the actor's."""
+        return "" if self._life is None else self._life.owner
+
     def _connect(self) -> tuple[Process, ActorCalls]:
         """The runtime and the record of calls, once the handle is known to belong to this session."""
         process = current_process.process
@@ -332,7 +338,7 @@ class ActorHandle:
             )
         link = self._link
         if link is None:
-            owner = "" if self._life is None else self._life.owner
+            owner = self._owner
             reentered = is_reentered(process)
             with process.lock:
                 link = self._link = process.actors.link(
@@ -355,7 +361,20 @@ class ActorHandle:
     def __repr__(self) -> str:
         return f"Actor({self._description.class_name}, {self._actor_id_bytes.hex()})"
 
+    def __copy__(self) -> ActorHandle:
+        return self
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> ActorHandle:
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
+        # As for references, shoal's own pickler does not come here.
+        if self._life is not None:
+            warn_once(
+                repr(self),
+                "the actor ends with the last handle that shoal counts, and calls by the one in the pickle then raise ActorDiedError",
+                "Pass handles as arguments, return values or inside objects instead, or name the actor and use get_actor()",
+            )
         return reduce_handle(self)
 
 

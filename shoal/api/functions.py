@@ -13,6 +13,7 @@ from shoal.api.dag import FunctionNode
 from shoal.api.options import STREAMING, TaskOptions, task_options
 from shoal.api.signatures import Signature
 from shoal.core.tasks import Function, Task
+from shoal.messages.values import Stored
 from shoal.runtime import current_process
 from shoal.runtime.reentry import is_reentered
 from shoal.runtime.refs import ObjectRef
@@ -180,12 +181,15 @@ def register(process: Process, code: Any, name: str, max_calls: int = 0) -> Func
         known = process.functions.get(function_id)
         if known is not None:
             # Another thread was quicker. Two records would share an index with the next function.
+            if type(code_value) is Stored:
+                process.store.free(code_value.location)
             return known
         for entry in entries:
             # As long as the function may be called, what it captured must be there.
             process.objects.hold(entry)
         function = Function(len(process.functions), function_id, name, code_value, max_calls)
         function.target = code
+        function.holds = entries
         process.functions[function_id] = function
     return function
 

@@ -227,7 +227,7 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
         do_later(process, "shoal.kill()", partial(kill, actor, no_restart=no_restart))
         return
     with process.lock:
-        process.actors.kill(link, no_restart)
+        process.actors.kill(link, no_restart, actor._owner)
         process.settle()
         process.tick()
         process.reactor.flush_locked()

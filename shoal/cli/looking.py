@@ -42,7 +42,7 @@ KINDS: Final[dict[str, _Kind]] = {
     "workers": _Kind(records.WorkerState, "worker_id", tables.worker_states),
 }
 
-_FORMAT: Final = click.option(
+FORMAT: Final = click.option(
     "--format",
     "format_",
     type=click.Choice(["table", "json"]),
@@ -50,7 +50,7 @@ _FORMAT: Final = click.option(
     show_default=True,
     help="How to write it.",
 )
-_TIMEOUT: Final = click.option(
+TIMEOUT: Final = click.option(
     "--timeout",
     type=click.FloatRange(0, min_open=True),
     default=10.0,
@@ -60,7 +60,7 @@ _TIMEOUT: Final = click.option(
 
 
 @contextmanager
-def _asking(timeout: float, cluster: dict[str, str | None]) -> Iterator[Questions]:
+def asking(timeout: float, cluster: dict[str, str | None]) -> Iterator[Questions]:
     """Ask a cluster; what is worth a warning goes to standard error."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -110,8 +110,8 @@ def _filters(texts: Iterable[str]) -> list[tuple[str, str, str]]:
     help="So many at most.",
 )
 @click.option("--detail", is_flag=True, help="All columns.")
-@_FORMAT
-@_TIMEOUT
+@FORMAT
+@TIMEOUT
 @of_cluster
 def list_(
     kind: str,
@@ -124,7 +124,7 @@ def list_(
 ) -> None:
     """List what there is: actors, jobs, nodes, objects, placement-groups, tasks, workers."""
     chosen_kind, wanted = _kind(kind), _filters(filters)
-    with _asking(timeout, cluster) as questions:
+    with asking(timeout, cluster) as questions:
         found = chosen_kind.find(questions)
         states = chosen(chosen_kind.record, found, wanted, limit, detail, must=False)
     record = chosen_kind.record
@@ -133,7 +133,7 @@ def list_(
     if format_ == "json":
         click.echo(json.dumps(rows, indent=2))
     elif rows:
-        _write_table(columns, rows)
+        write_table(columns, rows)
     else:
         click.echo("There are none" + (" of which that is so." if wanted else "."))
 
@@ -141,13 +141,13 @@ def list_(
 @click.command()
 @click.argument("kind", metavar="KIND")
 @click.argument("id_", metavar="ID")
-@_FORMAT
-@_TIMEOUT
+@FORMAT
+@TIMEOUT
 @of_cluster
 def get(kind: str, id_: str, format_: str, timeout: float, **cluster: str | None) -> None:
     """Show all of one actor, job, node, object, placement-group, task or worker. The first digits of its id are enough."""
     one = _kind(kind)
-    with _asking(timeout, cluster) as questions:
+    with asking(timeout, cluster) as questions:
         states = chosen(one.record, one.find(questions), (), MOST, detail=True, must=False)
     begins = id_.strip().lower()
     fitting = [state for state in states if (state[one.id] or "").startswith(begins)]
@@ -174,8 +174,8 @@ def get(kind: str, id_: str, format_: str, timeout: float, **cluster: str | None
 
 @click.command()
 @click.argument("kind", type=click.Choice(["tasks", "actors", "objects"]))
-@_FORMAT
-@_TIMEOUT
+@FORMAT
+@TIMEOUT
 @of_cluster
 def summary(kind: str, format_: str, timeout: float, **cluster: str | None) -> None:
     """Count tasks, actors or objects by name and state."""
@@ -185,7 +185,7 @@ def summary(kind: str, format_: str, timeout: float, **cluster: str | None) -> N
         "objects": summaries.object_summary,
     }
     one = KINDS[kind]
-    with _asking(timeout, cluster) as questions:
+    with asking(timeout, cluster) as questions:
         # As many as there are: only what is shown is limited.
         states = chosen(one.record, one.find(questions), (), MOST, detail=True, must=False)
     found = summarize[kind](states)
@@ -198,19 +198,19 @@ def summary(kind: str, format_: str, timeout: float, **cluster: str | None) -> N
         shown = {key: value for key, value in group.items() if key != "state_counts"}
         rows.append({**shown, "states": counts})
     if rows:
-        _write_table(list(rows[0]), rows)
+        write_table(list(rows[0]), rows)
     else:
         click.echo("There are none.")
 
 
 @click.command()
 @click.argument("id_", metavar="ID")
-@_TIMEOUT
+@TIMEOUT
 @of_cluster
 def why(id_: str, timeout: float, **cluster: str | None) -> None:
     """Why a task, actor or placement group waits: for what, since when, how many are ahead, and who has it. The first digits of the id
     are enough; that of an object stands for the task that makes it."""
-    with _asking(timeout, cluster) as questions:
+    with asking(timeout, cluster) as questions:
         found = explain(questions, id_)
     click.echo(str(found))
 
@@ -218,7 +218,8 @@ def why(id_: str, timeout: float, **cluster: str | None) -> None:
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
-def _write_table(columns: list[str], rows: list[dict[str, Any]]) -> None:
+def write_table(columns: list[str], rows: list[dict[str, Any]]) -> None:
+    """Write rows under the names of their columns."""
     cells = [[column.upper() for column in columns]]
     cells += [[_text(row[column]) for column in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]

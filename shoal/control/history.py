@@ -17,8 +17,21 @@ class History:
     """See the module's docstring."""
 
     def __init__(self, config: Config) -> None:
-        self.processes: deque[EndedProcess] = deque(maxlen=config.ended_processes)
+        self.processes: deque[EndedProcess] = deque()
         self.jobs: deque[JobRow] = deque(maxlen=ENDED_JOBS)
+        self._most = config.ended_processes
+        self._by_address: dict[str, EndedProcess] = {}
+
+    def on_ended(self, process: EndedProcess) -> None:
+        """A worker or driver has ended."""
+        self.processes.append(process)
+        self._by_address[process.address] = process
+        if len(self.processes) > self._most:
+            self._by_address.pop(self.processes.popleft().address, None)
+
+    def end_of(self, address: str) -> EndedProcess | None:
+        """How the process at an address has ended, if that is remembered."""
+        return self._by_address.get(address)
 
 
 def latest(items: deque[T], limit: int) -> list[T]:

@@ -426,14 +426,14 @@ class ControlStore:
                 self._surveys.on_found(node_id, message)
             case WatchActor(actor_id, client, owner):
                 actors.on_watch(actor_id, (node_id, client), owner)
+                if actors.expects(actor_id):
+                    self._look_for_owner(owner)
             case ClientGone(client, address, who, how):
-                self._history.processes.append(
-                    EndedProcess(node_id, address, who, how, time.time_ns())
-                )
+                self._history.on_ended(EndedProcess(node_id, address, who, how, time.time_ns()))
                 actors.on_watcher_gone((node_id, client))
                 actors.on_owner_gone(address, who, how)
-            case KillActor(actor_id, no_restart):
-                actors.on_kill(actor_id, no_restart=no_restart)
+            case KillActor(actor_id, no_restart, owner):
+                actors.on_kill(actor_id, no_restart=no_restart, owner=owner)
             case DropActor(actor_id):
                 actors.on_unreferenced(actor_id)
             case ActorPlaced(actor_id, incarnation, address, pid):
@@ -447,6 +447,14 @@ class ControlStore:
             case ActorRefused(actor_id, incarnation, reason, kind):
                 actors.on_refused(actor_id, incarnation, reason, kind)
         self._settle(node_id, heard)
+
+    def _look_for_owner(self, owner: str) -> None:
+        """Somebody expects an actor of this process, and may not have heard that it has ended."""
+        ended = self._history.end_of(owner)
+        if ended is not None:
+            self._actors.on_owner_gone(owner, ended.who, ended.how)
+        elif not self._expecting and not self.nodes.home_of(owner):
+            self._actors.on_owner_gone(owner, "a process of a node that is not there", "ended")
 
     def _end_job(self, job_id: bytes, reason: str, *, kill: bool, but: bytes = b"") -> None:
         """A job is over. Told twice it is ended twice: first in good order, then not."""

@@ -14,12 +14,13 @@ from typing import Final
 
 from shoal.control.nodes import Nodes
 from shoal.core.actor_records import Actor
-from shoal.core.task_rows import cut
+from shoal.core.task_rows import cut, largest
 from shoal.messages.control import NodeFound, Order, SurveyNode, SurveyNodes
 from shoal.messages.records import DeadActor, LivingActor
 from shoal.messages.state import (
     ActorRow,
     AskDemands,
+    AskMemory,
     AskObjects,
     AskTasks,
     AskWorkers,
@@ -44,7 +45,7 @@ class _Open:
     def __init__(self, question: Question, answer: asyncio.Future[Findings]) -> None:
         self.question = question
         self.answer = answer
-        self.findings = Findings([], [], [], [])
+        self.findings = Findings([], [], [], [], processes=[], stores=[])
         # By node, how it is called.
         self.asked: dict[bytes, str] = {}
         self.timer: asyncio.TimerHandle | None = None
@@ -71,7 +72,7 @@ class Surveys:
         answer: asyncio.Future[Findings] = self._loop.create_future()
         number = next(self._numbers)
         question = message.question
-        if isinstance(question, AskTasks | AskObjects | AskWorkers | AskDemands):
+        if isinstance(question, AskTasks | AskObjects | AskWorkers | AskDemands | AskMemory):
             question.limit = min(question.limit, _MOST_ROWS)
         survey = self._open[number] = _Open(question, answer)
         within_ms = min(max(message.within_ms, 1), _MOST_MS)
@@ -107,6 +108,8 @@ class Surveys:
         found.workers += new.workers
         found.reasons += new.reasons
         found.demands += new.demands
+        found.processes += new.processes
+        found.stores += new.stores
         found.left_out += new.left_out
         found.silent += [f"{who} on {name}" for who in new.silent]
         self._look(message.number, survey)
@@ -141,9 +144,9 @@ class Surveys:
             case AskTasks(limit):
                 found.tasks, left_out = cut(found.tasks, limit)
                 found.left_out += left_out
-            case AskObjects(limit):
-                found.left_out += max(0, len(found.objects) - limit)
-                del found.objects[limit:]
+            case AskObjects(limit) | AskMemory(limit):
+                found.objects, left_out = largest(found.objects, limit)
+                found.left_out += left_out
             case AskWorkers(limit):
                 found.left_out += max(0, len(found.workers) - limit)
                 del found.workers[limit:]

@@ -15,7 +15,8 @@ Guarantees:
 - an actor starts at most `max_restarts` times again (-1: always), and never after its `__init__` raised, after it ended
   by its own wish, or after its owner or its last handle went (a detached actor has neither);
 - whoever watches an actor gets its present state at once, and then every change. One whose creation has not arrived yet (a
-  handle can travel faster than the news of what it belongs to) is expected for as long as its owner lives.
+  handle can travel faster than the news of what it belongs to) is expected for as long as its owner lives. Killed meanwhile, it
+  is dead, and its creation makes nothing.
 
 The shell turns the effects in `outbox` into orders to nodes and messages to watchers, in order.
 
@@ -62,12 +63,11 @@ class NameTaken(Exception):  # noqa: N818 - the name is taken already when it is
 class _Expected:
     """An actor that somebody has a handle on and whose creation has not arrived."""
 
-    __slots__ = ("killed", "owner", "watchers")
+    __slots__ = ("owner", "watchers")
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
         self.watchers: dict[Watcher, None] = {}
-        self.killed = False
 
 
 class ActorDirectory:
@@ -121,6 +121,10 @@ class ActorDirectory:
         holders: Iterable[Actor | _Expected] = (*self._actors.values(), *self._expected.values())
         return list(dict.fromkeys(watcher for holder in holders for watcher in holder.watchers))
 
+    def expects(self, actor_id: bytes) -> bool:
+        """Whether somebody watches an actor that was not created yet."""
+        return actor_id in self._expected
+
     def lookup(self, namespace: str, name: str) -> ActorInfo | None:
         """The actor that holds a name."""
         actor_id = self._names.get((namespace, name))
@@ -142,6 +146,9 @@ class ActorDirectory:
         if known is not None:
             # The same request once more: a resent message.
             return known.info(existed=False)
+        if spec.actor_id in self._dead:
+            # It was killed before this arrived. Its creator hears of that as everybody does.
+            return Actor(spec, job_id).info(existed=False)
         key = (spec.namespace, spec.name)
         if spec.name:
             holder = self._names.get(key)
@@ -160,9 +167,6 @@ class ActorDirectory:
         expected = self._expected.pop(spec.actor_id, None)
         if expected is not None:
             actor.watchers.update(expected.watchers)
-            if expected.killed:
-                self._end(actor, _KILLED, None)
-                return info
             self._tell(actor)
         self.outbox.append(Place(spec, 0, job_id))
         return info
@@ -176,7 +180,7 @@ class ActorDirectory:
             self.outbox.append(Tell((watcher,), actor.change()))
             return
         change = self._dead.get(actor_id)
-        if change is None and owner and actor_id > self._forgotten.get(prefix_of(actor_id), b""):
+        if change is None and owner and self._may_come(actor_id):
             expected = self._expected.get(actor_id)
             if expected is None:
                 expected = self._expected[actor_id] = _Expected(owner)
@@ -196,12 +200,12 @@ class ActorDirectory:
             if not expected.watchers:
                 del self._expected[actor_id]
 
-    def on_kill(self, actor_id: bytes, *, no_restart: bool) -> None:
-        """`shoal.kill`."""
+    def on_kill(self, actor_id: bytes, *, no_restart: bool, owner: str = "") -> None:
+        """`shoal.kill`. `owner` is as for `on_watch`: an actor that is still to come is dead from now on, and saved as such."""
         actor = self._actors.get(actor_id)
         if actor is None:
-            if actor_id in self._expected and no_restart:
-                self._expected[actor_id].killed = True
+            if no_restart and owner and actor_id not in self._dead and self._may_come(actor_id):
+                self._end_expected(actor_id, _KILLED)
             return
         if no_restart:
             self._end(actor, _KILLED, StopHow.KILL)
@@ -225,12 +229,7 @@ class ActorDirectory:
                 self._end(actor, f"its owner ({who}) {how}", StopHow.KILL)
         for actor_id, expected in list(self._expected.items()):
             if expected.owner == owner:
-                del self._expected[actor_id]
-                cause = _sentence(f"its owner ({who}) {how} before it was created")
-                change = ActorChange(actor_id, ActorState.DEAD.value, 0, cause=cause)
-                self.outbox.append(Save(actor_id))
-                self._remember(change)
-                self.outbox.append(Tell(tuple(expected.watchers), change))
+                self._end_expected(actor_id, f"its owner ({who}) {how} before it was created")
 
     def on_job_gone(self, job_id: bytes, reason: str) -> None:
         """A job has ended, with all its actors that are not detached. `reason` is a clause."""
@@ -410,6 +409,19 @@ class ActorDirectory:
         if spec.name:
             del self._names[spec.namespace, spec.name]
         self._remember(actor.change())
+
+    def _may_come(self, actor_id: bytes) -> bool:
+        """Whether an actor of which nothing is remembered may be on its way, and was not dead long ago."""
+        return actor_id > self._forgotten.get(prefix_of(actor_id), b"")
+
+    def _end_expected(self, actor_id: bytes, cause: str) -> None:
+        """An actor is dead that was never created. `cause` is a clause."""
+        expected = self._expected.pop(actor_id, None)
+        change = ActorChange(actor_id, ActorState.DEAD.value, 0, cause=_sentence(cause))
+        self.outbox.append(Save(actor_id))
+        self._remember(change)
+        if expected is not None:
+            self.outbox.append(Tell(tuple(expected.watchers), change))
 
     def _remember(self, change: ActorChange) -> None:
         self._dead[change.actor_id] = change

@@ -66,5 +66,5 @@ def report(store_bytes: int, workers: Sequence[Share], others: Sequence[Share]) 
 
 ADVICE: Final = (
     "Let fewer tasks run at once (a larger num_cpus, or memory=…, for each), give each less to do, or use nodes with more memory; "
-    "docs/memory.md tells how the memory monitor decides and how to set it."
+    "docs/out-of-memory.md tells how the memory monitor decides and how to set it."
 )

@@ -293,6 +293,10 @@ class Pulls:
         copy = self._copies.get(key)
         return None if copy is None else copy.location
 
+    def copies(self) -> list[Copy]:
+        """All objects of other nodes that are here, are on their way, or are wanted."""
+        return list(self._copies.values())
+
     # --- inner workings ------------------------------------------------------------------------------------------
 
     def _at(self, key: Key, attempt: int) -> Copy | None:

@@ -79,6 +79,10 @@ class StoreQuotas:
         """Bytes that a process holds, dead or alive."""
         return self._held.get(holder, 0)
 
+    def holdings(self) -> dict[Holder, int]:
+        """Who holds how much."""
+        return dict(self._held)
+
     # --- events --------------------------------------------------------------------------------------------------
 
     def on_request(self, holder: Holder, name: str, req: int, needed: int, now: int) -> None:

@@ -64,6 +64,7 @@ class Entry:
         task: The task that makes it (kept as lineage while the value is `Stored`).
         actor_id: For the entry of an actor's handle, the actor.
         dropped: The entry has left the table; a value that comes later is freed at once.
+        site: Where the program made it, and when (nanoseconds since the epoch). Only there if that is recorded.
     """
 
     __slots__ = (
@@ -77,10 +78,12 @@ class Entry:
         "object_id",
         "owner",
         "registrations",
+        "site",
         "task",
         "value",
         "waiters",
     )
+    site: tuple[str, int]
 
     def __init__(self, object_id: bytes, owner: str = "", local: int = 0, holds: int = 0) -> None:
         self.object_id = object_id
@@ -141,7 +144,14 @@ class EndActor(NamedTuple):
     actor_id: bytes
 
 
-Effect = FreeValue | GiveUp | DropOrphan | RegisterBorrower | EndActor
+class Forsake(NamedTuple):
+    """Borrowers wait for the value of an object that was freed before there was one: those whom nobody covered any more."""
+
+    waiters: list[Any]
+    entry: Entry
+
+
+Effect = FreeValue | GiveUp | DropOrphan | RegisterBorrower | EndActor | Forsake
 
 
 class ObjectTable:
@@ -233,6 +243,9 @@ class ObjectTable:
                 self.outbox.append(EndActor(entry.actor_id))
             elif type(entry.value) is Stored:
                 self.outbox.append(FreeValue(entry.value))
+            if entry.waiters is not None:
+                self.outbox.append(Forsake(entry.waiters, entry))
+                entry.waiters = None
             contains = entry.contains
             if contains is not None:
                 entry.contains = None

@@ -1,9 +1,9 @@
-"""Rows of tasks that have run, from what processes remember of them."""
+"""Rows of tasks that have run, from what processes remember of them; and which rows are left out if there are too many."""
 
 from __future__ import annotations
 
 from shoal.messages.node import TaskEvent
-from shoal.messages.state import TaskRow
+from shoal.messages.state import ObjectRow, TaskRow
 
 
 def row_of(event: TaskEvent, worker: str, job_id: bytes, actor_id: bytes = b"") -> TaskRow:
@@ -26,3 +26,10 @@ def cut(rows: list[TaskRow], limit: int) -> tuple[list[TaskRow], int]:
     """At most so many: those that are not finished first, then the latest. And how many were left out."""
     rows = sorted(rows, key=lambda row: (row.end_ns > 0, -row.end_ns, -row.start_ns))
     return rows[:limit], max(0, len(rows) - limit)
+
+
+def largest(rows: list[ObjectRow], limit: int) -> tuple[list[ObjectRow], int]:
+    """At most so many, the largest if some are left out; and how many those are."""
+    if len(rows) <= limit:
+        return rows, 0
+    return sorted(rows, key=lambda row: -row.size)[:limit], len(rows) - limit

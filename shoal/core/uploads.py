@@ -5,7 +5,10 @@ Rule 1. At most `width` uploads of one object at a time. Whoever comes beyond th
 Rule 2. The origin remembers every node that it sent an object to, or sent elsewhere for it: these are named to others, in turn,
         and are told when the object is dead. A node that was named and had not got it is not named again until it asks.
 Rule 3. A copy that is arriving is given on only while it arrives, and only to who can do with it (`core.pulls` says why).
-Rule 4. An object that is dead is not served, for as long as that is remembered; uploads that have begun go on.
+Rule 4. An object that is dead is not served, for as long as that is remembered; uploads that have begun go on. It may also be dead without a
+        word: then the upload finds nothing (`on_absent`), and the others that were sent the object are told.
+Rule 5. An object is in the tables from the first upload on until it is dead, and while it is uploaded: nothing is left of a process that has
+        been swept, whenever somebody asks for what it made.
 """
 
 from __future__ import annotations
@@ -64,8 +67,10 @@ class Uploads:
         own = ask.place == self._place
         stage = Stage.NONE
         holders: dict[str, bool] = {}
+        active = self._active.get(key, {})
         if own:
-            if ask.location in self._dead:
+            # Who begins an upload enters the object; so one that is uploaded and is not there died meanwhile.
+            if ask.location in self._dead or (active and ask.location not in self._holders):
                 return Missing("the object was freed")
             holders = self._holders.setdefault(ask.location, {})
             holders.setdefault(ask.peer, True)
@@ -78,7 +83,6 @@ class Uploads:
                 return Missing("there is no copy of the object here")
             if stage is Stage.PENDING or (ask.whole and stage is not Stage.WHOLE):
                 return Elsewhere([])
-        active = self._active.get(key, {})
         places = self._name(ask.location, ask.peer) if own else []
         if len(active) >= self._width:
             return Elsewhere(places)
@@ -95,21 +99,33 @@ class Uploads:
             if not active:
                 del self._active[key]
 
+    def on_absent(self, key: Key) -> None:
+        """What an upload was to send is not there; of its end is told as of every other. Of an own object that is its death."""
+        if key.place == self._place:
+            self._bury([key.location])
+
     def on_freed(self, locations: Iterable[Location]) -> None:
         """Objects of this node are dead."""
-        told: dict[str, list[Location]] = {}
-        for location in locations:
-            self._dead[location] = None
-            for place in self._holders.pop(location, ()):
-                told.setdefault(place, []).append(location)
+        locations = list(locations)
+        self._bury(locations)
+        # Their memory may have become that of others, so that an upload would not find them absent.
+        self._dead.update(dict.fromkeys(locations))
         while len(self._dead) > _REMEMBERED_DEAD:
             del self._dead[next(iter(self._dead))]
-        self.outbox += [Notice(place, dead) for place, dead in told.items()]
 
     def on_creator_gone(self, creator: str) -> None:
-        """Whatever a process of this node has made is dead; `creator` is its short name."""
+        """Whatever a process of this node has made is dead, and its memory gone; `creator` is its short name."""
         prefix = f"{creator}-"
-        self.on_freed([at for at in self._holders if at.segment.startswith(prefix)])
+        self._bury([at for at in self._holders if at.segment.startswith(prefix)])
+        for location in [at for at in self._dead if at.segment.startswith(prefix)]:
+            del self._dead[location]
+
+    def _bury(self, locations: Iterable[Location]) -> None:
+        told: dict[str, list[Location]] = {}
+        for location in locations:
+            for place in self._holders.pop(location, ()):
+                told.setdefault(place, []).append(location)
+        self.outbox += [Notice(place, dead) for place, dead in told.items()]
 
     def on_place_gone(self, place: str) -> None:
         """A node has ended."""
@@ -138,3 +154,7 @@ class Uploads:
         assert all(0 < len(active) <= self._width for active in self._active.values())
         assert len(self._dead) <= _REMEMBERED_DEAD
         assert not self._dead.keys() & self._holders.keys()
+
+    def is_quiet(self) -> bool:
+        """Whether nothing is kept but what was freed lately, of processes that live."""
+        return not (self._active or self._holders or self.outbox)

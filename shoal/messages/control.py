@@ -212,10 +212,11 @@ class ClientGone(msgspec.Struct, array_like=True, tag=24):
 
 
 class KillActor(msgspec.Struct, array_like=True, tag=25):
-    """`shoal.kill`."""
+    """`shoal.kill`. `owner` is as in `WatchActor`: what is killed may not have arrived yet."""
 
     actor_id: bytes
     no_restart: bool
+    owner: str = ""
 
 
 class DropActor(msgspec.Struct, array_like=True, tag=26):

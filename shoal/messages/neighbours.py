@@ -191,9 +191,10 @@ class Lines(msgspec.Struct, array_like=True, tag=33):
 
 
 class UsesAsked(msgspec.Struct, array_like=True, tag=40):
-    """What do your clients use of what these processes have left? As in `WhoUses`; answered by a `UsesTold` for each."""
+    """What do your clients use of what these processes have left? As in `WhoUses`, and at the end the job of each (empty if not known);
+    answered by a `UsesTold` for each."""
 
-    ended: list[tuple[int, str, str]]
+    ended: list[tuple[int, str, str, bytes]]
 
 
 class UsesTold(msgspec.Struct, array_like=True, tag=41):

@@ -367,10 +367,11 @@ class ActorNames(msgspec.Struct, array_like=True, tag=34):
 
 
 class ActorKill(msgspec.Struct, array_like=True, tag=35):
-    """End an actor's process now; it restarts if it may and `no_restart` is false."""
+    """End an actor's process now; it restarts if it may and `no_restart` is false. `owner` is as in `ActorWatch`."""
 
     actor_id: bytes
     no_restart: bool
+    owner: str = ""
 
 
 class ActorUnreferenced(msgspec.Struct, array_like=True, tag=36):

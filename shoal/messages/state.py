@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import msgspec
 
+from shoal.messages.inventory import Holding, ProcessMemory, StoreMemory
+from shoal.messages.values import Location
+
 # --- questions ------------------------------------------------------------------------------------------------------
 
 
@@ -26,7 +29,7 @@ class AskTasks(msgspec.Struct, array_like=True, tag=1):
 
 
 class AskObjects(msgspec.Struct, array_like=True, tag=2):
-    """Objects that processes own or borrow, at most `limit` of each process."""
+    """Objects that processes own or borrow, at most `limit` of each process: the largest."""
 
     limit: int
 
@@ -64,14 +67,29 @@ class AskActor(msgspec.Struct, array_like=True, tag=7):
     actor_id: bytes
 
 
-class AskDemands(msgspec.Struct, array_like=True, tag=12):
+class AskDemands(msgspec.Struct, array_like=True, tag=9):
     """What waits at a node to be served: its `limit` most frequent demands."""
 
     limit: int
 
 
+class AskMemory(msgspec.Struct, array_like=True, tag=8):
+    """Objects and handles of actors, as of `AskObjects`; with them what processes and nodes tell of the memory of objects, at most
+    `limit` of each kind of detail."""
+
+    limit: int
+
+
 Question = (
-    AskTasks | AskObjects | AskWorkers | AskWhy | AskRequest | AskHosted | AskActor | AskDemands
+    AskTasks
+    | AskObjects
+    | AskWorkers
+    | AskWhy
+    | AskRequest
+    | AskHosted
+    | AskActor
+    | AskMemory
+    | AskDemands
 )
 
 
@@ -117,6 +135,19 @@ class ObjectRow(msgspec.Struct, array_like=True, gc=False):
     process: str = ""
     """Address of the process that tells this."""
     pid: int = 0
+    holdings: list[Holding] = []
+    """What counts on it there, in the order of `inventory.KINDS`."""
+    borrowed_by: list[str] = []
+    """Addresses of processes that are registered with the owner; not all of them if they are many."""
+    creator: str = ""
+    """Address of the process that has made its block, `location`, if it has one."""
+    location: Location | None = None
+    call_site: str = ""
+    """Where the program put it or submitted its task, if that is recorded."""
+    since_ns: int = 0
+    """Since when this process knows it, if that is recorded."""
+    handle: bool = False
+    """It is no object: the handles of an actor count here."""
 
 
 class WorkerRow(msgspec.Struct, array_like=True):
@@ -226,6 +257,8 @@ class Findings(msgspec.Struct, array_like=True):
     reasons: list[Reason] = []
     left_out: int = 0
     silent: list[str] = []
+    processes: list[ProcessMemory] = []
+    stores: list[StoreMemory] = []
     demands: list[DemandRow] = []
 
 

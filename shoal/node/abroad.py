@@ -101,6 +101,7 @@ class Abroad:
     def on_watch(self, node: Neighbour, message: WatchProcess) -> None:
         """Clients of another node want to hear of the end of a process of ours."""
         address = message.address
+        self._clients.watch_from_elsewhere(address)
         gone = self._clients.end_of(address)
         if gone is not None:
             self._neighbours.send(

@@ -2,7 +2,7 @@
 
 A client is numbered when it registers, and the number is never used for another: state machines name owners by it, so
 that what concerns a client that is gone finds nobody. Guarantees that a watcher hears of the end of a process exactly once
-for each `Watch`, also if it watches too late.
+for each `Watch`, also if it watches too late. Who watches has met whom it watches, which is noted in `circles`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, Final
 
+from shoal.core.circles import Circles
 from shoal.messages.node import Job, PeerGone
 from shoal.wire.aio import PeerConnection
 
@@ -66,6 +67,9 @@ class Clients:
         self._numbers = itertools.count(1)
         self._clients: dict[int, Client] = {}
         self._watchers: dict[str, dict[int, None]] = {}
+        self.circles = Circles()
+        # Of processes of this node: those that are here, and those of which the end is remembered.
+        self._jobs: dict[str, bytes] = {}
         # How processes ended that may still be asked about; the oldest are forgotten.
         self._gone: dict[str, PeerGone] = {}
 
@@ -97,6 +101,8 @@ class Clients:
         number = next(self._numbers)
         client = Client(number, connection, address, pid, job, worker_id, log_to_driver)
         self._clients[number] = client
+        self._jobs[address] = job.job_id
+        self.circles.enter(job.job_id)
         return client
 
     def remove(self, client: Client) -> None:
@@ -111,6 +117,7 @@ class Clients:
 
     def watch(self, client: Client, address: str, *, alive: bool) -> None:
         """Tell `client` when the process at `address` ends; `alive` says that it exists now."""
+        self.circles.met(client.job.job_id, self._jobs.get(address))
         gone = self._gone.get(address)
         if gone is not None:
             client.send(gone)
@@ -121,6 +128,12 @@ class Clients:
         else:
             self._watchers.setdefault(address, {})[client.number] = None
             client.watches.add(address)
+
+    def watch_from_elsewhere(self, address: str) -> None:
+        """A process of another node watches the one at `address`."""
+        job_id = self._jobs.get(address)
+        if job_id is not None:
+            self.circles.met(job_id, None)
 
     def end_of(self, address: str) -> PeerGone | None:
         """How a process has ended, if it has and that is remembered."""
@@ -138,7 +151,9 @@ class Clients:
             return
         self._gone[address] = notice
         if len(self._gone) > _REMEMBERED:
-            del self._gone[next(iter(self._gone))]
+            oldest = next(iter(self._gone))
+            del self._gone[oldest]
+            self._jobs.pop(oldest, None)
         for number in self._watchers.pop(address, ()):
             watcher = self._clients.get(number)
             if watcher is not None:

@@ -32,11 +32,9 @@ from shoal.messages.control import (
     ActorWaits,
     ClientGone,
     CreateActor,
-    DropActor,
     EndJob,
     JobEnded,
     JobStarted,
-    KillActor,
     NodeDied,
     NodeJoined,
     NodeState,
@@ -45,15 +43,11 @@ from shoal.messages.control import (
     StopActor,
     SurveyNode,
     ViewChanged,
-    WatchActor,
 )
 from shoal.messages.node import (
     ActorCreate,
     ActorExiting,
-    ActorKill,
     ActorStarted,
-    ActorUnreferenced,
-    ActorWatch,
     Blocked,
     Exit,
     Goodbye,
@@ -75,6 +69,8 @@ from shoal.messages.node import (
 )
 from shoal.messages.placement import InBundle
 from shoal.messages.stores import Abandoned, FreeOrphans, InUse, LetGo, QuotaRequest, QuotaReturn
+from shoal.node.accounts import Accounts
+from shoal.node.actor_wishes import actor_handlers
 from shoal.node.actors import DIRECTORY, ActorSeats
 from shoal.node.clients import Client, Clients
 from shoal.node.control_way import ControlWay
@@ -117,11 +113,11 @@ class Daemon:
         self.node_id = os.urandom(16)
         self._decoder = msgspec.msgpack.Decoder(list[ToNode])
         self._connections: dict[PeerConnection, None] = {}
-        self._jobs = Jobs()
         self._preloaded: dict[str, None] = {}
         # Of drivers that have said goodbye: what to answer, 0 once that is done.
         self._goodbyes: dict[bytes, tuple[Client, int]] = {}
         self._clients = Clients()
+        self._jobs = Jobs(self._clients.circles.forget)
         self._logs = LogForwarder(self._clients)
         self._zygote = ZygoteLink(loop, zygote, self)
         self._workers = Workers(loop, boot, self._zygote, self, self._jobs, max_descriptors)
@@ -155,6 +151,7 @@ class Daemon:
             self._actors,
             self._control,
             self._queries,
+            Accounts(boot, self.node_id, self._clients, self._store, self._outside),
             boot.config.task_events * _EVENTS_OF_PAST_PROCESSES,
         )
         self._groups = PlacementGroups(
@@ -349,7 +346,6 @@ class Daemon:
 
     def _make_handlers(self) -> dict[type, Callable[[Client, Any], None]]:
         queue, store = self._workers.queue, self._store
-        post = self._control.post
         return {
             LeaseRequest: self._on_lease_request,
             LeaseCancel: self._leasing.on_cancel,
@@ -360,9 +356,7 @@ class Daemon:
             KillProcess: self._on_kill_process,
             Goodbye: self._on_goodbye,
             ActorCreate: self._on_actor_create,
-            ActorWatch: self._on_actor_watch,
-            ActorKill: lambda _, m: post(KillActor(m.actor_id, m.no_restart)),
-            ActorUnreferenced: lambda _, m: post(DropActor(m.actor_id)),
+            **actor_handlers(self._control, self._may_live),
             ActorStarted: self._actors.on_started,
             ActorExiting: self._actors.on_exiting,
             NodesQuery: self._on_nodes_query,
@@ -409,10 +403,8 @@ class Daemon:
             driver.address == address for driver in self._clients.drivers()
         )
 
-    def _on_actor_watch(self, client: Client, message: ActorWatch) -> None:
-        known = self._is_elsewhere(message.owner) or self._is_alive(message.owner)
-        owner = message.owner if known else ""
-        self._control.post(WatchActor(message.actor_id, client.number, owner))
+    def _may_live(self, address: str) -> bool:
+        return self._is_elsewhere(address) or self._is_alive(address)
 
     def _on_kill_process(self, client: Client, message: KillProcess) -> None:
         if self._is_elsewhere(message.address):

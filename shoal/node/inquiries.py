@@ -6,6 +6,10 @@ owner has ended have nobody who will say when they are not: so the question is a
 of something, or has ended. A little later, once for many such words, and about several processes at once: each client looks
 through all its objects for an answer.
 
+A client that does not answer within `inquiry_patience_s` (it was stopped, or is inside a call that does not let go of the interpreter) may
+still use what it was told of, so nothing is freed that it may know. But it does not hold up what it cannot know: `core.circles` says so
+of the jobs on this node, by who has met whom.
+
 Of other nodes, the daemons are asked, each of which asks its own clients *on behalf* of this node, remembers which of them named anything,
 and says when it is time to ask again.
 """
@@ -30,8 +34,8 @@ Used = dict[str, set[tuple[int, int]]]
 Participant = int | bytes
 """A client by its number, or a node by its id."""
 
-Ended = tuple[int, str, str]
-"""Number of the inquiry, address of the process that has ended, and how."""
+Ended = tuple[int, str, str, bytes]
+"""Number of the inquiry, address of the process that has ended, how, and its job (empty if not known)."""
 
 
 class Others(Protocol):
@@ -51,20 +55,29 @@ class Others(Protocol):
 
 
 class _Inquiry:
-    """`asked` are those that have not answered, `users` those that named anything."""
+    """`asked` are those that have not answered, `users` those that named anything; `judging` drops some of the former."""
 
-    __slots__ = ("address", "asked", "conclude", "locations", "users")
+    __slots__ = ("address", "asked", "conclude", "job_id", "judging", "locations", "users")
 
-    def __init__(self, address: str, conclude: Callable[[_Inquiry], None]) -> None:
+    def __init__(
+        self,
+        address: str,
+        job_id: bytes,
+        conclude: Callable[[_Inquiry], None],
+        judging: asyncio.TimerHandle,
+    ) -> None:
         self.address = address
+        self.job_id = job_id
         self.conclude = conclude
+        self.judging = judging
         self.asked: dict[Participant, None] = {}
         self.users: set[Participant] = set()
         self.locations: dict[Location, None] = {}
 
 
 class Inquiries:
-    """See the module's docstring. `conclude(address, used)` hears the outcome of each of this node's own.
+    """See the module's docstring. `conclude(address, used)` hears the outcome of each of this node's own; `job_of(address)` is the job of a
+    process that has ended, empty if that is not known.
 
     Attributes:
         others: The other nodes, if this one is in a cluster.
@@ -75,11 +88,15 @@ class Inquiries:
         loop: asyncio.AbstractEventLoop,
         clients: Clients,
         conclude: Callable[[str, Used], None],
+        job_of: Callable[[str], bytes],
+        patience_s: float,
     ) -> None:
         self.others: Others | None = None
         self._loop = loop
         self._clients = clients
         self._conclude = conclude
+        self._job_of = job_of
+        self._patience_s = patience_s
         self._numbers = itertools.count(1)
         self._running: dict[int, _Inquiry] = {}
         # Our own, by process.
@@ -101,10 +118,11 @@ class Inquiries:
             if address in self._own:
                 self.ask_later(address)
                 continue
-            number = self._begin(address, self._end_own)
+            job_id = self._job_of(address)
+            number = self._begin(address, job_id, self._end_own)
             self._own[address] = number
             self._users.pop(address, None)
-            ended.append((number, address, self._clients.cause_of(address)))
+            ended.append((number, address, self._clients.cause_of(address), job_id))
         if not ended:
             return
         self._ask_clients(ended)
@@ -112,7 +130,7 @@ class Inquiries:
             for node_id in self.others.nodes():
                 self._expect(ended, node_id)
                 self.others.ask(node_id, ended)
-        self._look(ended)
+        self._look([number for number, *_ in ended])
 
     def ask_later(self, address: str) -> None:
         """Ask in a while, once however often this is said meanwhile."""
@@ -144,12 +162,12 @@ class Inquiries:
     def on_node_asks(self, node_id: bytes, asked: list[Ended]) -> None:
         """A node wants to know what our clients use."""
         ended: list[Ended] = []
-        for theirs, address, cause in asked:
+        for theirs, address, cause, job_id in asked:
             self._named.pop((node_id, address), None)
-            number = self._begin(address, partial(self._end_for, node_id, theirs))
-            ended.append((number, address, cause))
+            number = self._begin(address, job_id, partial(self._end_for, node_id, theirs))
+            ended.append((number, address, cause, job_id))
         self._ask_clients(ended)
-        self._look(ended)
+        self._look([number for number, *_ in ended])
 
     def _end_for(self, node_id: bytes, theirs: int, inquiry: _Inquiry) -> None:
         if inquiry.users:
@@ -181,7 +199,19 @@ class Inquiries:
             inquiry.users.add(who)
             inquiry.locations.update(dict.fromkeys(locations))
         del inquiry.asked[who]
-        self._look([(number, inquiry.address, "")])
+        self._look([number])
+
+    def _judge(self, number: int) -> None:
+        """Some have taken long: wait no more for those that cannot know anything of the process."""
+        inquiry = self._running[number]
+        for who in list(inquiry.asked):
+            # Another daemon judges for itself, and of one that is silent the control store says whether it is dead.
+            client = self._clients.get(who) if isinstance(who, int) else None
+            if client is not None and not self._clients.circles.may_know(
+                client.job.job_id, inquiry.job_id
+            ):
+                del inquiry.asked[who]
+        self._look([number])
 
     # --- ends ----------------------------------------------------------------------------------------------------
 
@@ -204,33 +234,37 @@ class Inquiries:
                 self.ask_later(address)
         for number, inquiry in list(self._running.items()):
             if inquiry.asked.pop(who, False) is None:
-                self._look([(number, inquiry.address, "")])
+                self._look([number])
 
     def close(self) -> None:
-        """Stop the timer."""
+        """Stop the timers."""
         if self._timer is not None:
             self._timer.cancel()
+        for inquiry in self._running.values():
+            inquiry.judging.cancel()
 
     # --- inner workings ------------------------------------------------------------------------------------------
 
-    def _begin(self, address: str, conclude: Callable[[_Inquiry], None]) -> int:
+    def _begin(self, address: str, job_id: bytes, conclude: Callable[[_Inquiry], None]) -> int:
         number = next(self._numbers)
-        self._running[number] = _Inquiry(address, conclude)
+        judging = self._loop.call_later(self._patience_s, self._judge, number)
+        self._running[number] = _Inquiry(address, job_id, conclude, judging)
         return number
 
     def _ask_clients(self, ended: list[Ended]) -> None:
-        question = WhoUses(ended)
+        question = WhoUses([(number, address, cause) for number, address, cause, _ in ended])
         for client in self._clients:
             self._expect(ended, client.number)
             client.send(question)
 
     def _expect(self, ended: list[Ended], who: Participant) -> None:
-        for number, _, _ in ended:
+        for number, *_ in ended:
             self._running[number].asked[who] = None
 
-    def _look(self, ended: list[Ended]) -> None:
-        for number, _, _ in ended:
+    def _look(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
             inquiry = self._running.get(number)
             if inquiry is not None and not inquiry.asked:
                 del self._running[number]
+                inquiry.judging.cancel()
                 inquiry.conclude(inquiry)

@@ -22,8 +22,10 @@ _LOOKS: Final = 2
 class Jobs(dict[bytes, Job]):
     """By id; see the module's docstring."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_forgotten: Callable[[bytes], None]) -> None:
+        """`on_forgotten` hears of each job of which nothing is left."""
         super().__init__()
+        self._on_forgotten = on_forgotten
         self._over: dict[bytes, None] = {}
 
     def on_over(self, job_id: bytes, in_use: Callable[[bytes], bool]) -> None:
@@ -41,6 +43,7 @@ class Jobs(dict[bytes, Job]):
                 self._over[oldest] = None
             else:
                 del self[oldest]
+                self._on_forgotten(oldest)
 
     def is_over(self, job_id: bytes) -> bool:
         """Whether a job has ended, of those that are remembered."""

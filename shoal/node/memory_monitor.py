@@ -1,4 +1,4 @@
-"""Sees to it that this node does not run out of memory: near the limit it ends a worker, before the kernel ends anything.
+"""The memory monitor: sees to it that this node does not run out of memory. Near the limit it ends a worker, before the kernel ends anything.
 
 ::
 
@@ -144,7 +144,7 @@ class MemoryMonitor:
         levels = self._reading.levels()
         if self._budget:
             used = folder_bytes(self._shm_dir)
-            used += sum(self._reading.private_bytes(pid) for pid in self._workers.pids())
+            used += sum(self._reading.of_groups(self._workers.pids()).values())
             levels.append(Level("this node's memory_limit_bytes", used, self._budget))
         worst = max(levels, key=lambda level: level.part, default=None)
         return worst if worst is not None and worst.part > self._threshold else None
@@ -168,12 +168,13 @@ class MemoryMonitor:
 
     def _occupants(self) -> list[Occupant]:
         queue, now = self._workers.queue, monotonic_ns()
+        by_group = self._reading.of_groups(self._workers.pids())
         found: list[Occupant] = []
         for worker in queue.pool:
             process = self._workers.process(worker.worker_id)
             if process is None or not process.pid or process.ordered:
                 continue
-            private = self._reading.private_bytes(process.pid)
+            private = by_group.get(process.pid, 0)
             if worker.state is WorkerState.LEASED:
                 found.append(self._occupant(worker, process, private))
             elif worker.state is WorkerState.IDLE and worker.stays_until <= now:

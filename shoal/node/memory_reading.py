@@ -9,7 +9,7 @@ What counts as used is what the kernel could not take back: shared memory counts
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -87,12 +87,35 @@ class MemoryReading:
             return 0
         return max(0, resident - shared) * _PAGE
 
+    def of_groups(self, leaders: Iterable[int]) -> dict[int, int]:
+        """What each of these has for itself, and with it all that it has started and that is still in its process group. Looks at
+        every process of the machine."""
+        found = dict.fromkeys(leaders, 0)
+        for pid in self._pids():
+            leader = self._leader_of(pid)
+            if leader in found:
+                found[leader] += self.private_bytes(pid)
+        return found
+
     def biggest(self, but: Collection[int], most: int) -> list[Usage]:
-        """The processes that have most for themselves, without those in `but`. Looks at every process of the machine."""
-        pids = [int(name) for name in os.listdir(self._proc) if name.isdigit()]
-        found = [(self.private_bytes(pid), pid) for pid in pids if pid not in but]
+        """The processes that have most for themselves, without the process groups that those in `but` lead. Looks at every process of the
+        machine."""
+        found = [(self.private_bytes(pid), pid) for pid in self._pids()]
         found.sort(reverse=True)
+        found = [(used, pid) for used, pid in found if self._leader_of(pid) not in but]
         return [Usage(pid, self._name(pid), used) for used, pid in found[:most] if used]
+
+    def _pids(self) -> list[int]:
+        return [int(name) for name in os.listdir(self._proc) if name.isdigit()]
+
+    def _leader_of(self, pid: int) -> int:
+        """The leader of a process's group; 0 if it is gone."""
+        try:
+            # The name stands in brackets and may have any character in it.
+            after_name = (self._proc / str(pid) / "stat").read_bytes().rpartition(b")")[2]
+            return int(after_name.split()[2])
+        except (OSError, ValueError, IndexError):
+            return 0
 
     def _name(self, pid: int) -> str:
         try:

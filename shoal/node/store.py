@@ -94,10 +94,14 @@ class StoreKeeper:
         )
         # Those that have drawn quota, by short name.
         self._clients: dict[str, Holder] = {}
-        self.inquiries = Inquiries(loop, all_clients, self._free_unused)
+        self.inquiries = Inquiries(
+            loop, all_clients, self._free_unused, self._job_of, config.inquiry_patience_s
+        )
         self.when_swept: list[Callable[[str], None]] = []
         # Blocks of living processes by the owner that has ended, and their maker's short name.
         self._abandoned: dict[str, dict[str, set[Location]]] = {}
+        # The job of whoever was the first to say so: of the same circle as the owner's (`core.circles`).
+        self._abandoned_in: dict[str, bytes] = {}
         self._estates: dict[str, _Estate] = {}
         self._held: list[Location] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -168,6 +172,10 @@ class StoreKeeper:
         self._drain()
         return bool(segments)
 
+    def estates(self) -> list[tuple[str, dict[str, int]]]:
+        """The processes that have ended and left something: their addresses, and their segments with the bytes of each."""
+        return [(estate.address, dict(estate.segments)) for estate in self._estates.values()]
+
     def ask_who_uses(self, address: str) -> None:
         """Ask everybody what they use of what a process has left."""
         self.inquiries.ask([address])
@@ -180,6 +188,7 @@ class StoreKeeper:
         """A client has made blocks for a process that has ended."""
         makers = self._abandoned.setdefault(message.owner, {})
         makers.setdefault(creator_at(client.address), set()).update(message.locations)
+        self._abandoned_in.setdefault(message.owner, client.job.job_id)
         self.inquiries.ask([message.owner])
 
     def on_let_go(self, _client: Client, message: LetGo) -> None:
@@ -193,6 +202,10 @@ class StoreKeeper:
         # Processes of other nodes may have the same name.
         estate = self._estates.get(creator_at(address))
         return estate if estate is not None and estate.address == address else None
+
+    def _job_of(self, address: str) -> bytes:
+        estate = self._estate_of(address)
+        return self._abandoned_in.get(address, b"") if estate is None else estate.job_id
 
     def on_client_gone(self, client: Client) -> None:
         """A client has ended: it uses nothing."""
@@ -212,6 +225,7 @@ class StoreKeeper:
                 del makers[creator]
         if not makers:
             self._abandoned.pop(address, None)
+            self._abandoned_in.pop(address, None)
         estate = self._estate_of(address)
         if estate is not None:
             self._free_unused_of(creator_at(address), estate, used)

@@ -26,13 +26,14 @@ from shoal.core.forwarding import HERE, NOWHERE
 from shoal.core.lease_reasons import why_request
 from shoal.core.lease_records import Lease
 from shoal.core.pool import WorkerState
-from shoal.core.task_rows import cut, row_of
+from shoal.core.task_rows import cut, largest, row_of
 from shoal.messages.control import NodeFound, SurveyNode, SurveyNodes
 from shoal.messages.node import Events, Reply, TaskEvent
 from shoal.messages.state import (
     AskActor,
     AskDemands,
     AskHosted,
+    AskMemory,
     AskObjects,
     AskRequest,
     AskTasks,
@@ -48,6 +49,7 @@ from shoal.messages.state import (
     WhyLease,
     WorkerRow,
 )
+from shoal.node.accounts import Accounts
 from shoal.node.actors import ActorSeats
 from shoal.node.clients import Client, Clients
 from shoal.node.hosting import Foreigner
@@ -68,7 +70,7 @@ class _Collection:
 
     def __init__(self, question: Question) -> None:
         self.question = question
-        self.findings = Findings([], [], [], [])
+        self.findings = Findings([], [], [], [], processes=[], stores=[])
         self.asked: dict[int, Client] = {}
         self.timer: asyncio.TimerHandle | None = None
 
@@ -86,6 +88,7 @@ class Surveys:
         seats: ActorSeats,
         control: ControlLink,
         queries: Queries,
+        accounts: Accounts,
         remembered: int,
     ) -> None:
         self._loop = loop
@@ -96,6 +99,7 @@ class Surveys:
         self._seats = seats
         self._control = control
         self._queries = queries
+        self._accounts = accounts
         self._remembered = remembered
         # Of each worker that has ended: its address, its job, and what it had run.
         self._past: deque[tuple[str, bytes, list[TaskEvent]]] = deque()
@@ -125,7 +129,7 @@ class Surveys:
         question = order.question
         findings = Findings()
         match question:
-            case AskTasks() | AskObjects() | AskWhy():
+            case AskTasks() | AskObjects() | AskWhy() | AskMemory():
                 self._collect(order.number, question, order.within_ms)
                 return
             case AskWorkers(limit):
@@ -155,6 +159,8 @@ class Surveys:
         if isinstance(question, AskTasks) and question.finished:
             for address, job_id, events in self._past:
                 collection.findings.tasks += [row_of(event, address, job_id) for event in events]
+        if isinstance(question, AskMemory):
+            collection.findings.stores.append(self._accounts.tell(question.limit))
         for client in self._clients:
             collection.asked[client.number] = client
             client.send(Inquire(number, question))
@@ -171,6 +177,7 @@ class Surveys:
         found.tasks += new.tasks
         found.objects += new.objects
         found.reasons += new.reasons
+        found.processes += new.processes
         found.left_out += new.left_out
         self._look(message.number, collection)
 
@@ -201,9 +208,9 @@ class Surveys:
             case AskTasks(limit):
                 found.tasks, left_out = cut(found.tasks, limit)
                 found.left_out += left_out
-            case AskObjects(limit):
-                found.left_out += max(0, len(found.objects) - limit)
-                del found.objects[limit:]
+            case AskObjects(limit) | AskMemory(limit):
+                found.objects, left_out = largest(found.objects, limit)
+                found.left_out += left_out
         self._control.post(NodeFound(number, found))
 
     # --- what the daemon knows itself ----------------------------------------------------------------------------

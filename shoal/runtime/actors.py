@@ -151,9 +151,10 @@ class Actors:
             self.watch(link, owner)
             self._process.reactor.flush_locked()
 
-    def kill(self, link: ActorCalls, no_restart: bool) -> None:
-        """End an actor (with the lock held): calls made from here on do not reach the process that is about to end."""
-        self._process.node.send_locked(ActorKill(link.actor_id, no_restart))
+    def kill(self, link: ActorCalls, no_restart: bool, owner: str = "") -> None:
+        """End an actor (with the lock held): calls made from here on do not reach the process that is about to end. `owner` made it,
+        unless this process did."""
+        self._process.node.send_locked(ActorKill(link.actor_id, no_restart, owner))
         if no_restart:
             self._die(link, "it was killed by shoal.kill()", b"")
         else:

@@ -14,6 +14,7 @@ from shoal.core.references import (
     DropOrphan,
     EndActor,
     Entry,
+    Forsake,
     FreeValue,
     GiveUp,
     RegisterBorrower,
@@ -44,6 +45,11 @@ _FREED: Final = (
     "its owner has freed it, because no reference to it was left. References count while they are variables, or inside arguments, "
     "results and objects that are put, but not in what was pickled by hand: keep one until the object is not used any more"
 )
+
+
+def _lost(object_id: bytes, why: str) -> Failed:
+    error = ObjectLostError(f"object {object_id.hex()} is lost: {why}", object_id.hex())
+    return Failed(dump_exception(error))
 
 
 class Borrowing:
@@ -100,10 +106,12 @@ class Borrowing:
             self._process.owner.cancel(entry.task, force, message.recursive)
 
     def _lose(self, entry: Entry, why: str) -> None:
-        error = ObjectLostError(
-            f"object {entry.object_id.hex()} is lost: {why}", entry.object_id.hex()
-        )
-        self._process.complete(entry, Failed(dump_exception(error)), [], registered=True)
+        self._process.complete(entry, _lost(entry.object_id, why), [], registered=True)
+
+    def _forsake(self, waiters: list[Callable[[Entry], None]], entry: Entry) -> None:
+        entry.value = _lost(entry.object_id, _FREED)
+        for waiter in waiters:
+            waiter(entry)
 
     def _owner_died(self, entry: Entry, cause: str) -> None:
         error = OwnerDiedError(
@@ -135,11 +143,7 @@ class Borrowing:
     def _on_fetch(self, connection: Connection, message: Fetch) -> None:
         entry = self._objects.entries.get(message.object_id)
         if entry is None or entry.owner:
-            error = ObjectLostError(
-                f"object {message.object_id.hex()} is lost: {_FREED}",
-                message.object_id.hex(),
-            )
-            connection.send(Fetched(message.object_id, Failed(dump_exception(error))))
+            connection.send(Fetched(message.object_id, _lost(message.object_id, _FREED)))
         elif entry.value is not None:
             connection.send(Fetched(message.object_id, wire_value(entry.value)))
         else:
@@ -201,6 +205,8 @@ class Borrowing:
                         # The owner is gone and will never answer; whoever asks for the object is told that.
                         for countdown in self._objects.acknowledge(effect.token):
                             self._leave(countdown)
+                elif type(effect) is Forsake:
+                    self._forsake(effect.waiters, effect.entry)
                 elif type(effect) is EndActor:
                     process.node.send_locked(ActorUnreferenced(effect.actor_id))
         if let_go:

@@ -16,6 +16,7 @@ from shoal.core.tasks import State, Task
 from shoal.core.waits import name_of, short, state_of, why_task
 from shoal.ids import task_of
 from shoal.messages.state import (
+    AskMemory,
     AskObjects,
     AskRequest,
     AskTasks,
@@ -24,14 +25,12 @@ from shoal.messages.state import (
     Follow,
     Found,
     Inquire,
-    ObjectRow,
     Question,
     Reason,
     TaskRow,
 )
-from shoal.messages.values import Failed, Inline, Stored
+from shoal.runtime.inventory import Inventory
 from shoal.runtime.waiting import GetWaiter
-from shoal.wire.addresses import place_of
 
 if TYPE_CHECKING:
     from shoal.core.references import Entry
@@ -68,15 +67,13 @@ class Census:
                 rows, left_out = cut(rows, limit)
                 return Findings(tasks=rows, left_out=left_out)
             case AskObjects(limit):
-                entries = [
-                    entry
-                    for entry in self._process.objects.entries.values()
-                    if entry.actor_id is None
-                ]
-                return Findings(
-                    objects=[self._object_row(entry) for entry in entries[:limit]],
-                    left_out=max(0, len(entries) - limit),
-                )
+                objects, left_out = self._inventory().rows(limit, handles=False)
+                return Findings(objects=objects, left_out=left_out)
+            case AskMemory(limit):
+                inventory = self._inventory()
+                objects, left_out = inventory.rows(limit, handles=True)
+                memory = inventory.memory(limit)
+                return Findings(objects=objects, left_out=left_out, processes=[memory])
             case AskWhy(prefix):
                 return Findings(reasons=self._why(prefix))
         return Findings()
@@ -96,6 +93,7 @@ class Census:
             for link in process.actors.links():
                 yield from link.queue
                 yield from link.inflight.values()
+            yield from process.owner.not_begun()
             for entry in process.objects.entries.values():
                 if isinstance(entry.task, Task):
                     yield entry.task
@@ -166,32 +164,8 @@ class Census:
         )
         return list(islice(found, _MOST_REASONS))
 
-    # --- objects -------------------------------------------------------------------------------------------------
-
-    def _object_row(self, entry: Entry) -> ObjectRow:
-        process = self._process
-        value = entry.value
-        size, place = -1, ""
-        if type(value) is Stored:
-            size, place = value.location.size, place_of(value.creator)
-        elif type(value) is bytes:
-            size, place = len(value), "inline"
-        elif type(value) is Inline:
-            size, place = len(value.data) + sum(map(len, value.buffers)), "inline"
-        state = "PENDING" if value is None else "FAILED" if type(value) is Failed else "READY"
-        return ObjectRow(
-            entry.object_id,
-            entry.owner or process.address,
-            state,
-            size,
-            place,
-            entry.local,
-            entry.holds,
-            len(entry.borrowers or ()),
-            name_of(entry.task) if isinstance(entry.task, Task) else "",
-            process.address,
-            process.pid,
-        )
+    def _inventory(self) -> Inventory:
+        return Inventory(self._process, list(self._tasks()))
 
     # --- for timeouts --------------------------------------------------------------------------------------------
 

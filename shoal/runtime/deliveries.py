@@ -44,6 +44,10 @@ class Deliveries:
         if not blocks:
             self._by_owner.pop(owner, None)
 
+    def owners(self) -> dict[Location, str]:
+        """Whose the blocks are."""
+        return {location: owner for owner, made in self._by_owner.items() for location in made}
+
     def abandoned_by(self, owner: str) -> list[Location]:
         """An owner has ended: the blocks that it has not freed."""
         return list(self._by_owner.get(owner, ()))

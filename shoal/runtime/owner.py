@@ -93,6 +93,10 @@ class Owner:
             Resume: self._on_resume,
         }
 
+    def not_begun(self) -> list[Task]:
+        """Tasks that finalizers have submitted, and that are about to begin."""
+        return list(self._not_begun)
+
     # --- submitting ----------------------------------------------------------------------------------------------
 
     def pack_args(

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
 from shoal.config import Config
 from shoal.core.references import ObjectTable
@@ -43,6 +44,7 @@ from shoal.messages.stores import QuotaGranted, QuotaWanted, SpillWanted
 from shoal.messages.values import Failed
 from shoal.runtime.actors import Actors
 from shoal.runtime.borrowing import Borrowing
+from shoal.runtime.call_sites import SitedObjects, SitedOwner
 from shoal.runtime.census import Census
 from shoal.runtime.context import TaskContext, current
 from shoal.runtime.deliveries import Deliveries
@@ -156,6 +158,7 @@ class Process:
         self.dropped: deque[Entry] = deque()
         self.drop = self._make_drop()
         self.dropped_streams: deque[Stream] = deque()
+        self.streams: WeakSet[Stream] = WeakSet()
         self.callbacks: deque[Callable[[], None]] = deque()
         self.tick_waiters: list[Waiter] = []
         self.peer_died: list[Callable[[str], None]] = []
@@ -179,7 +182,8 @@ class Process:
         self.job_id = self.registered.job_id
         self.node_id = self.registered.node_id
 
-        self.objects = ObjectTable(address)
+        sited = self.config.record_call_sites
+        self.objects = SitedObjects(address) if sited else ObjectTable(address)
         self.store = ObjectStore(
             self.registered.shm_dir,
             creator_at(address),
@@ -201,7 +205,7 @@ class Process:
             self.config,
         )
         self.borrowing = Borrowing(self)
-        self.owner = Owner(self)
+        self.owner = SitedOwner(self) if sited else Owner(self)
         self.actors = Actors(self)
         self.groups = Groups(self)
         self._inquiries = Inquiries(self)
@@ -490,7 +494,9 @@ class Process:
 
     def make_stream(self, task: Task) -> Stream:
         """The record of a task's stream."""
-        return Stream(self, task)
+        stream = Stream(self, task)
+        self.streams.add(stream)
+        return stream
 
     def shape_here(self, shape: Shape, *, capturable: bool, inherits: bool = False) -> Shape:
         """A shape as the running code submits it: in its environment, with the shape's own in that, and in its placement group, if that
@@ -524,10 +530,16 @@ class Process:
         """The task that the running code belongs to."""
         return current.get() or self.root
 
+    def is_first(self, text: str) -> bool:
+        """Whether this was never said before; it is now."""
+        if text in self._warned:
+            return False
+        self._warned.add(text)
+        return True
+
     def warn(self, text: str) -> None:
         """Tell the user something once."""
-        if text not in self._warned:
-            self._warned.add(text)
+        if self.is_first(text):
             self.callbacks.append(lambda: print(f"shoal: {text}", file=sys.stderr, flush=True))
 
     def _after_poll(self) -> None:

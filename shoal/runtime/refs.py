@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import warnings
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from shoal.ids import JobID, TaskID, task_of
 from shoal.runtime import current_process
+from shoal.runtime.outside import warn_once
 from shoal.serial.hooks import register_rebuilder
 
 if TYPE_CHECKING:
@@ -107,8 +107,9 @@ class ObjectRef(Generic[T]):
         return self._entry.owner or current_process.require().address
 
     def call_site(self) -> str:
-        """Where the reference was made; recorded by a later release, hence always empty now."""
-        return ""
+        """The line of the program that put the object or submitted its task; empty unless `record_call_sites` is set, and this process
+        made it."""
+        return getattr(self._entry, "site", ("", 0))[0]
 
     def future(self) -> Future[T]:
         """A `concurrent.futures.Future` of the value."""
@@ -133,13 +134,19 @@ class ObjectRef(Generic[T]):
         self.future().add_done_callback(lambda _: wanted and wanted.pop()(None))
         return wanted.clear
 
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
+        # What it names cannot change, and copying is no pickling.
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Only pickling outside of shoal comes here: shoal's own pickler has a reducer that keeps the object alive.
-        warnings.warn(
-            f"{self!r} is pickled outside of shoal: nothing keeps its object alive for whoever loads it. "
-            "Pass references as arguments, return values or inside objects instead.",
-            UserWarning,
-            stacklevel=2,
+        warn_once(
+            repr(self),
+            "the object is freed with the last reference that shoal counts, and whoever loads the pickle then gets an ObjectLostError",
+            "Pass references as arguments, return values or inside objects instead, or keep one for as long as the pickle is used",
         )
         return reduce_ref(self)
 

@@ -85,6 +85,10 @@ class RemoteObjects:
         exporter = self._viewed.get(_key(stored))
         return None if exporter is None else view_of(exporter, stored.location.size).toreadonly()
 
+    def all_viewed(self) -> list[tuple[str, Location]]:
+        """The objects that this process looks at: where they were made."""
+        return list(self._viewed)
+
     def begin(self, stored: Stored, why: Why, known: Callable[[Wish], None] | None = None) -> Wish:
         """Ask for an object, unless this process looks at it already. Whoever begins must `take` or `end`."""
         view = self.viewed(stored)

@@ -86,13 +86,10 @@ def _explanation(task: Task, lane: Lane, end: MemoryEnd, cause: str, why_not: st
     shortages = task.shortages
     times = "once" if shortages.count == 1 else f"{shortages.count} times"
     had = ""
-    if shortages.most_bytes:
-        had = f" It had up to {bytes_text(shortages.most_bytes)} for itself"
-        if end.peak_bytes:
-            had += f"; resident were {bytes_text(end.peak_bytes)} at the peak, with what it had mapped of the object store"
-        had += "."
-    elif end.peak_bytes:
-        had = f" At its peak {bytes_text(end.peak_bytes)} of it were resident, with what it had mapped of the object store."
+    if shortages.count > 1 and shortages.most_bytes:
+        had += f" The most that it had of these times was {bytes_text(shortages.most_bytes)}."
+    if end.peak_bytes:
+        had += f" At its peak {bytes_text(end.peak_bytes)} of it were resident, with what it had mapped of the object store."
     return (
         f"{name_of(task)}() ran out of memory {times}, and {why_not}. The worker that ran it last (pid={lane.pid}) {cause}.{had} "
         f"{end.report} {ADVICE}"

@@ -19,7 +19,16 @@ from shoal.runtime.reentry import reentry_error
 from shoal.runtime.remote import RemoteObjects
 from shoal.runtime.spilling import Spiller
 from shoal.serial.layout import write_layout
-from shoal.store import Arena, Block, Location, QuotaExhausted, Reader, copy_into
+from shoal.store import (
+    Arena,
+    ArenaBlocks,
+    ArenaStats,
+    Block,
+    Location,
+    QuotaExhausted,
+    Reader,
+    copy_into,
+)
 from shoal.wire.addresses import LOCAL, creator_at, place_of
 
 if TYPE_CHECKING:
@@ -172,6 +181,27 @@ class ObjectStore:
         arena.free(location)
         if self.remote is not None:
             self.remote.freed(location)
+
+    # --- what there is -------------------------------------------------------------------------------------------
+
+    def stats(self) -> ArenaStats | None:
+        """The accounts of the arena, if there is one."""
+        return None if self._arena is None else self._arena.stats()
+
+    def blocks(self) -> ArenaBlocks:
+        """What this process has made that is there yet."""
+        return ArenaBlocks([], [], [], []) if self._arena is None else self._arena.blocks()
+
+    def viewed(self) -> set[tuple[str, Location]]:
+        """What this process looks at: places and blocks there; of an object of another node both the copy and the original."""
+        place = place_of(self.address)
+        found = {(place, location) for location in self.blocks().viewed}
+        if self._reader is not None:
+            found.update((place, location) for location in self._reader.viewed())
+        if self.remote is not None:
+            # Copies of these are among the blocks of this node.
+            found.update(self.remote.all_viewed())
+        return found
 
     def forget(self, address: str) -> None:
         """A process has ended: what is mapped of its objects and not looked at goes, or it would keep their memory after

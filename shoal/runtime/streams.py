@@ -32,7 +32,7 @@ class Stream:
         taken: Items that the consumer has taken.
     """
 
-    __slots__ = ("_items", "_process", "_task", "abandoned", "length", "taken")
+    __slots__ = ("__weakref__", "_items", "_process", "_task", "abandoned", "length", "taken")
 
     def __init__(self, process: Process, task: Task) -> None:
         self._process = process
@@ -61,6 +61,10 @@ class Stream:
             entry.task = self._task
             self._items[index] = entry
         return entry
+
+    def items(self) -> list[Entry]:
+        """Items that nobody has taken yet."""
+        return list(self._items.values())
 
     def end(self, length: int) -> None:
         """The stream has ended after `length` items."""

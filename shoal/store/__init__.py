@@ -9,7 +9,7 @@ Reading guide: `layout` (files and numbers), `mapping` (how the end of a view is
 """
 
 from shoal.messages.values import Location
-from shoal.store.accounts import ArenaStats, QuotaExhausted
+from shoal.store.accounts import ArenaBlocks, ArenaStats, QuotaExhausted
 from shoal.store.arena import Arena, Block
 from shoal.store.copying import copy_into
 from shoal.store.reader import Reader, ReaderStats
@@ -24,6 +24,7 @@ from shoal.store.session import (
 
 __all__ = [
     "Arena",
+    "ArenaBlocks",
     "ArenaStats",
     "Block",
     "Location",

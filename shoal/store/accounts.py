@@ -15,6 +15,7 @@ import msgspec
 
 from shoal.errors import InternalError
 from shoal.lock import make_lock
+from shoal.messages.values import Location
 from shoal.store import locks
 from shoal.store.idle import Range, SlabSpace, WarmPool
 from shoal.store.layout import check_creator, lock_file, lock_range, segment_range
@@ -50,6 +51,23 @@ class ArenaStats(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of freed objects that somebody had views of when they were last looked at."""
     quarantined_blocks: int
     segments: int
+
+
+class ArenaBlocks(NamedTuple):
+    """The blocks of an arena."""
+
+    live: list[Location]
+    """Those of objects not yet freed, wherever they are."""
+    freed: list[Location]
+    """Of dead objects that somebody has views of."""
+    viewed: list[Location]
+    """Of both, those that this process itself has views of."""
+    spilled: list[str]
+    """Names of the segments that are on disk."""
+
+
+def _location(record: Record) -> Location:
+    return Location(record.segment.name, record.offset, record.size, record.serial)
 
 
 class _Victims(NamedTuple):
@@ -142,6 +160,21 @@ class Accounts:
                 quarantined_bytes=sum(record.length for record in self._quarantine),
                 quarantined_blocks=len(self._quarantine),
                 segments=len(self._segments),
+            )
+
+    def blocks(self) -> ArenaBlocks:
+        """All blocks that hold an object, or held one and are still looked at, as of now."""
+        with self._lock:
+            self._settle(len(self._quarantine))
+            live = [
+                record for segment in self._segments.values() for record in segment.blocks.values()
+            ]
+            freed = list(self._quarantine)
+            return ArenaBlocks(
+                [_location(record) for record in live],
+                [_location(record) for record in freed],
+                [_location(record) for record in live + freed if record.is_viewed],
+                [name for name, one in self._segments.items() if one.state is State.SPILLED],
             )
 
     # --- spilling ---------------------------------------------------------------------------------------------

@@ -171,6 +171,16 @@ class Reader:
         """Drop the mappings kept for later of a creator that has ended."""
         self._drop_idle(lambda attached: attached.creator == creator)
 
+    def viewed(self) -> list[Location]:
+        """The blocks that somebody in this process has views of, as of now."""
+        with self._lock:
+            return [
+                Location(attached.name, offset, watch.size, watch.serial)
+                for attached in self._attached.values()
+                for offset, watch in attached.live.items()
+                if watch() is not None
+            ]
+
     def stats(self) -> ReaderStats:
         """What it holds, as of now."""
         self._drain()

@@ -114,10 +114,21 @@ class TaskState(Record):
 @dataclass
 class ObjectState(Record):
     """An object, as one process knows it: its owner, or one that borrows it. The size is in bytes, -1 if it is not known there; `node_id`
-    is where the bytes are that it knows of, None if they are in the memory of the process."""
+    is where the bytes are that it knows of, None if they are in the memory of the process. `reference_type` is one of `messages.inventory.KINDS`,
+    and `why` says all that counts on it there; `call_site` is "" and `age_s` None unless the cluster has `record_call_sites`."""
 
     DETAILS: ClassVar[frozenset[str]] = frozenset(
-        {"owner", "other_references", "borrowers", "process"}
+        {
+            "owner",
+            "other_references",
+            "borrowers",
+            "process",
+            "location",
+            "why",
+            "call_site",
+            "age_s",
+            "borrowed_by",
+        }
     )
 
     object_id: str
@@ -132,6 +143,12 @@ class ObjectState(Record):
     other_references: int | None = None
     borrowers: int | None = None
     process: str | None = None
+    reference_type: str = ""
+    location: str | None = None
+    why: str | None = None
+    call_site: str | None = None
+    age_s: float | None = None
+    borrowed_by: list[str] | None = None
 
 
 @dataclass
@@ -206,6 +223,75 @@ class PlacementGroupState(Record):
     bundles: list[dict[str, Any]] | None = None
     is_detached: bool | None = None
     pending_reason: str | None = None
+
+
+@dataclass
+class MemoryObject(Record):
+    """A live object, as all processes know it together. `size` is in bytes, -1 if nobody knows; `location` is "INLINE", "SHARED_MEMORY", "DISK" (spilled), "PENDING"
+    (it is being made), "FAILED" or "ACTOR" (no object: the handles of an actor). `nodes` have its bytes in their stores. `references` has
+    one entry for each process that has any: `process`, `pid`, `who`, `node_id`, `types`, `local_references`. `why` says why it cannot be
+    freed."""
+
+    object_id: str
+    size: int
+    location: str
+    reference_type: str
+    owner: str
+    owner_pid: int | None
+    owner_type: str
+    node_id: str | None
+    nodes: list[str]
+    task_name: str
+    call_site: str
+    age_s: float | None
+    why: str
+    references: list[dict[str, Any]]
+
+
+@dataclass
+class MemoryBlock(Record):
+    """Memory of a node's store that is of no object: `kind` is "FREED" (somebody still looks at it) or "LEAKED" (no process accounts for it)."""
+
+    kind: str
+    node_id: str | None
+    block: str
+    size: int
+    why: str
+
+
+@dataclass
+class NodeMemory(Record):
+    """The store of a node, in bytes: `capacity` is the sum of what follows it, up to `free`. `on_disk` was spilled, and takes no capacity. `inline` is not in the store, but in the memory of
+    the processes that own small objects. `leaked` is a part of `objects`, `copies` and `left_by_ended`, or of no account at all."""
+
+    node_id: str
+    node_name: str
+    capacity: int
+    objects: int
+    copies: int
+    freed_in_view: int
+    idle: int
+    reserved: int
+    left_by_ended: int
+    free: int
+    on_disk: int
+    objects_count: int
+    copies_count: int
+    inline: int
+    inline_count: int
+    leaked: int
+
+
+@dataclass
+class MemoryGroup(Record):
+    """Objects counted by their owners, all that have something in common. `types` counts them by the types of their owners' references."""
+
+    group: str
+    count: int
+    size: int
+    stored: int
+    inline: int
+    types: dict[str, int]
 
 
 R = TypeVar("R", bound=Record)

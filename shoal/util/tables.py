@@ -9,6 +9,7 @@ from typing import Any
 from shoal.messages.node import UNIT, NodeRow
 from shoal.messages.state import AskObjects, AskTasks, AskWorkers, ObjectRow, TaskRow
 from shoal.runtime.asking import Questions
+from shoal.util.holdings import age_s, clauses, location_of
 from shoal.util.records import (
     MOST,
     ActorState,
@@ -136,7 +137,17 @@ def _object_state(row: ObjectRow, where: Where) -> ObjectState:
         row.other_references,
         row.borrowers,
         row.process,
+        row.holdings[0].kind if row.holdings else "",
+        location_of(row),
+        "; ".join(clauses(row, lambda address: _process(row, address))),
+        row.call_site,
+        age_s(row),
+        row.borrowed_by,
     )
+
+
+def _process(row: ObjectRow, address: str) -> str:
+    return f"the process with pid {row.pid}" if address == row.process else address
 
 
 def node_states(questions: Questions) -> Found[NodeState]:

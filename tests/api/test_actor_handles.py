@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -200,10 +199,3 @@ def test_actors_of_actors_to_any_depth() -> None:
             return 1 + shoal.get(self.child.depth.remote(), timeout=30)
 
     assert get(Nested.remote(4).depth.remote()) == 4
-
-
-def test_a_handle_outside_of_values_is_not_lost() -> None:
-    counter = Counter.remote(1)
-    loaded = pickle.loads(shoal.cloudpickle.dumps(counter))
-    assert loaded == counter
-    assert get(loaded.add.remote()) == 2

@@ -1,4 +1,4 @@
-"""A store with little room: what is told when a value does not fit, and that the room comes back."""
+"""A store with little room that may not use the disk: what is told when a value does not fit, and that the room comes back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.cluster(
         num_cpus=2,
         object_store_memory=100 * MEGABYTE,
-        _system_config={"store_full_timeout_s": 1.0},
+        _system_config={"store_full_timeout_s": 1.0, "spill": False},
     ),
 ]
 

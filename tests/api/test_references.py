@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import pickle
 import signal
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import shoal
-from shoal.exceptions import OwnerDiedError
-from tests.api.gates import Gate, Trace, wait_until
+from shoal.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError
+from tests.api.counters import Counter
+from tests.api.gates import Gate, Trace, alive, wait_until
 from tests.api.tasks import identity, wait_for
 
 pytestmark = pytest.mark.usefixtures("shared_cluster")
@@ -231,6 +234,70 @@ def test_many_references_at_once() -> None:
     assert get(refs) == list(range(2_000))
     assert get(add_up.remote(*refs[:500])) == sum(range(500))
     assert get(get(shoal.put(refs))) == list(range(2_000))
+
+
+# --- outside of shoal ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_pickled_outside_of_shoal_keeps_nothing_alive_and_that_is_said_once() -> None:
+    ref, counter = shoal.put("value"), Counter.remote()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        by_pickle, by_cloudpickle = pickle.dumps([ref]), shoal.cloudpickle.dumps([ref])
+        handle, _ = pickle.dumps(counter), pickle.dumps(counter)
+    of_ref, of_handle = caught
+    assert "ObjectLostError" in str(of_ref.message)
+    assert "ActorDiedError" in str(of_handle.message)
+    assert of_ref.filename == of_handle.filename == __file__
+    # As long as there is a reference that is counted, all is well.
+    for pickled in (by_pickle, by_cloudpickle):
+        [same] = pickle.loads(pickled)
+        assert same == ref
+        assert get(same) == "value"
+    assert get(pickle.loads(handle).add.remote()) == 1
+    del ref, same
+    gc.collect()
+    [lost] = pickle.loads(by_pickle)
+    with pytest.raises(ObjectLostError, match="pickled by hand"):
+        get(lost)
+    assert shoal.wait([lost]) == ([lost], [])
+    pid = get(counter.pid.remote())
+    del counter
+    gc.collect()
+    wait_until(lambda: not alive(pid), "the actor ends")
+    with pytest.raises(ActorDiedError):
+        get(pickle.loads(handle).add.remote())
+
+
+def test_a_pickle_made_by_another_process_is_good_while_that_one_keeps_a_reference() -> None:
+    @shoal.remote
+    class Keeper:
+        def pickle(self) -> bytes:
+            self.ref = shoal.put("kept")
+            with warnings.catch_warnings(record=True):
+                warnings.simplefilter("always")
+                return pickle.dumps(self.ref)
+
+        def drop(self) -> None:
+            del self.ref
+
+    keeper = Keeper.remote()
+    pickled = get(keeper.pickle.remote())
+    assert get(pickle.loads(pickled)) == "kept"
+    get(keeper.drop.remote())
+    gc.collect()
+    with pytest.raises(ObjectLostError, match="pickled by hand"):
+        get(pickle.loads(pickled))
+
+
+def test_copies_of_references_and_handles_are_counted() -> None:
+    counter = Counter.remote()
+    things = {"ref": [shoal.put(7)], "handle": counter}
+    copied = copy.deepcopy(things)
+    [shallow] = map(copy.copy, things["ref"])
+    del things, counter
+    gc.collect()
+    assert get([*copied["ref"], shallow, copied["handle"].add.remote()]) == [7, 7, 1]
 
 
 # --- what a reference is -------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from shoal.messages.control import (
     ActorChanged,
     ActorPlaced,
     ActorRuns,
+    ClientGone,
     CreateActor,
     DeleteKey,
     FindActor,
@@ -175,6 +176,54 @@ def test_actors_live_on_where_their_node_claims_them(place: Place) -> None:
 
     over(place, first)
     over(place, second)
+
+
+def test_what_is_killed_before_it_is_created_is_dead_for_the_next_control_store_too(
+    place: Place,
+) -> None:
+    """The kill was taken, and nobody will say it again; the creation comes to another control store."""
+    made = spec(1, name="n", owner="local/d-00000001")
+
+    async def first(head: Head, link: LocalLink) -> None:
+        link.post(WatchActor(made.actor_id, 1, made.owner))
+        link.post(KillActor(made.actor_id, True, made.owner))
+        (changed,) = await head.ordered(ActorChanged)
+        assert changed.change.state == "DEAD"
+
+    async def second(head: Head, link: LocalLink) -> None:
+        head.store.on_claims_over()
+        info = await link.call(CreateActor(made, JOB.job_id, False))
+        assert (info.actor_id, info.existed) == (made.actor_id, False)
+        link.post(WatchActor(made.actor_id, 1))
+        (changed,) = await head.ordered(ActorChanged)
+        assert (changed.change.state, changed.change.cause) == (
+            "DEAD",
+            "It was killed by shoal.kill().",
+        )
+        assert head.orders == []
+        assert await link.call(FindActor("ns", "n")) is None
+
+    over(place, first)
+    over(place, second)
+
+
+def test_whoever_expects_an_actor_of_a_process_that_has_ended_hears_so(place: Place) -> None:
+    """It had made a handle, and was killed before its message about the actor left."""
+
+    async def scenario(head: Head, link: LocalLink) -> None:
+        link.post(ClientGone(7, "local/w-00000007", "the worker, pid 12", "was killed by SIGKILL"))
+        for number, owner in enumerate(("local/w-00000007", "10.0.0.1:7/w-00000008")):
+            link.post(WatchActor(spec(number + 1).actor_id, number, owner))
+        first, second = [order.change for order in await head.ordered(ActorChanged, 2)]
+        assert (first.state, first.cause) == (
+            "DEAD",
+            "Its owner (the worker, pid 12) was killed by SIGKILL before it was created.",
+        )
+        assert second.cause == (
+            "Its owner (a process of a node that is not there) ended before it was created."
+        )
+
+    over(place, scenario)
 
 
 def test_a_life_whose_node_still_looks_for_a_process_is_left_to_it(place: Place) -> None:

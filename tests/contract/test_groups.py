@@ -345,7 +345,7 @@ def test_actors_of_a_group_wait_for_it_go_where_it_is_and_end_with_it(place: Pla
         cluster.join(node)
         await cluster.create(group(1))
         shape = Shape((), strategy=InBundle(group(1).group_id, 0))
-        actor = spec(7, shape=shape, placement_shape=shape)
+        actor = spec(7, shape=shape, placement_shape=shape, owner=f"{node.row.place}/d-1")
         cluster.store.post(node.node_id, WatchActor(actor.actor_id, 5, actor.owner))
         await cluster.store.call(node.node_id, CreateActor(actor, JOB.job_id, False))
         assert not any(isinstance(order, PlaceActor) for order in node.orders)
@@ -365,7 +365,7 @@ def test_actors_of_a_group_wait_for_it_go_where_it_is_and_end_with_it(place: Pla
         await cluster.until(placed)
         await cluster.store.call(b"", RemoveGroup(group(1).group_id, "was removed"))
         # Of a group that is gone no actor is made.
-        late = spec(8, shape=shape, placement_shape=shape)
+        late = spec(8, shape=shape, placement_shape=shape, owner=actor.owner)
         cluster.store.post(node.node_id, WatchActor(late.actor_id, 5, late.owner))
         await cluster.store.call(node.node_id, CreateActor(late, JOB.job_id, False))
 

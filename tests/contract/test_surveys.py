@@ -20,8 +20,10 @@ from shoal.messages.control import (
     SurveyNode,
     SurveyNodes,
 )
+from shoal.messages.inventory import Arena, ProcessMemory, StoreMemory
 from shoal.messages.state import (
     ActorRow,
+    AskMemory,
     AskObjects,
     AskTasks,
     AskWhy,
@@ -70,6 +72,34 @@ def test_answers_of_nodes_are_put_together_within_the_limit() -> None:
             assert [row.name for row in found.tasks] == ["f10", "f20", "f21"]
             assert found.left_out == 1 + 2 + 1
             assert found.silent == []
+            for node in nodes:
+                node.link.close()
+
+    run(scenario)
+
+
+def test_of_objects_the_largest_are_kept_and_of_memory_all_that_was_told() -> None:
+    async def scenario() -> None:
+        async with serving(MemoryStorage()) as control:
+            nodes = [Node(number, control.port) for number in (1, 2)]
+            for node in nodes:
+                await node.link.join()
+            answer = nodes[0].link.call(SurveyNodes(AskMemory(2), [], LONG_MS))
+            for number, node in enumerate(nodes, 1):
+                order = await asked(node)
+                rows = [
+                    ObjectRow(bytes([size]) * 16, "a/d-1", "READY", size, "inline", 1, 0, 0)
+                    for size in (number, 10 * number)
+                ]
+                process = ProcessMemory(f"a/d-{number}", number, "driver", Arena(), [], [])
+                store = StoreMemory(node.node_id, "a", 1, [], Arena(), [], 0, 0, [], [], [], [])
+                found = Findings(objects=rows, processes=[process], stores=[store])
+                node.link.post(NodeFound(order.number, found))
+            found = await answer
+            assert [row.size for row in found.objects] == [20, 10]
+            assert found.left_out == 2
+            assert {process.pid for process in found.processes} == {1, 2}
+            assert {store.node_id for store in found.stores} == {node.node_id for node in nodes}
             for node in nodes:
                 node.link.close()
 

@@ -120,8 +120,8 @@ class Cluster:
 
     def kill(self, process: Process, orderly: bool = False) -> None:
         """A process ends, and of what it has sent, a last part is lost; not if it ends orderly."""
-        if process.lives:
-            self.before_end(process)
+        # Also for one that was to end: it may have said more since.
+        self.before_end(process)
         known = process.fenced
         process.dead = True
         for end in process.peers.ends:

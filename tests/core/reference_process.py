@@ -118,10 +118,7 @@ class Process:
 
     @property
     def ends_with_creator(self) -> bool:
-        if self.actor is None:
-            return False
-        creator = self.actor.creator
-        return creator.dead or creator.fenced
+        return self.actor is not None and not self.actor.creator.lives
 
     # --- the parts of the runtime that are played ----------------------------------------------------------------------
 
@@ -298,12 +295,14 @@ class Process:
         entry = stream.next_entry()
         if entry is not None and entry.value is not None:
             self.handles.append(stream.take())
+            self.settle()
 
     def abandon(self, task: Task) -> None:
         assert task.stream is not None
         self.generators.remove(task)
         task.stream.abandon()
         self.drop(task.entry)
+        self.settle()
 
     def create(self, args: list[Entry], restarts: int) -> None:
         """Create an actor; its handle is kept."""

@@ -204,6 +204,18 @@ def test_one_that_expected_creation_and_was_told_otherwise_stays_told() -> None:
     assert told(drain(directory))[0][0] == "DEAD"
 
 
+def test_what_was_killed_before_it_was_created_is_not_made_after_a_restart() -> None:
+    before, saved = ActorDirectory(), Saved()
+    before.on_watch(spec().actor_id, "w", "d-1.sock")
+    before.on_kill(spec().actor_id, no_restart=True, owner="d-1.sock")
+    assert [told([effect])[0][0] for effect in saved.take(before)] == ["DEAD"]
+    directory = saved.restored()
+    directory.on_create(spec(), JOB, get_if_exists=False)
+    assert drain(directory) == []
+    directory.on_watch(spec().actor_id, "w", "d-1.sock")
+    assert told(drain(directory)) == [("DEAD", 0, "It was killed by shoal.kill().")]
+
+
 def test_what_is_remembered_no_more_is_not_expected_after_a_restart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

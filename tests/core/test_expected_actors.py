@@ -50,14 +50,37 @@ def test_the_owner_ends_before_it_created_what_is_expected() -> None:
     assert told(drain(directory)) == [dead]
 
 
+KILLED = ("DEAD", 0, "It was killed by shoal.kill().")
+
+
 def test_what_is_killed_before_its_creation_arrives_never_starts() -> None:
     directory, made = expecting(), spec(name="n")
-    directory.on_kill(made.actor_id, no_restart=True)
+    directory.on_kill(made.actor_id, no_restart=False, owner=OWNER)
     assert drain(directory) == []
-    directory.on_create(made, JOB, get_if_exists=False)
-    assert told(drain(directory)) == [("DEAD", 0, "It was killed by shoal.kill().")]
+    directory.on_kill(made.actor_id, no_restart=True, owner=OWNER)
+    assert told(drain(directory)) == [KILLED]
+    # Who killed it has ended before it was created: it stays dead.
+    directory.on_watcher_gone("w")
+    info = directory.on_create(made, JOB, get_if_exists=False)
+    assert (info.actor_id, info.existed) == (made.actor_id, False)
+    assert drain(directory) == []
     assert directory.lookup("ns", "n") is None
     assert directory.get(made.actor_id) is None
+    directory.on_watch(made.actor_id, "creator")
+    assert told(drain(directory)) == [KILLED]
+
+
+def test_a_kill_may_be_the_first_that_is_heard_of_an_actor() -> None:
+    """After a restart of the control store: what nobody has acknowledged is said before the watches are said again."""
+    directory, made = ActorDirectory(), spec()
+    directory.on_kill(made.actor_id, no_restart=True, owner=OWNER)
+    directory.on_watch(made.actor_id, "w", OWNER)
+    assert told(drain(directory)) == [KILLED]
+    directory.on_create(made, JOB, get_if_exists=False)
+    assert drain(directory) == []
+    # Of one whose owner has ended nothing is to come.
+    directory.on_kill(spec(2).actor_id, no_restart=True)
+    assert directory.record(spec(2).actor_id) is None
 
 
 def test_a_watcher_that_ends_expects_nothing() -> None:

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from shoal.core.references import EndActor, FreeValue, GiveUp, ObjectTable, RegisterBorrower
+from shoal.core.references import (
+    EndActor,
+    Forsake,
+    FreeValue,
+    GiveUp,
+    ObjectTable,
+    RegisterBorrower,
+)
 from shoal.errors import InternalError
 from shoal.messages.values import Failed, Inline, Location, Ref, Stored
 
@@ -324,6 +331,18 @@ def test_check_sees_a_table_that_contradicts_itself(broken: str) -> None:
             table.entries[b"y"] = entry
     with pytest.raises(InternalError):
         table.check()
+
+
+def test_who_waits_for_what_was_freed_is_told() -> None:
+    table = ObjectTable("a")
+    entry = table.own(b"x")
+    entry.waiters = ["a borrower whose caller died, and who has asked for the value"]
+    table.drop_locals([entry])
+    (forsaken,) = effects(table)
+    assert forsaken == Forsake(
+        ["a borrower whose caller died, and who has asked for the value"], entry
+    )
+    assert table.complete(entry, b"value", [], registered=True) is None
 
 
 # --- crashes -------------------------------------------------------------------------------------------------------------

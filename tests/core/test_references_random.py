@@ -17,7 +17,7 @@ from tests.core.reference_cluster import Cluster
 from tests.core.reference_model import Model
 from tests.core.reference_process import Actor, Process, Running
 
-SCHEDULES = 300
+SCHEDULES = 500
 STEPS = 160
 
 
@@ -96,6 +96,14 @@ class Walk:
         """What a process may keep."""
         return entries if process.actor is None else self.without(entries, process.actor.handle)
 
+    def perhaps_drop(self, process: Process, entries: list[Entry]) -> None:
+        """What has been passed on, put or read is often not needed any more."""
+        if self.rng.random() < 0.5:
+            for entry in entries:
+                if entry in process.handles:
+                    process.handles.remove(entry)
+                    process.drop(entry)
+
     # --- steps ---------------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
@@ -109,7 +117,9 @@ class Walk:
         if process.running and self.rng.random() < 0.5:
             task = self.rng.choice(process.running)
             entries = [*entries, *task.handles]
-        process.put(self.some(entries), task)
+        inners = self.some(entries)
+        process.put(inners, task)
+        self.perhaps_drop(process, inners)
 
     def submit(self) -> None:
         process = self.someone()
@@ -129,7 +139,9 @@ class Walk:
         values = [e for e in entries if e.object_id not in self.cluster.actors]
         deps = self.some(values) if self.rng.random() < 0.3 else []
         streams, retries = self.rng.random() < 0.2, self.rng.choice([0, 1, 2])
-        process.submit(to, self.some(entries), deps, streams, retries)
+        refs = self.some(entries)
+        process.submit(to, refs, deps, streams, retries)
+        self.perhaps_drop(process, refs)
 
     def in_place(self) -> None:
         process = self.someone()
@@ -141,13 +153,19 @@ class Walk:
 
     def create(self) -> None:
         process = self.someone()
-        process.create(self.some(process.handles), self.rng.choice([0, 0, 1, 2]))
+        args = self.some(process.handles)
+        process.create(args, self.rng.choice([0, 0, 1, 2]))
+        self.perhaps_drop(process, args)
 
     def get(self) -> None:
         process = self.someone()
         for entry in self.some(process.handles):
             if entry.object_id not in self.cluster.actors:
+                is_there = entry.value is not None
                 process.get(entry)
+                if is_there:
+                    # It has handles for what is inside, and no need of the object any more.
+                    self.perhaps_drop(process, [entry])
 
     def drop(self) -> None:
         process = max(self.cluster.living(), key=lambda p: len(p.handles) * self.rng.random())

@@ -258,7 +258,7 @@ def test_two_drivers_share_a_cluster(two_nodes: Cluster) -> None:
             shoal.get(box.get.remote(), timeout=PATIENCE_S)
 
 
-@pytest.mark.parametrize("name", ["clusters.md", "placement.md"])
+@pytest.mark.parametrize("name", ["clusters.md", "placement.md", "lifetimes.md"])
 def test_the_program_of_the_page_runs(name: str) -> None:
     page = (Path(__file__).parents[2] / "docs" / name).read_text(encoding="utf-8")
     (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

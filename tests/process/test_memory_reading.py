@@ -32,7 +32,10 @@ class Kernel:
         text = f"MemTotal: {total // KIB} kB\nMemFree: 1 kB\nMemAvailable: {available // KIB} kB\nBuffers: 7 kB\n"
         self.write("proc/meminfo", text)
 
-    def process(self, pid: int, name: str, resident: int, shared: int) -> None:
+    def process(
+        self, pid: int, name: str, resident: int, shared: int, leader: int | None = None
+    ) -> None:
+        self.write(f"proc/{pid}/stat", f"{pid} ({name}) S 1 {leader or pid} 1 0 -1 4194560\n")
         self.write(f"proc/{pid}/statm", f"9999 {resident // PAGE} {shared // PAGE} 5 0 123 0\n")
         self.write(f"proc/{pid}/comm", f"{name}\n")
 
@@ -139,6 +142,15 @@ def test_the_biggest_of_the_others(kernel: Kernel) -> None:
     assert found == [Usage(2, "web browser", 400 * MIB), Usage(4, "editor", 90 * MIB)]
     # Whoever has nothing for itself is not among them.
     assert len(kernel.reading().biggest(but=[3], most=9)) == 2
+
+
+def test_what_a_process_has_started_counts_as_its_own(kernel: Kernel) -> None:
+    kernel.process(3, "shoal:worker", resident=20 * MIB, shared=0)
+    kernel.process(4, "load) er (4 2", resident=300 * MIB, shared=0, leader=3)
+    kernel.process(5, "other", resident=100 * MIB, shared=0)
+    reading = kernel.reading()
+    assert reading.of_groups([3, 9]) == {3: 320 * MIB, 9: 0}
+    assert [usage.pid for usage in reading.biggest(but=[3], most=9)] == [5]
 
 
 def test_kills_of_the_own_group_are_counted(kernel: Kernel) -> None:

@@ -11,7 +11,8 @@ def job(number: int) -> Job:
 
 
 def test_jobs_that_are_over_are_forgotten_in_the_end_but_for_what_is_used() -> None:
-    jobs = Jobs()
+    forgotten: list[bytes] = []
+    jobs = Jobs(forgotten.append)
     used = {job(3).job_id, job(5).job_id}
     runs = job(0)
     jobs[runs.job_id] = runs
@@ -27,6 +28,8 @@ def test_jobs_that_are_over_are_forgotten_in_the_end_but_for_what_is_used() -> N
     assert runs.job_id in jobs
     assert used <= jobs.keys()
     assert job(1).job_id not in jobs
+    assert job(1).job_id in forgotten
+    assert not used & set(forgotten)
     used.clear()
     for number in range(3 * REMEMBERED, 5 * REMEMBERED):
         each = job(number)
@@ -34,6 +37,8 @@ def test_jobs_that_are_over_are_forgotten_in_the_end_but_for_what_is_used() -> N
         jobs.on_over(each.job_id, used.__contains__)
     assert job(3).job_id not in jobs
     assert len(jobs) == REMEMBERED + 1
+    assert len(set(forgotten)) == len(forgotten)
+    assert not jobs.keys() & set(forgotten)
     # One of which nothing is known any more is over for good.
     jobs.on_over(job(1).job_id, used.__contains__)
     assert job(1).job_id not in jobs

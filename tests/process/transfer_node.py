@@ -24,6 +24,7 @@ import numpy as np
 
 from shoal.config import Config
 from shoal.messages.boot import Boot
+from shoal.messages.node import Job
 from shoal.messages.transfer import Pull, PullDone, Pulled, Why
 from shoal.messages.values import Location
 from shoal.node.clients import Clients
@@ -40,6 +41,7 @@ MB: Final = 1 << 20
 TOKEN: Final = b"t" * 32
 PATIENCE_S: Final = 60.0
 MAKER: Final = "w-aaaaaaaa"
+JOB: Final = Job(b"j" * 16, "default", [], "/")
 
 
 def content(size: int, seed: int) -> bytes:
@@ -114,7 +116,7 @@ class _Program:
                 _Connection(on_message),  # type: ignore[arg-type]  # all that a client uses of it
                 make_address(self.place, f"d-{number:08x}"),
                 number,
-                None,  # type: ignore[arg-type]  # the job is of no concern here
+                JOB,
             )
         return self.client_of[number]
 

@@ -98,6 +98,25 @@ def test_a_block_is_not_used_again_while_it_is_still_being_filled(arena: Arena) 
     assert place(arena.create(1000).location) != place(block.location)
 
 
+@pytest.mark.parametrize("size", [1_000, 2 * MB])
+def test_blocks_are_told_by_what_became_of_their_objects(
+    arena: Arena, reader: Reader, size: int
+) -> None:
+    live, mine, theirs = [put(arena, bytes(size)) for _ in range(3)]
+    my_view, their_view = arena.view(mine), reader.view(theirs)
+    assert arena.blocks() == ([live, mine, theirs], [], [mine], [])
+    assert reader.viewed() == [theirs]
+    arena.free(mine)
+    arena.free(theirs)
+    assert arena.blocks() == ([live], [mine, theirs], [mine], [])
+    # Nothing is made meanwhile that would look at them again.
+    del my_view
+    assert arena.blocks() == ([live], [theirs], [], [])
+    del their_view
+    assert arena.blocks() == ([live], [], [], [])
+    assert reader.viewed() == []
+
+
 def test_freeing_twice_and_viewing_what_was_freed_are_refused(arena: Arena) -> None:
     location = put(arena, b"x")
     arena.free(location)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -22,6 +23,7 @@ from shoal.exceptions import (
     TaskError,
     WorkerCrashedError,
 )
+from shoal.util import state
 from tests.stress import workload as work
 
 PATIENCE_S: Final = 60.0
@@ -40,7 +42,23 @@ LONG: Final = (12_500, 655_000)
 
 
 def get(refs: Any) -> Any:
-    return shoal.get(refs, timeout=PATIENCE_S)
+    try:
+        return shoal.get(refs, timeout=PATIENCE_S)
+    except GetTimeoutError as error:
+        error.add_note(why_it_waits(str(error)))
+        raise
+
+
+def why_it_waits(text: str) -> str:
+    """What the cluster says about what a message names last, and what its nodes have left."""
+    named = re.findall(r"\b[0-9a-f]{24,}\b", text)
+    try:
+        reasons = str(state.why(named[-1])) if named else "nothing is named"
+        nodes = "\n".join(str(row) for row in state.list_nodes())
+        workers = "\n".join(str(row) for row in state.list_workers())
+    except (ValueError, ConnectionError) as error:
+        return f"the cluster cannot say why: {error}"
+    return f"{reasons}\n{nodes}\n{workers}"
 
 
 class Shared:

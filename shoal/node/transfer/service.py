@@ -21,12 +21,13 @@ import ssl
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from shoal.clock import monotonic_ns
 from shoal.config import Config
-from shoal.core.pull_records import Answer, Discard, Fetch, Key, Stage, Stop
+from shoal.core.pull_records import Answer, Copy, Discard, Fetch, Key, Stage, Stop
 from shoal.core.pulls import Pulls
 from shoal.core.uploads import Serve, Uploads
 from shoal.errors import ProtocolError
@@ -45,11 +46,11 @@ from shoal.messages.values import Location
 from shoal.node.clients import Client, Clients
 from shoal.node.store import StoreKeeper
 from shoal.node.transfer.admission import admit
-from shoal.node.transfer.blocks import CopySource, Incoming, LockedSource
+from shoal.node.transfer.blocks import CopySource, Incoming, LockedSource, Source
 from shoal.node.transfer.links import Link, LinkBrokenError, LinkPool
 from shoal.node.transfer.pulling import Arrived, Attempt, Broken, Full, Outcome, Short
 from shoal.node.transfer.serving import Serving, Terms, Upload
-from shoal.store import Arena
+from shoal.store import Arena, ArenaStats
 from shoal.wire.addresses import creator_at, place_of
 from shoal.wire.doorway import Settled
 
@@ -446,25 +447,27 @@ class Transfers:
             return verdict
         key = Key(ask.place, ask.location)
 
-        def end() -> None:
-            self._tell_loop(self._uploads.on_ended, key, number)
-
+        absent = partial(self._tell_loop, self._on_absent, key)
+        end = partial(self._tell_loop, self._uploads.on_ended, key, number)
+        open_it: Callable[[], Source]
         if verdict.stage is Stage.NONE:
-            return Upload(
-                lambda: LockedSource(self._directory, self._spill_directory, ask.location),
-                verdict.places,
-                end,
-            )
-        incoming = self._incoming[key]
-        assert self._arena is not None
-        assert incoming.location is not None
-        if verdict.stage is Stage.WHOLE:
-            view = self._arena.view(incoming.location)
+            open_it = partial(LockedSource, self._directory, self._spill_directory, ask.location)
         else:
-            view = incoming.buffer
-        stall_s = self._config.pull_stall_s
-        path = self._arena.path_of(incoming.location)
-        return Upload(lambda: CopySource(path, incoming, view, stall_s), [], end)
+            incoming = self._incoming[key]
+            assert self._arena is not None
+            assert incoming.location is not None
+            if verdict.stage is Stage.WHOLE:
+                view = self._arena.view(incoming.location)
+            else:
+                view = incoming.buffer
+            stall_s = self._config.pull_stall_s
+            path = self._arena.path_of(incoming.location)
+            open_it = partial(CopySource, path, incoming, view, stall_s)
+        return Upload(open_it, verdict.places, absent, end)
+
+    def _on_absent(self, key: Key) -> None:
+        self._uploads.on_absent(key)
+        self._drain()
 
     def _on_dead(self, message: CopiesDead | OrphansDead) -> None:
         def note() -> None:
@@ -516,6 +519,24 @@ class Transfers:
             self._loop.call_soon_threadsafe(event, *args)
             return True
         return False
+
+    # --- what there is -------------------------------------------------------------------------------------------
+
+    def copies(self) -> list[Copy]:
+        """What of other nodes is here, or on its way."""
+        return [copy for copy in self._pulls.copies() if copy.key in self._incoming]
+
+    def stats(self) -> ArenaStats | None:
+        """The accounts of the arena that has the copies, if there is one."""
+        return None if self._arena is None else self._arena.stats()
+
+    def other_blocks(self) -> tuple[list[Location], list[Location]]:
+        """Live blocks that are of no copy; and those of dropped copies that somebody still looks at."""
+        if self._arena is None:
+            return [], []
+        known = {incoming.location for incoming in self._incoming.values()}
+        blocks = self._arena.blocks()
+        return [location for location in blocks.live if location not in known], blocks.freed
 
     # --- the end -------------------------------------------------------------------------------------------------
 

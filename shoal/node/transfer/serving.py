@@ -21,11 +21,13 @@ _log = logging.getLogger("shoal.node")
 
 
 class Upload(NamedTuple):
-    """The loop's leave to send: `open` gives the source, `places` are named to the receiver, `end` tells that it is over."""
+    """The loop's leave to send: `open` gives the source, `places` are named to the receiver, `absent` tells that there is none, `end` that it
+    is over."""
 
     open: Callable[[], Source]
     places: list[str]
-    end: Callable[[], None]
+    absent: Callable[[], object]
+    end: Callable[[], object]
 
 
 class Terms(NamedTuple):
@@ -116,6 +118,7 @@ class Serving:
         try:
             return verdict.open()
         except SourceGoneError as error:
+            verdict.absent()
             link.send(Missing(str(error)))
             return None
 

@@ -1,0 +1,39 @@
+"""A disk that takes no more: what is told, and that nothing is lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shoal
+from shoal.exceptions import ObjectStoreFullError, OutOfDiskError
+
+MEGABYTE = 1024 * 1024
+CAPACITY = 50 * MEGABYTE
+
+
+def get(ref: Any) -> Any:
+    return shoal.get(ref, timeout=60)
+
+
+def array(seed: int, size: int) -> Any:
+    return np.arange(seed, seed + size // 8, dtype=np.int64)
+
+
+@pytest.mark.cluster(
+    num_cpus=1,
+    object_store_memory=CAPACITY,
+    _system_config={"store_full_timeout_s": 1.0, "spill_disk_fraction": 0.0001},
+)
+def test_a_full_disk_is_told_and_loses_nothing(cluster: Any) -> None:
+    refs = [shoal.put(array(seed, 10 * MEGABYTE)) for seed in range(4)]
+    with pytest.raises((ObjectStoreFullError, OutOfDiskError), match="full"):
+        shoal.put(array(0, 20 * MEGABYTE))
+    with pytest.raises(OutOfDiskError, match="object_spilling_directory"):
+        shoal.put(array(0, 2 * CAPACITY))
+    for seed, ref in enumerate(refs):
+        assert np.array_equal(get(ref), array(seed, 10 * MEGABYTE))
+    del refs, ref
+    assert np.array_equal(get(shoal.put(array(5, 40 * MEGABYTE))), array(5, 40 * MEGABYTE))
