@@ -410,12 +410,15 @@ class LeaseQueue:
 
     def _ask_back(self, granting: Granting, now: int) -> None:
         """Ask for leases by rule 3."""
+        lines = [
+            line for line in self._requests.turns if next(granting.left(line), None) is not None
+        ]
+        if not lines:
+            return
         by_holder: dict[Reservation | None, list[Lease]] = {}
         for lease in self._leases.values():
             by_holder.setdefault(lease.reservation, []).append(lease)
-        for line in self._requests.turns:
-            if next(granting.left(line), None) is None:
-                continue
+        for line in lines:
             asked, ripe_at = fairness.leases_to_ask_back(
                 partial(granting.left, line),
                 [

@@ -57,14 +57,13 @@ class Turns:
             self.place(claim)
         self._moved.clear()
 
-    def place(self, claim: Claim, skip: int = 0) -> None:
-        """Put a claim in its place; as if it held `skip` leases more."""
+    def place(self, claim: Claim) -> None:
+        """Put a claim in its place."""
         line = self._lines.get(claim.source)
         if claim.waiting:
             if line is None:
                 line = self._lines[claim.source] = Line(claim.source)
-            held, since = fairness.turn(claim)
-            line.by_turn.put(claim, (held + skip, since), claim.amounts)
+            line.by_turn.put(claim, fairness.turn(claim), claim.amounts)
             line.by_age.put(claim, (claim.waiting[0].seq,), claim.amounts)
         elif line is not None:
             line.by_turn.discard(claim)
@@ -163,11 +162,13 @@ class Granting:
         self._go_on(line, claim, self._ahead[claim])
 
     def _go_on(self, line: Line, claim: Claim, ahead: int) -> None:
-        if claim.waiting and ahead in {len(claim.waiting), self._most_forks}:
+        if ahead in {len(claim.waiting), self._most_forks}:
             # It has no more turns in this pass.
             line.by_turn.discard(claim)
         else:
-            self._turns.place(claim, ahead)
+            # As if it held more. How old it is matters only in the next pass.
+            held, since = fairness.turn(claim)
+            line.by_turn.put(claim, (held + ahead, since), claim.amounts)
         self._seek(line)
 
     @property
@@ -185,7 +186,8 @@ class Granting:
         for reservation, allocation in self._kept:
             self._supply.give_back(reservation, allocation)
         for claim in self._ahead:
-            self._turns.place(claim)
+            self._turns.moved(claim)
+        self._turns.refresh()
 
     def unserved(self, claim: Claim) -> Request | None:
         """After the end: the first request of a claim that did not fit, or found nothing left. None if they all wait for forks only, or
