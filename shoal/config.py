@@ -271,8 +271,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """A worker's log file is rotated at this size, keeping one older file."""
 
     record_call_sites: bool = False
-    """Whether each object remembers the line of the program that put it or submitted its task, and when; for `shoal memory`. Some
-    microseconds for each, and 200 bytes; nothing while it is off."""
+    """Whether each object remembers the line of the program that put it or submitted its task, and when; for `shoal memory`. A
+    microsecond or two for each, and 200 bytes; nothing while it is off."""
 
     task_events: int = 10_000
     """Finished tasks that each worker remembers for `timeline()`; 0 turns recording off."""

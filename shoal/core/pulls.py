@@ -19,7 +19,7 @@ Rule 4. The origin is asked first, then whom it names. A source that breaks off 
         bytes that have come are kept. A source is given up after `tries` failures in a row without a byte; a pull fails when
         no source is left. An origin that is merely busy is asked again and again, with pauses.
 Rule 5. A copy is pinned for each process that asked, until that has it mapped. Copies that nobody has pinned are dropped when
-        the origin says that the object is dead, and, the one unused for longest first, when room is wanted.
+        the origin says that the object is dead, and, the one unused for longest first, when room is wanted (those on disk take none).
 Rule 6. Every `Fetch` ends in exactly one outcome (arrived, broken, elsewhere, missing, no room), also one that was told to
         `Stop`. Outcomes carry the number of the attempt.
 
@@ -67,16 +67,23 @@ class Pulls:
         inflight: Rule 3; the shell has as many threads.
         tries: Rule 4.
         feeds: Whether somebody gets this object from here just now.
+        on_disk: Whether a whole copy takes room on disk only.
     """
 
     def __init__(
-        self, inflight_bytes: int, inflight: int, tries: int, feeds: Callable[[Key], bool]
+        self,
+        inflight_bytes: int,
+        inflight: int,
+        tries: int,
+        feeds: Callable[[Key], bool],
+        on_disk: Callable[[Key], bool] = lambda _: False,
     ) -> None:
         self.outbox: list[Effect] = []
         self._limit_bytes: Final = inflight_bytes
         self._limit: Final = inflight
         self._tries: Final = tries
         self._feeds: Final = feeds
+        self._on_disk: Final = on_disk
         self._attempts = 0
         self._copies: dict[Key, Copy] = {}
         self._queues: Final[dict[Why, dict[Key, None]]] = {why: {} for why in Why}
@@ -253,7 +260,7 @@ class Pulls:
         for key in list(self._unused):
             if given >= wanted:
                 break
-            if not self._feeds(key):
+            if not self._feeds(key) and not self._on_disk(key):
                 # Of one that somebody gets from here the memory would not be free yet.
                 copy = self._copies[key]
                 given += copy.size

@@ -8,30 +8,44 @@ Rule 2. Requests are served in order; one that must wait holds back the younger 
         starve it.
 Rule 3. While somebody waits, all holders are asked to give back what they do not use, again and again: what is in use now
         may be idle soon. Who waits itself is asked as well, but not for quota that is not in use: it has counted on that.
-Rule 4. A request that has waited `timeout_ns`, or that asks for more than there is at all, is answered with nothing and an
-        explanation that names the biggest holders.
-Rule 5. What a dead process held stays counted, since its segments still exist, until the shell says they are gone.
+Rule 4. When all have said what they can spare (or some keep silent for too long: a process may be stopped) and it is not enough,
+        holders are told to write objects to disk: see `core.spilling`.
+Rule 5. When nobody has anything to spill, whoever is first in line has its object made on disk after a while; what is larger than
+        the whole store is at once.
+Rule 6. A request that has waited `timeout_ns` is made on disk too. Only where that cannot be (the disk is full, or spilling is off)
+        is it answered with nothing and an explanation that names the biggest holders.
+Rule 7. What a dead process held stays counted, since its segments still exist, until the shell says they are gone.
+
+::
+
+              somebody waits              all have answered, or time is up
+    QUIET ────────────────────► ASKING ◄────────────────────────────────► SPILLING ─► orders; in the end, on disk
+      ▲  nobody waits             │         somebody new waits, or it is time to ask again    │
+      └───────────────────────────┴───────────────────────────────────────────────────────────┘
 """
 
 from __future__ import annotations
 
+import enum
 from collections import deque
-from collections.abc import Hashable
 from typing import Final, NamedTuple
 
-Holder = Hashable
+from shoal.core.spilling import Holder, SpillOrder, SpillOrders, SpillTerms
+
 _NAMED_HOLDERS: Final = 5
 _ASK_AGAIN_NS: Final = 100_000_000
 _MOST_PATIENCE_NS: Final = 1_600_000_000
 
 
 class Granted(NamedTuple):
-    """The answer to a request; nothing was granted if `explanation` is not empty."""
+    """The answer to a request. Nothing was granted if `explanation` is not empty, or `on_disk` is set: then the object is to be made
+    there."""
 
     holder: Holder
     req: int
     granted: int
     explanation: str = ""
+    on_disk: bool = False
 
 
 class Wanted(NamedTuple):
@@ -42,29 +56,62 @@ class Wanted(NamedTuple):
     itself: bool = False
 
 
-Effect = Granted | Wanted
+Effect = Granted | Wanted | SpillOrder
+
+
+class _Stage(enum.Enum):
+    QUIET = "nobody waits"
+    ASKING = "holders say what they have idle"
+    SPILLING = "holders write to disk"
 
 
 class _Waiting(NamedTuple):
     holder: Holder
     req: int
     needed: int
+    since: int
     deadline: int
 
 
 class StoreQuotas:
-    """See the module's docstring. Times are nanoseconds."""
+    """See the module's docstring. Times are nanoseconds.
 
-    def __init__(self, capacity: int, chunk: int, timeout_ns: int) -> None:
+    Args:
+        capacity: Bytes.
+        chunk: Bytes granted at a time, while there is room.
+        timeout_ns: Rule 6.
+        spill: How to spill; None turns it off.
+        ask_ns: How long holders may take to say what they have idle.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        chunk: int,
+        timeout_ns: int,
+        spill: SpillTerms | None = None,
+        ask_ns: int = 0,
+    ) -> None:
         self.outbox: list[Effect] = []
         self.capacity = capacity
         self._chunk = chunk
         self._timeout_ns = timeout_ns
+        self._spill = None if spill is None else SpillOrders(spill)
+        self._ask_ns = ask_ns
         self._held: dict[Holder, int] = {}
         self._names: dict[Holder, str] = {}
         self._dead: dict[Holder, None] = {}
         self._granted = 0
         self._waiting: deque[_Waiting] = deque()
+        # For more than the whole store, while the disk is full.
+        self._beyond: deque[_Waiting] = deque()
+        self._stage = _Stage.QUIET
+        # Holders that are to answer in this round, and those that still owe an answer from an earlier one: a stopped process does not
+        # hold up the others again and again.
+        self._asked: dict[Holder, None] = {}
+        self._silent: dict[Holder, None] = {}
+        self._answers_until = 0
+        self._somebody_new = False
         # When to ask the holders again, if somebody waits; each time later than the time before, since most have said by then
         # what they can spare.
         self._ask_at = 0
@@ -88,62 +135,101 @@ class StoreQuotas:
     def on_request(self, holder: Holder, name: str, req: int, needed: int, now: int) -> None:
         """A process asks for at least `needed` bytes; `name` is how explanations call it."""
         self._names[holder] = name
-        needed = max(1, needed)
-        if needed > self.capacity:
+        waiting = _Waiting(holder, req, max(1, needed), now, now + self._timeout_ns)
+        if needed <= self.capacity:
+            self._waiting.append(waiting)
+            self._serve()
+            if self._waiting and self._waiting[-1] is waiting:
+                self._somebody_new = True
+                self._ask_at = min(self._ask_at, now + _ASK_AGAIN_NS)
+                self._patience_ns = _ASK_AGAIN_NS
+        elif self._spill is not None:
+            self._beyond.append(waiting)
+        else:
             explanation = (
                 f"{needed:,} bytes were asked for, but the whole object store has {self.capacity:,}; "
                 "start shoal with a larger object_store_memory, or make smaller objects"
             )
             self.outbox.append(Granted(holder, req, 0, explanation))
-            return
-        self._waiting.append(_Waiting(holder, req, needed, now + self._timeout_ns))
-        self._serve()
-        if self._waiting and self._waiting[-1].req == req and self._waiting[-1].holder == holder:
-            self._patience_ns = _ASK_AGAIN_NS
-            self._ask(needed, now)
+        self._advance(now)
 
-    def on_return(self, holder: Holder, returned: int) -> None:
-        """A process gives bytes back; more than it holds counts as all that it holds."""
+    def on_return(self, holder: Holder, returned: int, now: int, *, asked: bool = False) -> None:
+        """A process gives bytes back; more than it holds counts as all that it holds. `asked`: it answers a `Wanted`."""
+        if asked:
+            self._heard_from(holder)
         self._release(holder, returned)
         self._serve()
+        self._advance(now)
 
-    def on_holder_gone(self, holder: Holder) -> None:
+    def on_spilled(self, holder: Holder, freed: int, error: str, now: int) -> None:
+        """A process has carried out a `SpillOrder`, and gives `freed` bytes back; the dead do so by `on_swept`, before this. `error`:
+        the disk took no more."""
+        if self._spill is not None:
+            self._spill.on_spilled(holder, freed, error, now)
+        if holder not in self._dead:
+            self._release(holder, freed)
+            self._serve()
+        self._advance(now)
+
+    def on_holder_gone(self, holder: Holder, now: int) -> None:
         """A process has ended. What it held stays counted until `on_swept`."""
         self._waiting = deque(w for w in self._waiting if w.holder != holder)
+        self._beyond = deque(w for w in self._beyond if w.holder != holder)
+        self._heard_from(holder)
+        if self._spill is not None:
+            self._spill.on_holder_gone(holder)
         if self._held.get(holder):
             self._dead[holder] = None
         else:
             self._forget(holder)
         self._serve()
+        self._advance(now)
 
-    def on_swept(self, holder: Holder, left: int) -> None:
+    def on_swept(self, holder: Holder, left: int, now: int) -> None:
         """The segments of a process that has ended now take up `left` bytes."""
         if holder in self._dead:
             self._release(holder, max(0, self._held[holder] - left))
             if not self._held.get(holder):
                 self._forget(holder)
             self._serve()
+            self._advance(now)
 
     def on_tick(self, now: int) -> None:
         """Time has passed."""
-        late = [w for w in self._waiting if w.deadline <= now]
+        if self._spill is not None:
+            self._spill.on_time(now)
+        self._advance(now)
+        late = [w for w in (*self._beyond, *self._waiting) if w.deadline <= now]
         if late:
+            self._beyond = deque(w for w in self._beyond if w.deadline > now)
             self._waiting = deque(w for w in self._waiting if w.deadline > now)
             for waiting in late:
-                self.outbox.append(
-                    Granted(waiting.holder, waiting.req, 0, self._explain(waiting.needed))
-                )
+                if self._spill is not None and not self._spill.is_disk_full(waiting.since):
+                    # It is only that the disk is slow, or much is written for others.
+                    self._grant_on_disk(waiting)
+                else:
+                    explanation = self._explain(waiting.needed)
+                    self.outbox.append(Granted(waiting.holder, waiting.req, 0, explanation))
             self._serve()
-        if self._waiting and self._ask_at <= now:
-            self._ask(sum(w.needed for w in self._waiting) - self.free, now)
+            self._advance(now)
 
     def next_deadline(self) -> int | None:
         """When to call `on_tick`."""
-        if not self._waiting:
-            return None
-        return min(self._ask_at, *(w.deadline for w in self._waiting))
+        times = [w.deadline for w in (*self._beyond, *self._waiting)]
+        spill = self._spill
+        if times and spill is not None and spill.resting:
+            times.append(spill.again_at)
+        if self._waiting:
+            times.append(self._answers_until if self._stage is _Stage.ASKING else self._ask_at)
+            if spill is not None and self._stage is _Stage.SPILLING:
+                late_at = spill.next_late()
+                if late_at is not None:
+                    times.append(late_at)
+                if spill.exhausted:
+                    times.append(self._waiting[0].since + spill.terms.fallback_ns)
+        return min(times, default=None)
 
-    # --- inner workings ------------------------------------------------------------------------------------------
+    # --- granting ------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
         while self._waiting and self._waiting[0].needed <= self.free:
@@ -155,13 +241,8 @@ class StoreQuotas:
             self._granted += granted
             self.outbox.append(Granted(waiting.holder, waiting.req, granted))
 
-    def _ask(self, wanted: int, now: int) -> None:
-        self._ask_at = now + self._patience_ns
-        self._patience_ns = min(2 * self._patience_ns, _MOST_PATIENCE_NS)
-        waiting = {w.holder for w in self._waiting}
-        for holder in self._held:
-            if holder not in self._dead:
-                self.outbox.append(Wanted(holder, wanted, holder in waiting))
+    def _grant_on_disk(self, waiting: _Waiting) -> None:
+        self.outbox.append(Granted(waiting.holder, waiting.req, 0, on_disk=True))
 
     def _release(self, holder: Holder, returned: int) -> None:
         held = self._held.get(holder, 0)
@@ -176,6 +257,73 @@ class StoreQuotas:
         self._dead.pop(holder, None)
         self._names.pop(holder, None)
 
+    # --- getting room --------------------------------------------------------------------------------------------
+
+    def _advance(self, now: int) -> None:
+        """Do what is next for those who wait."""
+        spill = self._spill
+        if spill is not None and not spill.resting:
+            while self._beyond:
+                self._grant_on_disk(self._beyond.popleft())
+        while self._waiting:
+            if self._stage is _Stage.QUIET:
+                self._ask(now)
+            if self._stage is _Stage.ASKING:
+                if self._asked and now < self._answers_until:
+                    return
+                self._silent.update(self._asked)
+                self._asked.clear()
+                self._stage = _Stage.SPILLING
+            if spill is not None:
+                self._have_spilled(spill, now)
+            # Only after orders were given: or where requests come all the time, nobody would do anything but ask.
+            if self._waiting:
+                if not self._somebody_new and now < self._ask_at:
+                    return
+                self._ask(now)
+        self._stage = _Stage.QUIET
+        self._somebody_new = False
+
+    def _ask(self, now: int) -> None:
+        """Begin a round: who has idle memory? Those that owe an answer are not asked again."""
+        self._stage = _Stage.ASKING
+        self._somebody_new = False
+        self._answers_until = now + self._ask_ns
+        if self._ask_at <= now:
+            self._ask_at = now + self._patience_ns
+            self._patience_ns = min(2 * self._patience_ns, _MOST_PATIENCE_NS)
+            if self._spill is not None:
+                self._spill.begin_round()
+        missing = self._missing()
+        waiting = {w.holder for w in self._waiting}
+        for holder in self._held:
+            if holder not in self._dead and not self._owes_answer(holder):
+                self._asked[holder] = None
+                self.outbox.append(Wanted(holder, missing, holder in waiting))
+
+    def _owes_answer(self, holder: Holder) -> bool:
+        return holder in self._asked or holder in self._silent
+
+    def _heard_from(self, holder: Holder) -> None:
+        self._asked.pop(holder, None)
+        self._silent.pop(holder, None)
+
+    def _have_spilled(self, spill: SpillOrders, now: int) -> None:
+        """Have holders write to disk; if there is nothing to be written, those who have waited for long enough do it themselves."""
+        while self._waiting:
+            self.outbox += spill.choose(self._missing(), self._held, self._silent, now)
+            first = self._waiting[0]
+            if not spill.exhausted or now < first.since + spill.terms.fallback_ns:
+                return
+            self._grant_on_disk(self._waiting.popleft())
+            self._serve()
+
+    def _missing(self) -> int:
+        """Bytes that those who wait need, and that are not free."""
+        return min(self.capacity, sum(w.needed for w in self._waiting)) - self.free
+
+    # --- words ---------------------------------------------------------------------------------------------------
+
     def _explain(self, needed: int) -> str:
         biggest = sorted(self._held.items(), key=lambda item: -item[1])
         holders = [
@@ -185,10 +333,20 @@ class StoreQuotas:
         if len(biggest) > _NAMED_HOLDERS:
             rest = sum(held for _, held in biggest[_NAMED_HOLDERS:])
             holders.append(f"{len(biggest) - _NAMED_HOLDERS} others {rest:,}")
+        spill = self._spill
+        disk, advice = (
+            "",
+            "Drop references to large objects, or start shoal with a larger object_store_memory",
+        )
+        if spill is not None:
+            disk = f" Spilling to {spill.terms.place} has stopped: {spill.error}."
+            advice = (
+                "Make room there, drop references to large objects, or start shoal with a larger object_store_memory or another "
+                "object_spilling_directory"
+            )
         return (
             f"no room for {needed:,} bytes came free in {self._timeout_ns / 1e9:g} s; {self._granted:,} of "
-            f"{self.capacity:,} bytes are taken: {'; '.join(holders)}. Drop references to large objects, or start shoal "
-            "with a larger object_store_memory"
+            f"{self.capacity:,} bytes are taken: {'; '.join(holders)}.{disk} {advice}"
         )
 
     def check(self) -> None:
@@ -196,5 +354,12 @@ class StoreQuotas:
         assert sum(self._held.values()) == self._granted <= self.capacity
         assert all(held > 0 for held in self._held.values())
         assert all(holder in self._held for holder in self._dead)
+        assert not any(self._owes_answer(holder) for holder in self._dead)
+        assert (self._stage is _Stage.QUIET) == (not self._waiting)
         if self._waiting:
             assert self._waiting[0].needed > self.free, "the first in line could be served"
+        if self._beyond:
+            assert self._spill is not None
+            assert self._spill.resting, "the disk is well, and somebody waits for it"
+        if self._spill is not None:
+            self._spill.check()

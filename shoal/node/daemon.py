@@ -68,7 +68,6 @@ from shoal.messages.node import (
     Watch,
 )
 from shoal.messages.placement import InBundle
-from shoal.messages.stores import Abandoned, FreeOrphans, InUse, LetGo, QuotaRequest, QuotaReturn
 from shoal.node.accounts import Accounts
 from shoal.node.actor_wishes import actor_handlers
 from shoal.node.actors import DIRECTORY, ActorSeats
@@ -345,7 +344,7 @@ class Daemon:
     # --- messages of clients -------------------------------------------------------------------------------------
 
     def _make_handlers(self) -> dict[type, Callable[[Client, Any], None]]:
-        queue, store = self._workers.queue, self._store
+        queue = self._workers.queue
         return {
             LeaseRequest: self._on_lease_request,
             LeaseCancel: self._leasing.on_cancel,
@@ -360,12 +359,7 @@ class Daemon:
             ActorStarted: self._actors.on_started,
             ActorExiting: self._actors.on_exiting,
             NodesQuery: self._on_nodes_query,
-            QuotaRequest: store.on_request,
-            QuotaReturn: lambda client, m: store.on_return(client, m.returned),
-            FreeOrphans: lambda _, m: store.free(m.locations),
-            InUse: store.on_in_use,
-            Abandoned: store.on_abandoned,
-            LetGo: store.on_let_go,
+            **self._store.client_handlers,
             **self._workers.client_handlers,
             **self._groups.client_handlers,
             **self._queries.client_handlers,

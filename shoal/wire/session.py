@@ -8,6 +8,7 @@
         shm                      text: the path of the session's shared-memory directory
         spill                    objects that did not fit into it: 0700, or a link to such a folder elsewhere
         head                     text: the pid of the head, which is also the number of its terminal session
+        starter                  text: who starts it (`runtime.starters`), if `shoal start` does  0600
         node.json                what it is a node of (`messages.boot.NodeFile`)   0600
         token                    the token of its cluster                          0600
         node.sock                the node daemon listens here                     0600
@@ -15,7 +16,7 @@
         d-<8 hex>.sock           driver                                            0600
         w-<8 hex>.door           where a process gets connections from other nodes 0600
         logs/                    output of the head and of every worker            0600
-      c-<name of a cluster>/     0700, one per control store: lock, head, control.json, logs/, and its storage by default
+      c-<name of a cluster>/     0700, one per control store: lock, head, starter, control.json, logs/, and its storage by default
 
 Guarantees: a session's shared memory, and what it has elsewhere on disk, is removed before its folder, so that whoever finds no folder has
 nothing to clean up; a folder whose lock can be taken belongs to nobody alive.
@@ -40,6 +41,7 @@ LOCK: Final = "lock"
 SHM: Final = "shm"
 SPILL: Final = "spill"
 HEAD: Final = "head"
+STARTER: Final = "starter"
 NODE_FILE: Final = "node.json"
 CONTROL_FILE: Final = "control.json"
 STORAGE_FILE: Final = "control.db"

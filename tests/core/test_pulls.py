@@ -272,6 +272,17 @@ def test_room_is_made_of_what_was_unused_for_longest() -> None:
     assert drain(machine) == [Discard(key(2))]
 
 
+def test_copies_on_disk_are_no_room() -> None:
+    machine = Pulls(100, 4, 3, feeds=lambda _key: False, on_disk=lambda of: of == key(0))
+    for number in range(2):
+        wish(machine, key(number), req=number)
+        machine.on_arrived(key(number), number + 1, HERE, 0)
+        machine.on_done_with(1, number, 0)
+    drain(machine)
+    assert machine.on_room_wanted(1000) == 10
+    assert drain(machine) == [Discard(key(1))]
+
+
 def test_what_somebody_gets_from_here_is_no_room() -> None:
     machine = Pulls(100, 4, 3, feeds=lambda of: of == key(0))
     wish(machine, key())

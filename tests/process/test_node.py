@@ -421,7 +421,7 @@ def test_nodes_tell_what_is_there_and_what_is_free() -> None:
 
 
 def test_quotas_wait_for_room_and_explain_when_there_is_none() -> None:
-    settings = {"store_full_timeout_s": 0.2, "quota_chunk_bytes": 1 << 20}
+    settings = {"store_full_timeout_s": 0.2, "quota_chunk_bytes": 1 << 20, "spill": False}
     with node_session(settings=settings, object_store_memory=8 << 20) as session:
         driver = session.register()
         driver.send(QuotaRequest(1, 8 << 20))

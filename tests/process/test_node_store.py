@@ -25,7 +25,8 @@ from tests.process.node_sessions import NodeSession, node_session, wait_for
 
 MB = 1 << 20
 CAPACITY = 64 * MB
-SETTINGS = {"store_full_timeout_s": 0.1, "quota_chunk_bytes": MB}
+# Full is full here; what goes to disk is in `test_spilling`.
+SETTINGS = {"store_full_timeout_s": 0.1, "quota_chunk_bytes": MB, "spill": False}
 
 # What the worker runs: an arena with one large object and three smaller ones, each filled with its number.
 MAKE_OBJECTS = """

@@ -284,3 +284,34 @@ def test_a_client_that_ends_gives_up_what_it_waits_for(start: Start) -> None:
     finally:
         os.kill(source.process.pid, signal.SIGCONT)
     assert reader("pull", 2, 1, source.creator, location)[0] == digest(content(32 * MB, 3))
+
+
+def test_copies_go_to_disk_where_the_store_is_too_small_for_them(
+    start: Start, tmp_path: Path
+) -> None:
+    source = start(store_bytes=512 * MB, maker_bytes=256 * MB)
+    reader = start(
+        store_bytes=64 * MB, maker_bytes=0, session_dir=str(tmp_path), spill_fallback_s=0.1
+    )
+    large = source("put", 70 * MB, 1)
+    assert reader("pull", 1, 1, source.creator, large)[0] == digest(content(70 * MB, 1))
+    assert reader("facts")["spilled_bytes"] == 70 * MB
+    assert reader("facts")["live_bytes"] == 0
+    # Pinned by clients that have not mapped them: they are not dropped, but written.
+    locations = [source("put", 10 * MB, number) for number in range(12)]
+    for req, location in enumerate(locations):
+        reader("begin", 2, 100 + req, source.creator, location, 0)
+    until(lambda: reader("facts")["attempts"] == 0)
+    facts = reader("facts")
+    assert facts["copies"] == 13
+    assert facts["live_bytes"] <= 64 * MB
+    for req in range(12):
+        assert reader("pull", 2, 100 + req, "", [])[0] == digest(content(10 * MB, req))
+    # What is on disk goes when the objects do.
+    reader("client_gone", 2)
+    for location in [large, *locations]:
+        source("free", location)
+    for req in (1, *range(100, 112)):
+        reader("drop", req)
+    until(lambda: reader("facts")["copies"] == 0)
+    until(lambda: not os.listdir(tmp_path / "spill"))

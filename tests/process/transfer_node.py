@@ -34,6 +34,7 @@ from shoal.node.transfer.links import open_bulk
 from shoal.node.transfer.service import Transfers
 from shoal.store import Arena, QuotaExhausted, Reader, copy_into, shm_directory
 from shoal.wire.addresses import make_address, make_place
+from shoal.wire.session import spill_path
 from shoal.wire.tls import Tls
 from tests.wire.doors import turn_away
 
@@ -70,9 +71,23 @@ class _Program:
         config = Config(**setup["config"])
         door = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.place = make_place("127.0.0.1", door.getsockname()[1])
+        session_dir = setup["session_dir"]
         boot = Boot(
-            TOKEN, "s-1", "/", str(self.directory), -1, 0, {}, [], {}, setup["store_bytes"], config
+            TOKEN,
+            "s-1",
+            session_dir,
+            str(self.directory),
+            -1,
+            0,
+            {},
+            [],
+            {},
+            setup["store_bytes"],
+            config,
         )
+        spill_directory = Path(spill_path(session_dir)) if config.spill else None
+        if spill_directory is not None:
+            spill_directory.mkdir(mode=0o700)
         self.clients = Clients()
         self.keeper = StoreKeeper(loop, boot, self.clients)
         tls = Tls.of(config)
@@ -83,7 +98,7 @@ class _Program:
             setup.get("token", TOKEN.decode()).encode(),
             make_address(self.place, "n-" + setup["digits"]),
             self.directory,
-            None,
+            spill_directory,
             config,
             lambda place: open_bulk(place, 5.0, None if tls is None else tls.client),
             None if tls is None else tls.server,
@@ -99,7 +114,7 @@ class _Program:
         )
         self.maker = Arena(self.directory, setup["maker"], setup["maker_bytes"])
         self.maker_name = "w-" + setup["maker"]
-        self.reader = Reader(self.directory)
+        self.reader = Reader(self.directory, spill_directory)
         self.views: dict[int, memoryview] = {}
         self.pulled: dict[tuple[int, int], Future[Pulled]] = {}
         self.client_of: dict[int, Any] = {}
@@ -203,11 +218,12 @@ class _Program:
             "attempts": len(self.transfers._attempts),
             "uploads": len(self.transfers._uploads._active),
             "threads": threading.active_count(),
+            "spilled_bytes": stats.spilled_bytes if stats else 0,
         }
 
     def sweep(self) -> None:
         """The maker has ended, and its job with it."""
-        self.keeper._sweep(self.maker_name[2:])
+        self.keeper._estates._end(self.maker_name[2:], "")
 
     def served(self) -> int:
         """How many connections of others there are for objects."""
@@ -276,6 +292,7 @@ class TransferNode:
         store_bytes: int = 256 * MB,
         maker_bytes: int = 128 * MB,
         token: bytes = TOKEN,
+        session_dir: str = "",
         **config: Any,
     ) -> None:
         self.process = subprocess.Popen(
@@ -294,7 +311,8 @@ class TransferNode:
                 "maker_bytes": maker_bytes,
                 "store_bytes": store_bytes,
                 "token": token.decode(),
-                "config": config,
+                "session_dir": session_dir,
+                "config": {"spill": bool(session_dir), **config},
             }
         )
         threading.Thread(target=self._read, daemon=True).start()

@@ -62,7 +62,7 @@ class Link:
 
     def send(self, message: Any) -> None:
         assert isinstance(message, QuotaReturn)
-        self._node.quotas.on_return(self._name, message.returned)
+        self._node.quotas.on_return(self._name, message.returned, 0, asked=message.asked)
 
     send_now = send
 

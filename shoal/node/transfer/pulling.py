@@ -16,7 +16,12 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from shoal.core.pull_records import Fetch
-from shoal.errors import AuthenticationError, ObjectStoreFullError, ProtocolError
+from shoal.errors import (
+    AuthenticationError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    ProtocolError,
+)
 from shoal.messages.transfer import Ask, Elsewhere, Missing, Sending
 from shoal.node.transfer.blocks import Incoming
 from shoal.node.transfer.links import Link, LinkBrokenError, LinkPool
@@ -79,6 +84,7 @@ class Attempt:
         self._accepted = accepted
         self._link: Link | None = None
         self.stopped = False
+        self.on_disk = False
 
     def stop(self) -> None:
         """Break off soon."""
@@ -92,10 +98,12 @@ class Attempt:
         incoming = self.incoming
         if incoming.location is None:
             try:
-                incoming.place(self._arena.create(self.fetch.key.location.size))
+                incoming.place(
+                    self._arena.create(self.fetch.key.location.size, on_disk=self.on_disk)
+                )
             except QuotaExhausted as exhausted:
                 return Short(exhausted.needed_bytes)
-            except ObjectStoreFullError as error:
+            except (ObjectStoreFullError, OutOfDiskError) as error:
                 return Full(str(error))
         before = incoming.received
         try:

@@ -31,7 +31,14 @@ from shoal.core.pull_records import Answer, Copy, Discard, Fetch, Key, Stage, St
 from shoal.core.pulls import Pulls
 from shoal.core.uploads import Serve, Uploads
 from shoal.errors import ProtocolError
-from shoal.messages.stores import FreeOrphans, QuotaGranted, QuotaRequest, QuotaWanted
+from shoal.messages.stores import (
+    FreeOrphans,
+    QuotaGranted,
+    QuotaRequest,
+    QuotaWanted,
+    Spilled,
+    SpillWanted,
+)
 from shoal.messages.transfer import (
     Ask,
     CopiesDead,
@@ -49,6 +56,7 @@ from shoal.node.transfer.admission import admit
 from shoal.node.transfer.blocks import CopySource, Incoming, LockedSource, Source
 from shoal.node.transfer.links import Link, LinkBrokenError, LinkPool
 from shoal.node.transfer.pulling import Arrived, Attempt, Broken, Full, Outcome, Short
+from shoal.node.transfer.room import Share
 from shoal.node.transfer.serving import Serving, Terms, Upload
 from shoal.store import Arena, ArenaStats
 from shoal.wire.addresses import creator_at, place_of
@@ -63,17 +71,6 @@ _LATE_S: Final = 10.0
 
 def _keep_going(_link: Link) -> None:
     """Nobody breaks off telling others of dead copies."""
-
-
-class _Share:
-    """The daemon as a holder of quota among its clients."""
-
-    def __init__(self, address: str, take: Callable[[Any], None]) -> None:
-        self.address = address
-        self.send = take
-
-    def __str__(self) -> str:
-        return "the node daemon, for copies of objects of other nodes,"
 
 
 class Transfers:
@@ -111,7 +108,9 @@ class Transfers:
         self._open = connect
         self._context = context
         limit = min(config.pull_inflight_bytes, keeper.quotas.capacity // 2)
-        self._pulls = Pulls(limit, config.pulls_at_once, config.pull_tries, self._feeds)
+        self._pulls = Pulls(
+            limit, config.pulls_at_once, config.pull_tries, self._feeds, self._is_on_disk
+        )
         self._uploads = Uploads(self._place, config.uploads_per_object, self._pulls.stage)
         self._terms = Terms(
             config.transfer_chunk_bytes,
@@ -121,7 +120,7 @@ class Transfers:
             2 * config.bulk_idle_s + _LATE_S,
         )
         self._pool = LinkPool(config.bulk_idle_s)
-        self._share = _Share(address, self._take_quota)
+        self._share = Share(address, keeper, self._take_quota, self._tell_loop)
         self._arena: Arena | None = None
         self._incoming: dict[Key, Incoming] = {}
         self._attempts: dict[int, Attempt] = {}
@@ -147,7 +146,7 @@ class Transfers:
                 f"an object of {message.creator!r} cannot be brought to {self._place}"
             )
         size, capacity = message.location.size, self._keeper.quotas.capacity
-        if size > capacity:
+        if size > capacity and self._spill_directory is None:
             error = (
                 f"ObjectStoreFullError: it has {size:,} bytes, but the whole object store of this node has {capacity:,}; "
                 "start the node with a larger object_store_memory, or make smaller objects"
@@ -235,6 +234,12 @@ class Transfers:
 
     def _feeds(self, key: Key) -> bool:
         return self._uploads.feeds(key)
+
+    def _is_on_disk(self, key: Key) -> bool:
+        location = self._incoming[key].location
+        assert self._arena is not None
+        assert location is not None
+        return self._arena.path_of(location).parent != self._directory
 
     def _drain(self) -> None:
         """Carry out what the cores want."""
@@ -347,6 +352,9 @@ class Transfers:
             case Missing(reason):
                 self._pulls.on_missing(key, number, reason, now)
             case Full(reason):
+                if attempt.on_disk:
+                    # The disk was full: nobody else need try.
+                    self._keeper.on_spilled(self._share, Spilled(0, 0, reason))
                 self._pulls.on_no_room(key, number, reason, now)
             case Broken(reason, progress):
                 self._pulls.on_broken(key, number, reason, now, progress=progress)
@@ -389,36 +397,34 @@ class Transfers:
         self._short[req] = attempt
         self._keeper.on_request(self._share, QuotaRequest(req, needed))
 
-    def _take_quota(self, message: QuotaGranted | QuotaWanted) -> None:
+    def _take_quota(self, message: QuotaGranted | QuotaWanted | SpillWanted) -> None:
         # The keeper is in the middle of its own work.
         self._loop.call_soon(self._on_quota, message)
 
-    def _on_quota(self, message: QuotaGranted | QuotaWanted) -> None:
+    def _on_quota(self, message: QuotaGranted | QuotaWanted | SpillWanted) -> None:
         arena = self._arena
         if self._closed or arena is None:
+            return
+        if isinstance(message, SpillWanted):
+            self._share.spill(arena, message.wanted)
             return
         if isinstance(message, QuotaWanted):
             stats = arena.stats()
             spare = stats.quota_bytes - stats.backed_bytes if not message.itself else 0
             self._pulls.on_room_wanted(message.wanted - spare - stats.warm_bytes)
             self._drain()
-            self._have_done(self._give_back, arena, message.wanted, message.itself)
+            self._share.give_back(arena, message.wanted, itself=message.itself)
             return
         attempt = self._short.pop(message.req, None)
         if message.granted:
             arena.grant(message.granted)
         if attempt is None:
             return
-        if message.granted:
+        if message.granted or message.on_disk:
+            attempt.on_disk = message.on_disk
             self._begin(attempt)
         else:
             self._on_outcome(attempt, Full(message.explanation or "the object store is full"))
-
-    def _give_back(self, arena: Arena, wanted: int, itself: bool) -> None:
-        """Unmapping takes its time (in a thread)."""
-        given = arena.reclaim(wanted, unused=not itself)
-        if given:
-            self._tell_loop(self._keeper.on_return, self._share, given)
 
     # --- serving (in their threads) ------------------------------------------------------------------------------
 
@@ -556,6 +562,7 @@ class Transfers:
         for incoming in self._incoming.values():
             incoming.end("this daemon ends")
         self._pool.close()
+        self._share.close()
         for _, thread in servings:
             thread.join(_JOIN_S)
         for executor in (self._pullers, self._chores):

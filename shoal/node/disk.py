@@ -1,0 +1,66 @@
+"""What a node's store has written to disk: how much, in how long, and how much of it is there now.
+
+How much is there is not counted but looked up, since whoever frees a spilled object removes or shrinks a file and tells nobody.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+_log = logging.getLogger("shoal.node")
+
+_MIB: Final = 1 << 20
+
+
+class SpillAccounts:
+    """See the module's docstring. `directory` is the spill folder; "" if nothing is spilled.
+
+    Attributes:
+        written: Bytes that were written since the node began, but for objects that were made on disk.
+        spent_ns: How long holders have written, added up.
+        error: Why the disk took no more, the last time that something was written; "" if it did.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.written = 0
+        self.spent_ns = 0
+        self.error = ""
+        self._directory = directory
+        self._since: dict[str, int] = {}
+        self._told = False
+
+    def on_order(self, holder: str, now: int) -> None:
+        """Somebody is told to write."""
+        if not self._told:
+            self._told = True
+            _log.info("the object store is full: objects are written to %s", self._directory)
+        self._since[holder] = now
+
+    def on_spilled(self, holder: str, written: int, error: str, now: int) -> None:
+        """Somebody has written."""
+        since = self._since.pop(holder, None)
+        if since is not None:
+            self.spent_ns += now - since
+        self.written += written
+        if error and error != self.error:
+            _log.warning(
+                "spilling to %s has stopped after %d MiB: %s",
+                self._directory,
+                self.written // _MIB,
+                error,
+            )
+        if error or written:
+            self.error = error
+
+    def on_holder_gone(self, holder: str) -> None:
+        """A process has ended."""
+        self._since.pop(holder, None)
+
+    def on_disk(self) -> int:
+        """Bytes of the disk that the files there take now. Looks at each of them."""
+        from shoal.store.spilling import disk_bytes
+
+        return disk_bytes(Path(self._directory)) if os.path.isdir(self._directory) else 0

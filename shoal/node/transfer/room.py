@@ -1,0 +1,82 @@
+"""The daemon as a holder of quota among its clients: what it gives back, and what it writes to disk, when others need room.
+
+Both take their time, and have a thread of their own for it, so that they do not wait for those that talk with other nodes. The keeper
+gets every answer, in the loop.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from shoal.messages.stores import QuotaReturn, Spilled
+from shoal.node.store import StoreKeeper
+from shoal.store import Arena
+
+_log = logging.getLogger("shoal.node")
+
+
+class Share:
+    """See the module's docstring.
+
+    Args:
+        address: The daemon's own.
+        keeper: Where quota comes from.
+        take: Gets what the keeper says.
+        tell_loop: Calls something in the loop.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        keeper: StoreKeeper,
+        take: Callable[[Any], None],
+        tell_loop: Callable[..., object],
+    ) -> None:
+        self.address = address
+        self.send = take
+        self._keeper = keeper
+        self._tell_loop = tell_loop
+        self._thread: ThreadPoolExecutor | None = None
+
+    def __str__(self) -> str:
+        return "the node daemon, for copies of objects of other nodes,"
+
+    def give_back(self, arena: Arena, wanted: int, *, itself: bool) -> None:
+        """Give back what is idle, and unless the daemon waits `itself`, what was granted and is not in use."""
+
+        def work() -> None:
+            given = 0
+            try:
+                given = arena.reclaim(wanted, unused=not itself)
+            except Exception:  # noqa: BLE001 - a defect of ours, but who waits for room must have an answer
+                _log.exception("giving room back failed")
+            self._tell_loop(self._keeper.on_return, self, QuotaReturn(given, asked=True))
+
+        self._have_done(work)
+
+    def spill(self, arena: Arena, wanted: int) -> None:
+        """Write copies to disk: those that somebody is about to map, or that others get from here, cannot be dropped."""
+
+        def work() -> None:
+            answer = Spilled(0, 0)
+            try:
+                result = arena.spill(wanted)
+                answer = Spilled(result.freed, result.written, result.error)
+            except Exception:  # noqa: BLE001 - a defect of ours, but who waits for room must have an answer
+                _log.exception("spilling copies failed")
+            self._tell_loop(self._keeper.on_spilled, self, answer)
+
+        self._have_done(work)
+
+    def _have_done(self, work: Callable[[], None]) -> None:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "shoal-room")
+        self._thread.submit(work)
+
+    def close(self) -> None:
+        """Do nothing more."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
