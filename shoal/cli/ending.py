@@ -14,7 +14,8 @@ from typing import Final
 
 from shoal.runtime.joining import FoundControl, FoundNode
 from shoal.runtime.session_folder import SESSION_VARIABLE, kill_orphans, shm_of
-from shoal.wire.session import is_alive, remove_session
+from shoal.runtime.starters import Starting
+from shoal.wire.session import HEAD, STORAGE_FILE, is_alive, remove_session
 
 _LOOK_S: Final = 0.02
 _AFTER_KILL_S: Final = 6.0
@@ -37,6 +38,23 @@ def end_control(control: FoundControl, grace_s: float) -> bool:
         killed = _end(control.directory, control.file.pid, grace_s)
     if not is_alive(control.directory):
         remove_session(control.directory, "")
+    return killed
+
+
+def end_starting(starting: Starting, grace_s: float) -> bool:
+    """End what does not serve yet and nobody starts any more: whoever did was killed, or takes its time. Whether it had to be killed."""
+    directory = starting.directory
+    killed = False
+    with contextlib.suppress(OSError, ValueError):
+        with open(f"{directory}/{HEAD}", encoding="ascii") as file:
+            pid = int(file.read())
+        killed = _end(directory, pid, grace_s)
+    if starting.is_node:
+        if os.path.exists(directory):
+            kill_orphans(directory)
+            remove_session(directory, shm_of(directory))
+    elif not is_alive(directory) and not os.path.exists(f"{directory}/{STORAGE_FILE}"):
+        remove_session(directory, "")
     return killed
 
 

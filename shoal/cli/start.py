@@ -45,6 +45,7 @@ from shoal.runtime.joining import (
 )
 from shoal.runtime.launch import Door, Head, begin_head
 from shoal.runtime.session_folder import Session, session_root, sweep_dead_sessions
+from shoal.runtime.starters import note_starter
 from shoal.runtime.starting import (
     Control,
     ControlFolder,
@@ -316,12 +317,18 @@ class _Start:
 
     def _folder(self, cluster_name: str) -> ControlFolder:
         try:
-            return ControlFolder(cluster_name, self._root)
+            folder = ControlFolder(cluster_name, self._root)
         except RunsAlready as error:
             raise Taken(
                 f"{error}. Add nodes to it with `shoal start --address=…`, end it with `shoal stop`, or give this one another name with "
                 "--cluster-name"
             ) from None
+        try:
+            note_starter(folder.directory)
+        except BaseException:
+            folder.give_up()
+            raise
+        return folder
 
     def node(self, control: str, ip: str | None) -> None:
         """Start a node of a cluster."""
@@ -384,6 +391,7 @@ class _Start:
     def _begin_node(self, token: bytes, control: str, ip: str, *, is_head: bool) -> None:
         session = Session(self._root, token)
         try:
+            note_starter(session.directory)
             _check_store(session.shm_dir, self._options["object_store_memory"])
         except BaseException:
             session.remove()

@@ -6,10 +6,11 @@ import time
 
 import click
 
-from shoal.cli.ending import end_control, end_node, tell_to_end
+from shoal.cli.ending import end_control, end_node, end_starting, tell_to_end
 from shoal.cli.failures import told
 from shoal.runtime.joining import FoundControl, FoundNode, find_controls, find_nodes
 from shoal.runtime.session_folder import session_root, sweep_dead_sessions
+from shoal.runtime.starters import end_starters, find_starting
 
 
 @click.command()
@@ -29,18 +30,26 @@ def stop(force: bool, grace_period: float, temp_dir: str | None) -> None:
     """End all nodes on this machine that `shoal start` has started, and the control store, if it is here."""
     with told():
         root = session_root(temp_dir)
+        deadline = time.monotonic() + (0.0 if force else grace_period)
+        starting = find_starting(root)
+        end_starters(starting, deadline)
+        # Some of it may serve since: then it is found as such.
         nodes = [node for node in find_nodes(root) if not node.file.starter_pid]
         controls = [c for c in find_controls(root) if _is_left_to_itself(c)]
-        deadline = time.monotonic() + (0.0 if force else grace_period)
-        killed = _stop_nodes(nodes, deadline) + _stop_controls(controls, deadline)
+        serving = {node.directory for node in nodes} | {each.directory for each in controls}
+        starting = [each for each in starting if each.directory not in serving]
+        killed = sum(end_starting(each, deadline - time.monotonic()) for each in starting)
+        killed += _stop_nodes(nodes, deadline) + _stop_controls(controls, deadline)
         sweep_dead_sessions(root)
-    if not nodes and not controls:
+    node_count = len(nodes) + sum(each.is_node for each in starting)
+    control_count = len(controls) + sum(not each.is_node for each in starting)
+    if not node_count and not control_count:
         click.echo(
             f"Nothing to stop: no node of this user runs on this machine (as {root} has it)."
         )
         return
     click.echo(
-        f"Stopped {_counted(len(nodes), 'node')} and {_counted(len(controls), 'control store')}."
+        f"Stopped {_counted(node_count, 'node')} and {_counted(control_count, 'control store')}."
     )
     if killed:
         how = "at once" if force else f"after {grace_period:g} s"
@@ -48,7 +57,7 @@ def stop(force: bool, grace_period: float, temp_dir: str | None) -> None:
 
 
 def _is_left_to_itself(control: FoundControl) -> bool:
-    # Dead ones too: only their folders are left. One that has not said a word is just starting.
+    # Dead ones too: only their folders are left. One that has not said a word is just starting (`find_starting`).
     return control.file is not None and not control.file.starter_pid
 
 

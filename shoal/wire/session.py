@@ -8,6 +8,7 @@
         shm                      text: the path of the session's shared-memory directory
         spill                    objects that did not fit into it: 0700, or a link to such a folder elsewhere
         head                     text: the pid of the head, which is also the number of its terminal session
+        starter                  text: who starts it (`runtime.starters`), if `shoal start` does  0600
         node.json                what it is a node of (`messages.boot.NodeFile`)   0600
         token                    the token of its cluster                          0600
         node.sock                the node daemon listens here                     0600
@@ -15,7 +16,7 @@
         d-<8 hex>.sock           driver                                            0600
         w-<8 hex>.door           where a process gets connections from other nodes 0600
         logs/                    output of the head and of every worker            0600
-      c-<name of a cluster>/     0700, one per control store: lock, head, control.json, logs/, and its storage by default
+      c-<name of a cluster>/     0700, one per control store: lock, head, starter, control.json, logs/, and its storage by default
 
 Guarantees: a session's shared memory, and what it has elsewhere on disk, is removed before its folder, so that whoever finds no folder has
 nothing to clean up; a folder whose lock can be taken belongs to nobody alive.
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import socket
@@ -40,6 +42,7 @@ LOCK: Final = "lock"
 SHM: Final = "shm"
 SPILL: Final = "spill"
 HEAD: Final = "head"
+STARTER: Final = "starter"
 NODE_FILE: Final = "node.json"
 CONTROL_FILE: Final = "control.json"
 STORAGE_FILE: Final = "control.db"
@@ -100,8 +103,19 @@ def spill_target(session_dir: str) -> str:
 
 
 def folder_name(session_dir: str) -> str:
-    """How a session calls folders of its own that are elsewhere, among those of others."""
-    return f"shoal-{os.getuid()}-{os.path.basename(session_dir)}"
+    """How a session calls folders of its own that are elsewhere (in shared memory, on another disk), among those of others."""
+    return f"shoal-{os.getuid()}-{name_elsewhere(session_dir)}"
+
+
+def name_elsewhere(session_dir: str) -> str:
+    """What a session is called among those of all roots: its name, and before it the mark of its root."""
+    root, name = os.path.split(session_dir)
+    return f"{root_mark(root)}-{name}"
+
+
+def root_mark(root: str) -> str:
+    """Eight digits of the path of a folder of sessions, by which one finds elsewhere what is of that folder."""
+    return hashlib.blake2b(os.fsencode(os.path.abspath(root)), digest_size=4).hexdigest()
 
 
 def log_dir(session_dir: str) -> str:
