@@ -468,18 +468,11 @@ class Process:
                 self.reactor.flush_locked()
 
     def complete(
-        self,
-        entry: Entry,
-        value: Any,
-        refs: list[Ref],
-        registered: bool | None,
-        voucher: str = "",
+        self, entry: Entry, value: Any, refs: list[Ref], registered: bool | None, voucher: str = ""
     ) -> None:
         """The value of an entry is known: tell everybody who waits for it."""
-        waiters = self.objects.complete(entry, value, refs, registered, voucher)
-        if waiters is not None:
-            for waiter in waiters:
-                waiter(entry)
+        for waiter in self.objects.complete(entry, value, refs, registered, voucher) or ():
+            waiter(entry)
 
     def when_known(self, entry: Entry, waiter: Callable[[Entry], None]) -> None:
         """Call `waiter(entry)`, with the lock held, once the entry's value is known."""
