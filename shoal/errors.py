@@ -277,7 +277,8 @@ class OutOfDiskError(ShoalError):
 
 
 class OutOfMemoryError(ShoalError):
-    """The memory monitor ended the worker that ran the task."""
+    """The worker that ran the task was ended, each time that it was tried, because its node was running out of memory; the message says
+    how much it had, and who else."""
 
 
 class NodeDiedError(ShoalError):

@@ -40,6 +40,7 @@ class Holdings:
         items: Entries that generators have and nobody has taken yet.
         captured: Entries that functions and classes captured, with their names.
         gone: Entries whose owners have ended.
+        detached: Entries that keep what detached actors were made of.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Holdings:
         items: Iterable[Entry],
         captured: Iterable[tuple[str, list[Entry]]],
         gone: Iterable[Entry],
+        detached: Iterable[Entry] = (),
     ) -> None:
         # How often each is held; texts are made for those only that somebody wants to see.
         self._tasks: dict[Entry, list[Task]] = {}
@@ -56,6 +58,7 @@ class Holdings:
         self._captured: dict[Entry, list[str]] = {}
         self._items = set(items)
         self._gone = set(gone)
+        self._detached = set(detached)
         for task in tasks:
             for entry in task.holds or ():
                 self._tasks.setdefault(entry, []).append(task)
@@ -66,9 +69,13 @@ class Holdings:
             for entry in held:
                 self._captured.setdefault(entry, []).append(name)
 
+    def is_handle(self, entry: Entry) -> bool:
+        """Whether it is no object, and the handles of an actor count on it."""
+        return entry.actor_id is not None or entry in self._detached
+
     def kind(self, entry: Entry, *, viewed: bool) -> str:
         """The type of the reference: the first of its kinds."""
-        if entry.actor_id is not None:
+        if self.is_handle(entry):
             return ACTOR_HANDLE
         if viewed:
             return PINNED_IN_MEMORY
@@ -92,16 +99,17 @@ class Holdings:
         found: list[Holding] = []
         left = entry.holds
         tasks = self._tasks.get(entry, [])
-        if entry.actor_id is not None and entry.local:
+        handle = self.is_handle(entry)
+        if handle:
             found.append(Holding(ACTOR_HANDLE, entry.local))
         if viewed:
             found.append(Holding(PINNED_IN_MEMORY))
         if tasks:
-            what = "an argument of" if entry.actor_id is None else "needed by"
+            what = "needed by" if handle else "an argument of"
             text = _some([f"{what} {_state(task)}" for task in tasks[:_MOST_NAMED]], tasks)
             found.append(Holding(USED_BY_PENDING_TASK, len(tasks), text))
             left -= len(tasks)
-        if entry.actor_id is None and entry.local:
+        if entry.local and not handle:
             found.append(Holding(LOCAL_REFERENCE, entry.local))
         inside, captured = self._inside.get(entry, []), self._captured.get(entry, [])
         if inside or captured:

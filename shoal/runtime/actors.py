@@ -53,6 +53,8 @@ class Actors:
         self._by_address: WeakValueDictionary[str, ActorCalls] = WeakValueDictionary()
         # Links with calls that could not be sent yet: nothing else may refer to those.
         self._unsent: dict[bytes, ActorCalls] = {}
+        # What keeps the arguments of detached actors, for as long as this process lives.
+        self.detached: dict[Entry, bytes] = {}
         self.node_handlers: dict[type, Callable[[Any], None]] = {ActorChange: self._on_change}
 
     # --- creating ------------------------------------------------------------------------------------------------
@@ -101,6 +103,8 @@ class Actors:
             if info is None or info.existed or spec.detached:
                 with process.lock:
                     entry.actor_id = None
+                    if spec.detached and info is not None and not info.existed:
+                        self.detached[entry] = spec.actor_id
                     if not spec.detached or info is None or info.existed:
                         process.objects.drop_locals([entry])
 

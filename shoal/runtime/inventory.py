@@ -46,20 +46,23 @@ class Inventory:
         # A finalizer that runs meanwhile may submit.
         self._entries = list(objects.entries.values())
         self._tasks = tasks
-        self._viewed = process.store.viewed()
+        self._blocks = process.store.blocks()
+        self._viewed = process.store.viewed(self._blocks)
         self._holdings = Holdings(
             self._entries,
             tasks,
             [entry for stream in process.streams for entry in stream.items()],
             [(function.name, function.holds) for function in process.functions.values()],
             objects.orphaned,
+            process.actors.detached,
         )
 
     # --- objects -------------------------------------------------------------------------------------------------
 
     def rows(self, limit: int, *, handles: bool) -> tuple[list[ObjectRow], int]:
         """The largest, and how many were left out. `handles`: those of actors, too."""
-        entries = [entry for entry in self._entries if handles or entry.actor_id is None]
+        is_handle = self._holdings.is_handle
+        entries = [entry for entry in self._entries if handles or not is_handle(entry)]
         chosen = entries if len(entries) <= limit else nlargest(limit, entries, key=_size)
         return [self._row(entry) for entry in chosen], len(entries) - len(chosen)
 
@@ -70,10 +73,11 @@ class Inventory:
         state = "PENDING" if value is None else "FAILED" if type(value) is Failed else "READY"
         call_site, since_ns = getattr(entry, "site", ("", 0))
         borrowers = entry.borrowers or {}
+        handle = self._holdings.is_handle(entry)
         return ObjectRow(
             entry.object_id,
             entry.owner or process.address,
-            "READY" if entry.actor_id is not None else state,
+            "READY" if handle else state,
             _size(entry),
             "inline"
             if type(value) in _INLINE
@@ -92,7 +96,7 @@ class Inventory:
             None if stored is None else stored.location,
             call_site,
             since_ns,
-            entry.actor_id is not None,
+            handle,
         )
 
     def _is_viewed(self, entry: Entry) -> bool:
@@ -117,7 +121,7 @@ class Inventory:
                 stats.quarantined_bytes,
                 stats.spilled_bytes,
             )
-        blocks = list(self._blocks())
+        blocks = list(self._told())
         limit = limit * _BLOCKS_PER_ROW
         host = process.host
         return Memory(
@@ -128,7 +132,7 @@ class Inventory:
             self._groups(),
             blocks[:limit],
             max(0, len(blocks) - limit),
-            process.store.blocks().spilled[:limit],
+            self._blocks.spilled[:limit],
         )
 
     def _groups(self) -> list[ObjectGroup]:
@@ -138,7 +142,8 @@ class Inventory:
                 continue
             site = getattr(entry, "site", ("", 0))[0]
             kind = self._holdings.kind(entry, viewed=self._is_viewed(entry))
-            counted = counts.setdefault((site, _maker(entry), kind, _where(entry)), [0, 0])
+            where = "ACTOR" if self._holdings.is_handle(entry) else _where(entry)
+            counted = counts.setdefault((site, _maker(entry), kind, where), [0, 0])
             counted[0] += 1
             counted[1] += max(0, _size(entry))
         ordered = sorted(counts.items(), key=lambda item: (-item[1][1], -item[1][0]))
@@ -152,7 +157,7 @@ class Inventory:
 
     # --- blocks --------------------------------------------------------------------------------------------------
 
-    def _blocks(self) -> Iterator[Block]:
+    def _told(self) -> Iterator[Block]:
         """Blocks of which others must be asked: what this process has made and does not count on itself, what it counts on and has not made,
         what it looks at."""
         process = self._process
@@ -168,7 +173,7 @@ class Inventory:
                 own.add(stored.location)
             else:
                 claimed.add(key)
-        blocks = process.store.blocks()
+        blocks = self._blocks
         owners = process.deliveries.owners()
         viewed = self._viewed
         for location in blocks.live:
@@ -207,8 +212,6 @@ def _size(entry: Entry) -> int:
 
 def _where(entry: Entry) -> str:
     value = entry.value
-    if entry.actor_id is not None:
-        return "ACTOR"
     if value is None:
         return "PENDING"
     if type(value) is Failed:

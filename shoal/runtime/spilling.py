@@ -1,7 +1,7 @@
 """The thread of a process that writes its objects to disk when the node asks for it, so that nobody else waits for the disk.
 
-It begins with the first order and is a daemon: a process that ends in the middle leaves a file that nobody looks for, which the node
-removes with what else the process has left.
+It begins with the first order and ends with the store. It is a daemon: a process that ends in the middle of an order leaves a file that
+nobody looks for, which the node removes with what else the process has left.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ import logging
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from shoal.messages.stores import Spilled
 
 if TYPE_CHECKING:
     from shoal.runtime.node_link import NodeLink
     from shoal.store import Arena
+
+_END_S: Final = 2.0
 
 _log = logging.getLogger("shoal.runtime")
 
@@ -27,7 +29,7 @@ class Spiller:
     def __init__(self, node: NodeLink, arena: Callable[[], Arena | None]) -> None:
         self._node = node
         self._arena = arena
-        self._orders: SimpleQueue[int] = SimpleQueue()
+        self._orders: SimpleQueue[int | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def on_order(self, wanted: int) -> None:
@@ -37,9 +39,17 @@ class Spiller:
             self._thread.start()
         self._orders.put(wanted)
 
+    def close(self) -> None:
+        """No more orders. One that is being carried out is waited for: it would write into a folder that is being removed."""
+        if self._thread is not None:
+            self._orders.put(None)
+            self._thread.join(_END_S)
+
     def _run(self) -> None:
         while True:
             wanted = self._orders.get()
+            if wanted is None:
+                return
             arena = self._arena()
             try:
                 answer = Spilled(0, 0)

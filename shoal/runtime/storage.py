@@ -192,10 +192,11 @@ class ObjectStore:
         """What this process has made that is there yet."""
         return ArenaBlocks([], [], [], []) if self._arena is None else self._arena.blocks()
 
-    def viewed(self) -> set[tuple[str, Location]]:
-        """What this process looks at: places and blocks there; of an object of another node both the copy and the original."""
+    def viewed(self, blocks: ArenaBlocks) -> set[tuple[str, Location]]:
+        """What this process looks at: places and blocks there; of an object of another node both the copy and the original. `blocks` are
+        its own."""
         place = place_of(self.address)
-        found = {(place, location) for location in self.blocks().viewed}
+        found = {(place, location) for location in blocks.viewed}
         if self._reader is not None:
             found.update((place, location) for location in self._reader.viewed())
         if self.remote is not None:
@@ -228,6 +229,7 @@ class ObjectStore:
 
     def close(self, unlink: bool) -> None:
         """Let go of everything; `unlink` removes the segments that this process made."""
+        self._spiller.close()
         if self._arena is not None:
             self._arena.close(unlink=unlink)
             self._arena = None

@@ -36,7 +36,7 @@ def clauses(
 def _of_owner(holding: Holding, who: str) -> str:
     match holding.kind:
         case inventory.ACTOR_HANDLE:
-            return f"{who} has {_count(holding.count, 'handle')} of the actor"
+            return f"{who} has {_handles(holding)}"
         case inventory.PINNED_IN_MEMORY:
             return view_in(who)
         case inventory.LOCAL_REFERENCE:
@@ -47,12 +47,20 @@ def _of_owner(holding: Holding, who: str) -> str:
 def _of_borrower(holding: Holding) -> str:
     match holding.kind:
         case inventory.ACTOR_HANDLE:
-            return f"which has {_count(holding.count, 'handle')} of the actor"
+            return f"which has {_handles(holding)}"
         case inventory.PINNED_IN_MEMORY:
             return "where a view of it is still in use"
         case inventory.LOCAL_REFERENCE:
             return f"which has {_count(holding.count, 'reference')}"
     return f"where it is {_text(holding)}"
+
+
+def _handles(holding: Holding) -> str:
+    return (
+        f"{_count(holding.count, 'handle')} of the actor"
+        if holding.count
+        else "no handle of the actor"
+    )
 
 
 def _text(holding: Holding) -> str:

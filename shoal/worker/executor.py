@@ -131,7 +131,10 @@ class Executor:
     # --- handlers (with the lock held) ---------------------------------------------------------------------------
 
     def _on_define(self, connection: Connection, message: Define) -> None:
-        connection.peer.functions[message.index] = Definition(message)
+        functions = connection.peer.functions
+        functions[message.index] = Definition(
+            message, functions.values() if message.max_calls else ()
+        )
 
     def _on_bind(self, connection: Connection, message: Bind) -> None:
         self._lender = connection
@@ -413,8 +416,8 @@ class Executor:
         self._pending_bytes += len(message.data) + 64 if type(message) is Done else 256
 
     def _count_call(self, connection: Connection, definition: Definition) -> None:
-        definition.calls += 1
-        if definition.calls < definition.max_calls:
+        definition.calls[0] += 1
+        if definition.calls[0] < definition.max_calls:
             return
         with self.process.lock:
             self._hand_back()

@@ -7,7 +7,7 @@ call, as in any process.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from shoal.messages.node import UNIT
@@ -25,17 +25,19 @@ _MAX_LOADED: Final = 10_000
 
 
 class Definition:
-    """A function that the other side of a connection has defined."""
+    """A function that the other side of a connection has defined. `calls` counts for both of its forms, if it has two: one for tasks
+    that may be run again, and one for those that may not."""
 
     __slots__ = ("call", "calls", "code", "function_id", "max_calls", "name", "retriable")
 
-    def __init__(self, message: Define) -> None:
+    def __init__(self, message: Define, others: Iterable[Definition] = ()) -> None:
         self.function_id = message.function_id
         self.name = message.name
         self.code: Inline | Stored = message.code
         self.max_calls = message.max_calls
         self.retriable = message.retriable
-        self.calls = 0
+        same = (other.calls for other in others if other.function_id == message.function_id)
+        self.calls: list[int] = next(same, [0])
         self.call: Callable[..., Any] | None = None
 
 

@@ -250,6 +250,31 @@ def test_the_accounts_of_the_store_add_up() -> None:
     del ref, freed
 
 
+def test_what_was_spilled_is_on_disk() -> None:
+    ref = shoal.put(numpy.ones(LARGE))
+    arena = current_process.require().store.arena
+    assert arena.spill(1).freed > 0
+    one = live(ref)
+    assert one is not None
+    assert one.location == "DISK"
+    (node,) = report().nodes
+    assert node.on_disk >= one.size
+    assert leaks() == []
+    del ref
+    wait_until(lambda: report().nodes[0].on_disk == 0, "it is freed")
+
+
+def test_what_a_detached_actor_was_made_of() -> None:
+    argument = shoal.put("argument")
+    keeper = Keeper.options(num_cpus=0, name="detached one", lifetime="detached").remote()
+    assert shoal.get(keeper.keep.remote(argument), timeout=PATIENCE_S)
+    handles = [one for one in report().objects if one.location == "ACTOR"]
+    (row,) = [one for one in handles if one.reference_type == "ACTOR_HANDLE"]
+    # It is no object that would never be made.
+    assert row.object_id not in {one.object_id for one in state.list_objects(limit=10_000)}
+    shoal.kill(keeper)
+
+
 # --- leaks ------------------------------------------------------------------------------------------------------------
 
 

@@ -116,7 +116,8 @@ def test_an_object_larger_than_the_store_is_made_on_disk(size: int) -> None:
 
 def test_what_is_looked_at_stays_and_the_rest_is_made_on_disk() -> None:
     size = 9 * MEGABYTE
-    views = [get(shoal.put(array(seed, size))) for seed in range(5)]
+    refs = [shoal.put(array(seed, size)) for seed in range(5)]
+    views = [get(ref) for ref in refs]
     before = [view.copy() for view in views]
     more = [shoal.put(array(seed, size)) for seed in range(5, 9)]
     assert on_disk() >= 3 * size
@@ -124,11 +125,11 @@ def test_what_is_looked_at_stays_and_the_rest_is_made_on_disk() -> None:
         assert np.array_equal(view, copy)
     for seed, ref in enumerate(more, 5):
         assert np.array_equal(get(ref), array(seed, size))
-    del views, view
+    del views, view, refs, ref
     # There is room again, and it is used.
-    refs = [shoal.put(array(seed, size)) for seed in range(20, 24)]
+    again = [shoal.put(array(seed, size)) for seed in range(20, 24)]
     assert in_memory() > 3 * size
-    del refs
+    del again
 
 
 def test_a_spilled_object_outlives_the_process_that_made_it() -> None:

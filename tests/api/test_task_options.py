@@ -138,6 +138,16 @@ def test_a_retry_may_succeed(traces: Callable[[str], Trace]) -> None:
     assert get(third_time.options(max_retries=5, retry_exceptions=[OSError]).remote()) == 3
 
 
+def test_max_calls_counts_tasks_that_may_not_be_run_again_as_well() -> None:
+    @shoal.remote(max_calls=2)
+    def pid() -> int:
+        return os.getpid()
+
+    once = pid.options(max_retries=0)
+    pids = [get(function.remote()) for function in (pid, once, pid, once, pid, once)]
+    assert all(pids.count(one) <= 2 for one in pids)
+
+
 def test_max_calls_ends_the_worker_process() -> None:
     @shoal.remote(max_calls=2)
     def pid() -> int:
