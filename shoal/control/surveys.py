@@ -9,16 +9,21 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from shoal.control.nodes import Nodes
 from shoal.core.actor_records import Actor
+from shoal.core.demands import IN_GROUP, Demands
 from shoal.core.task_rows import cut, largest
 from shoal.messages.control import NodeFound, Order, SurveyNode, SurveyNodes
+from shoal.messages.node import ActorSpec
+from shoal.messages.placement import InBundle
 from shoal.messages.records import DeadActor, LivingActor
 from shoal.messages.state import (
+    ACTORS,
     ActorRow,
+    AskDemands,
     AskMemory,
     AskObjects,
     AskTasks,
@@ -71,7 +76,7 @@ class Surveys:
         answer: asyncio.Future[Findings] = self._loop.create_future()
         number = next(self._numbers)
         question = message.question
-        if isinstance(question, AskTasks | AskObjects | AskWorkers | AskMemory):
+        if isinstance(question, AskTasks | AskObjects | AskWorkers | AskDemands | AskMemory):
             question.limit = min(question.limit, _MOST_ROWS)
         survey = self._open[number] = _Open(question, answer)
         within_ms = min(max(message.within_ms, 1), _MOST_MS)
@@ -106,6 +111,7 @@ class Surveys:
         found.objects += new.objects
         found.workers += new.workers
         found.reasons += new.reasons
+        found.demands += new.demands
         found.processes += new.processes
         found.stores += new.stores
         found.left_out += new.left_out
@@ -179,6 +185,20 @@ class ActorRows:
         row.address, row.pid, row.cause = change.address, change.pid, change.cause
         if node_id or row.state != "DEAD":
             row.node_id = node_id
+
+    def count(self, demands: Demands, unplaced: Iterable[ActorSpec]) -> None:
+        """Count actors that no node could take."""
+        for spec in unplaced:
+            row = self._rows.get(spec.actor_id)
+            in_group = isinstance(spec.placement_shape.strategy, InBundle)
+            demands.add(
+                ACTORS,
+                [(spec.placement_shape.resources, 1)],
+                time.time_ns() if row is None else row.since_ns,
+                name=spec.class_name,
+                where=IN_GROUP if in_group else "",
+                nowhere=not in_group,
+            )
 
     def listed(self, waits: Callable[[bytes], str]) -> list[ActorRow]:
         """All rows. `waits` tells why an actor waits that no node could take."""

@@ -253,6 +253,11 @@ class Peers:
             connection.close()
             self.forget_connection(connection)
 
+    def abandon(self) -> None:
+        """Close this process's copies of sockets that are its parent's."""
+        for connection in self._connections:
+            connection.abandon()
+
     def close(self) -> None:
         """Close every connection."""
         for connection in list(self._connections):

@@ -588,3 +588,12 @@ class Process:
             self._entrance.close()
         self.reactor.close()
         self.store.close(unlink)
+
+    def abandon(self) -> None:
+        """Let go of everything, in a child of this process, without touching what is the parent's (see `runtime.forked`)."""
+        self.closed = True
+        self.lock = self.reactor.abandon()
+        self._entrance.abandon()
+        self.peers.abandon()
+        if self.node.connection is not None:
+            self.node.connection.abandon()
