@@ -53,8 +53,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """How long a worker waits in `get` before it lends its CPU to others. Lower: more traffic for short waits."""
 
     lease_idle_ms: int = 50
-    """How long an owner keeps a lease with nothing to run before it gives it back. Higher: quicker next task,
-    longer waits for other owners."""
+    """How long an owner keeps a lease with nothing to run before it gives it back; not at all while tasks of another shape of its own
+    wait. Higher: quicker next task, longer waits for other owners."""
 
     lease_requests_per_shape: int = 16
     """Most lease requests that one owner has pending for one shape of resources."""

@@ -11,6 +11,7 @@ Leaves the connections, and when what was written is durable, to `control.store`
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from random import Random
 from typing import Final
@@ -24,6 +25,7 @@ from shoal.control.link import ControlError
 from shoal.control.nodes import Nodes
 from shoal.control.restoring import GROUPS
 from shoal.core import group_records as effects
+from shoal.core.demands import Demands, count_groups
 from shoal.core.group_records import GroupLimits
 from shoal.core.groups import GroupTable
 from shoal.messages.control import (
@@ -134,6 +136,10 @@ class Groups:
 
     def _info(self, record: GroupRecord) -> GroupInfo:
         return GroupInfo(record, self._table.explain(record.spec.group_id))
+
+    def count(self, demands: Demands) -> None:
+        """Count what groups miss."""
+        count_groups(demands, self._table.unsettled(), time.time_ns() - monotonic_ns())
 
     # --- posts ---------------------------------------------------------------------------------------------------
 

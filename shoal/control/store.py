@@ -19,6 +19,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -49,6 +50,7 @@ from shoal.control.storage import Storage, StorageState
 from shoal.control.surveys import ActorRows, Surveys
 from shoal.core.actor_records import Place, Save, SaveForgotten, Stop, StopHow, Tell
 from shoal.core.actors import ActorDirectory, NameTaken
+from shoal.core.demands import IN_GROUP, Demands
 from shoal.ids import ID_SIZE
 from shoal.messages.control import (
     ActorChanged,
@@ -98,10 +100,14 @@ from shoal.messages.control import (
     WatchGroup,
 )
 from shoal.messages.node import GROUP_REMOVED, UNPLACEABLE, NodeRow
-from shoal.messages.placement import BundleHeld
+from shoal.messages.placement import BundleHeld, InBundle
 from shoal.messages.records import HeardRecord, LivingActor, NodeRecord
+from shoal.messages.state import ACTORS as ACTOR_DEMANDS
 from shoal.version import __version__
 from shoal.wire.addresses import place_of
+
+_MOST_DEMANDS: Final = 200
+"""Different demands of actors and placement groups that the status of a cluster shows."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -362,8 +368,21 @@ class ControlStore:
     def _status(self) -> StatusOfCluster:
         waiting = [
             f"{order.spec.class_name} ({actor_id.hex()[:8]}): {reason}"
-            for actor_id, (order, reason) in self._unplaced.items()
+            for actor_id, (order, reason) in islice(self._unplaced.items(), _MOST_DEMANDS)
         ]
+        demands = Demands()
+        self._groups.count(demands)
+        for actor_id, (order, _) in self._unplaced.items():
+            spec = order.spec
+            in_group = isinstance(spec.placement_shape.strategy, InBundle)
+            demands.add(
+                ACTOR_DEMANDS,
+                [(spec.placement_shape.resources, 1)],
+                self._rows.since_ns(actor_id),
+                name=spec.class_name,
+                where=IN_GROUP if in_group else "",
+                nowhere=not in_group,
+            )
         return StatusOfCluster(
             self.name,
             self.cluster_id,
@@ -377,6 +396,7 @@ class ControlStore:
             sum(1 for _ in self._jobs),
             waiting,
             self.nodes.views(),
+            demands.rows(_MOST_DEMANDS),
         )
 
     # --- posts ---------------------------------------------------------------------------------------------------

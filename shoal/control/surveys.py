@@ -19,6 +19,7 @@ from shoal.messages.control import NodeFound, Order, SurveyNode, SurveyNodes
 from shoal.messages.records import DeadActor, LivingActor
 from shoal.messages.state import (
     ActorRow,
+    AskDemands,
     AskMemory,
     AskObjects,
     AskTasks,
@@ -71,7 +72,7 @@ class Surveys:
         answer: asyncio.Future[Findings] = self._loop.create_future()
         number = next(self._numbers)
         question = message.question
-        if isinstance(question, AskTasks | AskObjects | AskWorkers | AskMemory):
+        if isinstance(question, AskTasks | AskObjects | AskWorkers | AskDemands | AskMemory):
             question.limit = min(question.limit, _MOST_ROWS)
         survey = self._open[number] = _Open(question, answer)
         within_ms = min(max(message.within_ms, 1), _MOST_MS)
@@ -106,6 +107,7 @@ class Surveys:
         found.objects += new.objects
         found.workers += new.workers
         found.reasons += new.reasons
+        found.demands += new.demands
         found.processes += new.processes
         found.stores += new.stores
         found.left_out += new.left_out
@@ -179,6 +181,11 @@ class ActorRows:
         row.address, row.pid, row.cause = change.address, change.pid, change.cause
         if node_id or row.state != "DEAD":
             row.node_id = node_id
+
+    def since_ns(self, actor_id: bytes) -> int:
+        """Since when an actor is in its state."""
+        row = self._rows.get(actor_id)
+        return time.time_ns() if row is None else row.since_ns
 
     def listed(self, waits: Callable[[bytes], str]) -> list[ActorRow]:
         """All rows. `waits` tells why an actor waits that no node could take."""

@@ -83,9 +83,10 @@ class DemandTree(Generic[T]):
 
 
 class _Node(Generic[T]):
-    """An item. `least` and `most` bound what is asked for from here on down; what `least` does not name, somebody does without."""
+    """An item. `least` and `most` bound what is asked for from here on down; what `least` does not name, somebody does without. Both are found
+    out when they are asked for: one order is searched for the one, the other for the other."""
 
-    __slots__ = ("amounts", "item", "key", "least", "left", "most", "rank", "right")
+    __slots__ = ("_least", "_most", "amounts", "item", "key", "left", "rank", "right")
 
     def __init__(self, item: T, key: Key, amounts: Amounts, rank: int) -> None:
         self.item = item
@@ -94,17 +95,36 @@ class _Node(Generic[T]):
         self.rank = rank
         self.left: _Node[T] | None = None
         self.right: _Node[T] | None = None
-        self.least = amounts
-        self.most = amounts
+        self._least: Amounts | None = amounts
+        self._most: Amounts | None = amounts
 
-    def sum_up(self) -> None:
-        """Something below has changed."""
-        least = most = self.amounts
-        for child in (self.left, self.right):
-            if child is not None:
-                least = _least(least, child.least)
-                most = _most(most, child.most)
-        self.least, self.most = least, most
+    def changed(self) -> None:
+        """Something below is another."""
+        self._least = self._most = None
+
+    def least(self) -> Amounts:
+        """No item from here on down asks for less of anything."""
+        least = self._least
+        if least is None:
+            least = self.amounts
+            if self.left is not None:
+                least = _least(least, self.left.least())
+            if self.right is not None:
+                least = _least(least, self.right.least())
+            self._least = least
+        return least
+
+    def most(self) -> Amounts:
+        """No item from here on down asks for more of anything."""
+        most = self._most
+        if most is None:
+            most = self.amounts
+            if self.left is not None:
+                most = _most(most, self.left.most())
+            if self.right is not None:
+                most = _most(most, self.right.most())
+            self._most = most
+        return most
 
 
 def _scattered(number: int) -> int:
@@ -141,14 +161,13 @@ def _insert(node: _Node[T] | None, new: _Node[T]) -> _Node[T]:
         return new
     if new.rank > node.rank:
         new.left, new.right = _split(node, new.key)
-        new.sum_up()
+        new.changed()
         return new
     if new.key < node.key:
         node.left = _insert(node.left, new)
     else:
         node.right = _insert(node.right, new)
-    node.least = _least(node.least, new.amounts)
-    node.most = _most(node.most, new.amounts)
+    node.changed()
     return node
 
 
@@ -158,10 +177,10 @@ def _split(node: _Node[T] | None, key: Key) -> tuple[_Node[T] | None, _Node[T] |
         return None, None
     if node.key < key:
         node.right, after = _split(node.right, key)
-        node.sum_up()
+        node.changed()
         return node, after
     before, node.left = _split(node.left, key)
-    node.sum_up()
+    node.changed()
     return before, node
 
 
@@ -173,7 +192,7 @@ def _remove(node: _Node[T] | None, key: Key) -> _Node[T] | None:
         node.left = _remove(node.left, key)
     else:
         node.right = _remove(node.right, key)
-    node.sum_up()
+    node.changed()
     return node
 
 
@@ -182,10 +201,10 @@ def _join(before: _Node[T] | None, after: _Node[T] | None) -> _Node[T] | None:
         return before or after
     if before.rank > after.rank:
         before.right = _join(before.right, after)
-        before.sum_up()
+        before.changed()
         return before
     after.left = _join(before, after.left)
-    after.sum_up()
+    after.changed()
     return after
 
 
@@ -193,24 +212,30 @@ def _join(before: _Node[T] | None, after: _Node[T] | None) -> _Node[T] | None:
 
 
 def _first_met(node: _Node[T] | None, met: Test) -> _Node[T] | None:
-    if node is None or not met(node.least):
+    if node is None:
+        return None
+    least = node.least()
+    if not met(least):
         return None
     found = _first_met(node.left, met)
     if found is not None:
         return found
     # Mostly that of a leaf, which was asked already.
-    if node.least is node.amounts or met(node.amounts):
+    if least is node.amounts or met(node.amounts):
         return node
     return _first_met(node.right, met)
 
 
 def _first_unmet(node: _Node[T] | None, met: Test) -> _Node[T] | None:
-    if node is None or met(node.most):
+    if node is None:
+        return None
+    most = node.most()
+    if met(most):
         return None
     found = _first_unmet(node.left, met)
     if found is not None:
         return found
-    if node.most is node.amounts or not met(node.amounts):
+    if most is node.amounts or not met(node.amounts):
         return node
     return _first_unmet(node.right, met)
 
@@ -223,7 +248,7 @@ def _in_order(node: _Node[T] | None) -> Iterator[T]:
 
 
 def _asking_for(node: _Node[T] | None, names: Collection[str]) -> Iterator[T]:
-    if node is None or not any(name in names for name, _ in node.most):
+    if node is None or not any(name in names for name, _ in node.most()):
         return
     yield from _asking_for(node.left, names)
     if any(name in names for name, _ in node.amounts):
@@ -234,9 +259,9 @@ def _asking_for(node: _Node[T] | None, names: Collection[str]) -> Iterator[T]:
 def _check(node: _Node[T] | None) -> Iterator[_Node[T]]:
     if node is None:
         return
-    least, most = node.least, node.most
-    node.sum_up()
-    assert (dict(node.least), dict(node.most)) == (dict(least), dict(most))
+    least, most = dict(node.least()), dict(node.most())
+    node.changed()
+    assert (dict(node.least()), dict(node.most())) == (least, most)
     for child in (node.left, node.right):
         assert child is None or child.rank <= node.rank
     yield from _check(node.left)

@@ -378,6 +378,10 @@ class GroupTable:
             assert record is not None
             yield record
 
+    def unsettled(self) -> Iterator[Group]:
+        """Those that miss something, in the order in which they came."""
+        return iter(self._unsettled.values())
+
     def find(self, name: str, namespace: str) -> bytes | None:
         """The group of that name."""
         return self._names.get((namespace, name))

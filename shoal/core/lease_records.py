@@ -91,7 +91,7 @@ class Revoke(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """A request cannot be served as the node stands; its owner is told once."""
+    """A request waits; its owner is told once. `reason` says why no idle node could serve it; it is "" if it only waits for its turn."""
 
     owner: Owner
     req: int
@@ -139,7 +139,7 @@ class Claim:
     """What one claimant asks for, and of which source (see `core.supply`): its waiting requests, how many leases it holds and works
     with, and since when (as a sequence number) it waits for its turn."""
 
-    __slots__ = ("amounts", "held", "key", "owner", "refs", "since", "source", "waiting")
+    __slots__ = ("amounts", "held", "key", "owner", "refs", "since", "source", "told", "waiting")
 
     def __init__(
         self, owner: Owner, key: WorkerKey, amounts: Amounts, source: InBundle | None
@@ -153,6 +153,8 @@ class Claim:
         # Leases that count by rule 1, and all requests and leases that refer to this record.
         self.held = 0
         self.refs = 0
+        # Whether its owner knows that some of it waits.
+        self.told = False
 
 
 class Lease:

@@ -107,6 +107,7 @@ class LeaseRequests:
         """It waits for its turn no longer."""
         claim = request.claim
         claim.waiting.remove(request)
+        claim.told = claim.told and bool(claim.waiting)
         self.turns.moved(claim)
         self._in_line -= claim.source is None
 

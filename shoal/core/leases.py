@@ -8,7 +8,8 @@ Rule 1. When resources are free, the claimant that holds the fewest leases comes
 Rule 2. A request whose resources are free but that has no worker yet keeps them while a worker is forked for it, so that
         nobody younger slips in between; forks in flight are therefore bounded by free resources.
 Rule 3. A lease older than `fair_share_ns` is asked back, once, when a claimant that holds none (or at least two fewer)
-        waits for what it holds. Leases of workers that wait themselves are left alone: they have lent their CPUs.
+        waits for what it holds. What its owner has nothing to do for, it gives back before that if something else of its own waits:
+        therefore it is told of what is not served at once. Leases of workers that wait themselves are left alone: they have lent their CPUs.
 Rule 4. A request too big to be served from what small ones leave over reserves what it needs, in bursts that double: a
         quarter of the time in the long run. Never reserving would starve it; reserving always would let one request idle
         the node behind a holder that never ends, or deadlock with it.
@@ -38,6 +39,7 @@ from shoal.core.bundles import Reservation
 from shoal.core.lease_reasons import explain
 from shoal.core.lease_records import (
     AskBack,
+    Claim,
     Effect,
     EndWorker,
     ForkWorker,
@@ -85,6 +87,8 @@ class LeaseQueue:
         self._mean_lease_ns = 0
         self._deadline: int | None = None
         self._changed = False
+        # Claims with requests that have not been waiting yet when a pass was over.
+        self._untold: dict[Claim, None] = {}
 
     # --- events from owners --------------------------------------------------------------------------------------
 
@@ -119,6 +123,8 @@ class LeaseQueue:
         )
         if feasible:
             self._changed = True
+            if keeps is None and not claim.told:
+                self._untold[claim] = None
         else:
             self.outbox.append(
                 Pending(owner, req, self.supply.why_infeasible(source, shape.resources))
@@ -306,7 +312,9 @@ class LeaseQueue:
         self._deadline = None
         for worker in self.pool.late_starters(now):
             self._end(worker, "it did not register in time after its start", kill=True, now=now)
-        self._ask_back(self._grant(now), now)
+        granting = self._grant(now)
+        self._tell_who_waits(granting)
+        self._ask_back(granting, now)
         for worker in self.pool.surplus(now):
             self.retire(worker, "it idled longer than idle workers are kept", spent=False, now=now)
         self._due(self.pool.next_deadline())
@@ -335,8 +343,8 @@ class LeaseQueue:
             else:
                 granting.kept_for_fork(*turn)
                 if not pool.idle_count and granting.kept >= self._limits.max_starting:
-                    # Nobody can be served, and no more workers may start: the others need not be looked at.
-                    break
+                    # No worker is there, and no more may start.
+                    granting.cut_short()
         granting.end()
         for key, count in granting.forks.items():
             for _ in range(count - pool.starting_of(key)):
@@ -390,14 +398,27 @@ class LeaseQueue:
             for holder, resources in books
         )
 
+    def _tell_who_waits(self, granting: Granting) -> None:
+        """Tell owners that something is not served at once: what idles in their hands for something else, they give back."""
+        for claim in list(self._untold):
+            request = granting.unserved(claim)
+            if request is not None:
+                claim.told = True
+                self.outbox.append(Pending(request.owner, request.req, ""))
+            if request is not None or not claim.waiting:
+                del self._untold[claim]
+
     def _ask_back(self, granting: Granting, now: int) -> None:
         """Ask for leases by rule 3."""
+        lines = [
+            line for line in self._requests.turns if next(granting.left(line), None) is not None
+        ]
+        if not lines:
+            return
         by_holder: dict[Reservation | None, list[Lease]] = {}
         for lease in self._leases.values():
             by_holder.setdefault(lease.reservation, []).append(lease)
-        for line in self._requests.turns:
-            if next(granting.left(line), None) is None:
-                continue
+        for line in lines:
             asked, ripe_at = fairness.leases_to_ask_back(
                 partial(granting.left, line),
                 [

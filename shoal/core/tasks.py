@@ -21,7 +21,8 @@ Rules
    only *suspects*: they run alone on a lane the next time, so that the one that kills workers is found by itself.
    A task that may not be retried always runs alone: nothing else may blur whether it had begun.
 4. A lease is asked for while tasks are queued that no lane has room for, and returned when nothing was queued for
-   `lease_idle_ms`, or as soon as it has drained when the node wants it back.
+   `lease_idle_ms`, or as soon as it has drained when the node wants it back. While the node lets tasks of another class wait for
+   a worker, leases with nothing to run are returned at once.
 
 Hot path: called once per task, batches where there are any, records changed in place. All methods are called with the
 runtime's lock held. `push` and `outbox` are the only ways out.
@@ -30,158 +31,27 @@ runtime's lock held. `push` and `outbox` are the only ways out.
 from __future__ import annotations
 
 from collections import deque
-from enum import IntEnum
 from heapq import heapify, heappop, heapreplace
-from typing import Any, Final
+from typing import Final
 
 from shoal.core.lanes import CancelLease, Effect, Lane, RequestLease, ReturnLease, SchedulingClass
-from shoal.core.memory_retries import Shortages
+from shoal.core.task_records import Function, State, Task
 from shoal.errors import InternalError
 from shoal.messages.node import Shape
+
+__all__ = ["Function", "State", "Task", "TaskTable"]
 
 _OVERHEAD_US: Final = 4
 """What a task costs a worker besides the user's code; keeps the window finite for functions of 0 µs."""
 
-
-class State(IntEnum):
-    """Where a task is."""
-
-    WAITING = 0
-    QUEUED = 1
-    PUSHED = 2
-    HERE = 3
-    FINISHED = 4
-
-
 _WAITING, _QUEUED, _PUSHED, _HERE, _FINISHED = State
-
-
-class Function:
-    """A remote function: what is sent once per connection, and how long it has been taking. `holds` are the entries of the references
-    that it captured."""
-
-    __slots__ = (
-        "average_us",
-        "code",
-        "function_id",
-        "holds",
-        "index",
-        "max_calls",
-        "name",
-        "retriable",
-        "target",
-    )
-
-    def __init__(
-        self,
-        index: int,
-        function_id: bytes,
-        name: str,
-        code: Any,
-        max_calls: int = 0,
-        retriable: bool = True,
-    ) -> None:
-        self.index = index
-        self.function_id = function_id
-        self.name = name
-        self.code = code
-        self.max_calls = max_calls
-        self.holds: list[Any] = []
-        # Whether its tasks may be run again at all: with `max_retries=0` they may not.
-        self.retriable = retriable
-        self.average_us = -1.0
-        # What error messages about arguments look at for the names of parameters.
-        self.target: Any = name
-
-
-class Task:
-    """One task, or one call of an actor's method (then `function` is None and `method` names it).
-
-    Attributes:
-        args: Arguments: `bytes` when they are a plain inline pickle, else `Inline` or `Stored`.
-        deps: (key, entry) of top-level arguments that are references; resolved when the task is pushed.
-        holds: Entries that the task keeps alive until it has finished (its deps, and references inside its arguments).
-        returns: Entries of the results (for a stream: the one that its generator counts on).
-        return_count: Number of results; -1 for a stream.
-        retries: Retries left after the loss of a worker; -1 for ever.
-        siblings: The unfinished tasks that the same parent submitted, by id; for recursive cancelling.
-        waits_since_ns: Since when it waits for dependencies, in nanoseconds since the epoch. Only there if it has had to.
-        shortages: How often its worker was ended for want of memory. Only there if one was.
-        error_retry: Which exceptions of the user's code are retried too: False, True, or class names.
-    """
-
-    __slots__ = (
-        "args",
-        "attempt",
-        "cancelled",
-        "cost_us",
-        "deps",
-        "error_retry",
-        "function",
-        "group",
-        "holds",
-        "lane",
-        "method",
-        "name",
-        "queue",
-        "retries",
-        "return_count",
-        "returns",
-        "shortages",
-        "siblings",
-        "state",
-        "stream",
-        "suspect",
-        "task_id",
-        "unready",
-        "waits_since_ns",
-        "window",
-    )
-    waits_since_ns: int
-    shortages: Shortages
-
-    def __init__(
-        self,
-        task_id: bytes,
-        function: Function | None,
-        queue: Any,
-        args: Any,
-        returns: Any,
-        retries: int,
-    ) -> None:
-        self.task_id = task_id
-        self.function = function
-        self.queue = queue
-        self.args = args
-        self.returns = returns
-        self.retries = retries
-        self.return_count = 1
-        self.state: State = _WAITING
-        self.deps: list[tuple[int | str, Any]] | None = None
-        self.holds: list[Any] | None = None
-        self.unready = 0
-        self.attempt = 0
-        self.lane: Any = None
-        self.cost_us = 0.0
-        self.suspect = False
-        self.cancelled = False
-        self.error_retry: bool | tuple[str, ...] = False
-        self.stream: Any = None
-        self.window = 0
-        self.method = ""
-        self.name = ""
-        self.group = ""
-        self.siblings: dict[bytes, Task] | None = None
-
-    def __repr__(self) -> str:
-        what = self.method or (self.function.name if self.function else "?")
-        return f"<Task {what} {self.task_id.hex()} {self.state.name} attempt={self.attempt}>"
 
 
 class TaskTable:
     """See the module's docstring."""
 
     __slots__ = (
+        "_delayed",
         "_idle_s",
         "_max_requests",
         "_next_request",
@@ -203,6 +73,8 @@ class TaskTable:
         self._max_requests = max_requests
         self._idle_s = lease_idle_ms / 1000
         self._next_request = 0
+        # Shapes for which the node has no worker at present. (It knows shapes only; of places, several classes may share one.)
+        self._delayed: dict[Shape, None] = {}
         self.classes: dict[tuple[Shape, str], SchedulingClass] = {}
         self.outbox: list[Effect] = []
 
@@ -319,10 +191,13 @@ class TaskTable:
     def _withdraw(self, queue: SchedulingClass) -> None:
         """Nothing is queued. Classes that are spread keep their requests until a lane has idled: nodes whose grants take longer than the
         others take for all that is queued would never get anything."""
-        if queue.requests and not (queue.even and queue.lanes):
-            self._cancel_requests(queue)
+        if queue.requests:
+            self._delayed.pop(queue.shape, None)
+            if not (queue.even and queue.lanes):
+                self._cancel_requests(queue)
 
     def _cancel_requests(self, queue: SchedulingClass) -> None:
+        self._delayed.pop(queue.shape, None)
         self.outbox.extend(CancelLease(req) for req in queue.requests)
         queue.requests.clear()
 
@@ -331,12 +206,31 @@ class TaskTable:
     def granted(self, req: int, queue: SchedulingClass, lane: Lane, now: float) -> None:
         """The node leases a worker. (A grant that crossed a cancel does not come here: the runtime returns it at once.)"""
         queue.requests.pop(req, None)
+        if not queue.requests:
+            self._delayed.pop(queue.shape, None)
         queue.refused = False
         lane.idle_since = now
         lane.given = min((other.given for other in queue.lanes), default=0)
         queue.lanes.append(lane)
         queue.room = True
         self.dispatch(queue)
+        self._settle(lane)
+
+    def delayed(self, queue: SchedulingClass) -> None:
+        """The node has no worker for this class now. What idles here for other classes may be all that it lacks."""
+        if not (queue.queue and queue.requests):
+            return
+        self._delayed[queue.shape] = None
+        for other in self.classes.values():
+            for lane in list(other.lanes):
+                self._settle(lane)
+
+    def _others_wait(self, queue: SchedulingClass) -> bool:
+        """Whether another class waits for a worker that the node does not have."""
+        return any(
+            other.requests and other.queue and other.shape in self._delayed and other is not queue
+            for other in self.classes.values()
+        )
 
     def refused(self, req: int, queue: SchedulingClass, *, for_good: bool = False) -> list[Task]:
         """No worker could be had. Returns the tasks that fail by that: all that are queued, unless open lanes serve them and it is
@@ -404,7 +298,9 @@ class TaskTable:
         return soonest
 
     def _settle(self, lane: Lane) -> None:
-        if (lane.wanted or lane.retiring) and not lane.inflight:
+        if not lane.inflight and (
+            lane.wanted or lane.retiring or (self._delayed and self._others_wait(lane.queue))
+        ):
             self._return(lane)
 
     def _return(self, lane: Lane) -> None:
@@ -564,6 +460,8 @@ class TaskTable:
             for lane in queue.lanes:
                 if lane.returned:
                     raise InternalError(f"a returned lane is still in use: {lane!r}")
+                if self._delayed and not lane.inflight and self._others_wait(queue):
+                    raise InternalError(f"{lane!r} idles while another class waits")
                 for task in lane.inflight.values():
                     if task.state is not _PUSHED or task.lane is not lane:
                         raise InternalError(f"{task!r} is in flight on {lane!r} but does not know")

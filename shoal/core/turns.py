@@ -57,14 +57,13 @@ class Turns:
             self.place(claim)
         self._moved.clear()
 
-    def place(self, claim: Claim, skip: int = 0) -> None:
-        """Put a claim in its place; as if it held `skip` leases more."""
+    def place(self, claim: Claim) -> None:
+        """Put a claim in its place."""
         line = self._lines.get(claim.source)
         if claim.waiting:
             if line is None:
                 line = self._lines[claim.source] = Line(claim.source)
-            held, since = fairness.turn(claim)
-            line.by_turn.put(claim, (held + skip, since), claim.amounts)
+            line.by_turn.put(claim, fairness.turn(claim), claim.amounts)
             line.by_age.put(claim, (claim.waiting[0].seq,), claim.amounts)
         elif line is not None:
             line.by_turn.discard(claim)
@@ -123,6 +122,7 @@ class Granting:
         # How many of a claim's requests have had their turn in this pass but wait for a fork.
         self._ahead: dict[Claim, int] = {}
         self._kept: list[tuple[Reservation | None, Allocation]] = []
+        self._cut_short = False
         # The first of each line that fits. Turns are never equal.
         self._heads: list[tuple[Key, Line, Claim]] = []
         turns.refresh()
@@ -162,11 +162,13 @@ class Granting:
         self._go_on(line, claim, self._ahead[claim])
 
     def _go_on(self, line: Line, claim: Claim, ahead: int) -> None:
-        if claim.waiting and ahead in {len(claim.waiting), self._most_forks}:
+        if ahead in {len(claim.waiting), self._most_forks}:
             # It has no more turns in this pass.
             line.by_turn.discard(claim)
         else:
-            self._turns.place(claim, ahead)
+            # As if it held more. How old it is matters only in the next pass.
+            held, since = fairness.turn(claim)
+            line.by_turn.put(claim, (held + ahead, since), claim.amounts)
         self._seek(line)
 
     @property
@@ -174,12 +176,26 @@ class Granting:
         """How many requests wait for a fork."""
         return len(self._kept)
 
+    def cut_short(self) -> None:
+        """Nobody else can be served: the others need not be looked at."""
+        self._cut_short = True
+        self._heads.clear()
+
     def end(self) -> None:
         """The books are as they were, less what was granted."""
         for reservation, allocation in self._kept:
             self._supply.give_back(reservation, allocation)
         for claim in self._ahead:
-            self._turns.place(claim)
+            self._turns.moved(claim)
+        self._turns.refresh()
+
+    def unserved(self, claim: Claim) -> Request | None:
+        """After the end: the first request of a claim that did not fit, or found nothing left. None if they all wait for forks only, or
+        were not looked at."""
+        ahead = self._ahead.get(claim, 0)
+        if self._cut_short or ahead >= min(len(claim.waiting), self._most_forks):
+            return None
+        return claim.waiting[ahead]
 
     def left(self, line: Line, names: Collection[str] | None = None) -> Iterator[Claim]:
         """After the end: the claims that still wait, in the order of their turns; only those that ask for any of these resources."""

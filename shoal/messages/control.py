@@ -13,7 +13,7 @@ import msgspec
 
 from shoal.messages.node import ActorChange, ActorInfo, ActorSpec, Job, NodeRow
 from shoal.messages.placement import GroupChange, GroupInfo, GroupSpec, ViewRow
-from shoal.messages.state import ActorRow, Findings, Question
+from shoal.messages.state import ActorRow, DemandRow, Findings, Question
 
 # --- calls ----------------------------------------------------------------------------------------------------------
 
@@ -166,6 +166,8 @@ class StatusOfCluster(msgspec.Struct, array_like=True):
     """Why actors wait that no node could take."""
     views: list[ViewRow] = []
     """The latest state of the nodes that live: how many requests wait at each, among others."""
+    demands: list[DemandRow] = []
+    """Actors and placement groups that wait for a place, the most frequent demands."""
 
 
 # --- posts: node to control store -----------------------------------------------------------------------------------

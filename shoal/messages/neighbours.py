@@ -148,6 +148,13 @@ class WantBack(msgspec.Struct, array_like=True, tag=23):
     lease_id: int
 
 
+class Waits(msgspec.Struct, array_like=True, tag=25):
+    """A request is not served at once; see `LeasePending`."""
+
+    owner: int
+    req: int
+
+
 # --- processes ------------------------------------------------------------------------------------------------------
 
 
@@ -213,6 +220,7 @@ Neighbourly = (
     | Busy
     | Refused
     | WantBack
+    | Waits
     | Revoked
     | WatchProcess
     | ProcessEnded

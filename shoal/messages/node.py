@@ -193,7 +193,7 @@ class LeaseRevoked(msgspec.Struct, array_like=True, tag=19):
 
 class LeasePending(msgspec.Struct, array_like=True, tag=18):
     """A request cannot be satisfied by any node as things stand; `reason` says why and what would help. With `req` 0 it
-    goes to the driver, and is about an actor, which the reason names."""
+    goes to the driver, and is about an actor, which the reason names. Without a reason: it only waits for its turn."""
 
     req: int
     reason: str

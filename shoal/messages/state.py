@@ -67,6 +67,12 @@ class AskActor(msgspec.Struct, array_like=True, tag=7):
     actor_id: bytes
 
 
+class AskDemands(msgspec.Struct, array_like=True, tag=9):
+    """What waits at a node to be served: its `limit` most frequent demands."""
+
+    limit: int
+
+
 class AskMemory(msgspec.Struct, array_like=True, tag=8):
     """Objects and handles of actors, as of `AskObjects`; with them what processes and nodes tell of the memory of objects, at most
     `limit` of each kind of detail."""
@@ -75,7 +81,15 @@ class AskMemory(msgspec.Struct, array_like=True, tag=8):
 
 
 Question = (
-    AskTasks | AskObjects | AskWorkers | AskWhy | AskRequest | AskHosted | AskActor | AskMemory
+    AskTasks
+    | AskObjects
+    | AskWorkers
+    | AskWhy
+    | AskRequest
+    | AskHosted
+    | AskActor
+    | AskMemory
+    | AskDemands
 )
 
 
@@ -210,6 +224,30 @@ class Follow(msgspec.Struct, array_like=True):
     node_id: bytes = b""
 
 
+TASKS = "task"
+ACTORS = "actor"
+GROUPS = "placement group"
+
+
+class DemandRow(msgspec.Struct, array_like=True):
+    """What is demanded and not served: so many of one `kind` (`TASKS`, `ACTORS`, `GROUPS`), each of which wants these bundles, so many
+    times each. Without a kind: so many of all that was left out."""
+
+    kind: str
+    bundles: list[tuple[tuple[tuple[str, int], ...], int]]
+    count: int
+    since_ns: int
+    """Since when the oldest waits, in nanoseconds since the epoch."""
+    name: str = ""
+    """Of the oldest."""
+    where: str = ""
+    """The strategy of a group; of tasks and actors, whether they are to run in one."""
+    nowhere: bool = False
+    """Whether no node has what it takes, not even idle."""
+    node_id: bytes = b""
+    """At which node they wait, b"" if at none."""
+
+
 class Findings(msgspec.Struct, array_like=True):
     """What was found. `left_out` rows were over the limits; `silent` names who did not answer in time."""
 
@@ -221,6 +259,7 @@ class Findings(msgspec.Struct, array_like=True):
     silent: list[str] = []
     processes: list[ProcessMemory] = []
     stores: list[StoreMemory] = []
+    demands: list[DemandRow] = []
 
 
 # --- between a client and its node ------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from shoal.messages.neighbours import (
     OwnerEnded,
     Refused,
     Revoked,
+    Waits,
     WantBack,
     Withdraw,
 )
@@ -159,8 +160,13 @@ class Hosting:
             reason = revoked.reason
             self._neighbours.send(node, Revoked(owner.client, revoked.lease_id, reason))
 
-    def on_pending(self, _pending: Pending) -> None:
-        """This node could not even give it if it were idle: home knows, from this node's row."""
+    def on_pending(self, pending: Pending) -> None:
+        """A request waits. That this node could not even give it if it were idle, home knows from this node's row."""
+        owner = pending.owner
+        assert isinstance(owner, Foreigner)
+        node = self._neighbours.get(owner.node_id)
+        if node is not None and not pending.reason:
+            self._neighbours.send(node, Waits(owner.client, pending.req))
 
     def on_asked_back(self, ask: AskBack) -> None:
         """Others wait for a lease."""

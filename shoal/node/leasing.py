@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from shoal.clock import monotonic_ns
 from shoal.core import forwarding
+from shoal.core.demands import IN_GROUP, Demands
 from shoal.core.forwarding import (
     HERE,
     NOWHERE,
@@ -44,6 +45,7 @@ from shoal.messages.neighbours import (
     OwnerEnded,
     Refused,
     Revoked,
+    Waits,
     WantBack,
     Withdraw,
 )
@@ -61,7 +63,8 @@ from shoal.messages.node import (
     LeaseWanted,
     Shape,
 )
-from shoal.messages.placement import GroupChange, NodeAffinity, NodeLabels, ViewRow
+from shoal.messages.placement import GroupChange, InBundle, NodeAffinity, NodeLabels, ViewRow
+from shoal.messages.state import TASKS
 from shoal.node.clients import Client, Clients
 from shoal.node.neighbours import Neighbour, Neighbours
 from shoal.node.workers import Process, Workers
@@ -83,7 +86,7 @@ class LeaseOwners(Protocol):
         """It ends with its placement group."""
 
     def on_pending(self, pending: Pending) -> None:
-        """It cannot be had as things stand."""
+        """It waits: for its turn, or since it cannot be had as things stand."""
 
 
 class Whereabouts(NamedTuple):
@@ -153,6 +156,9 @@ class Leasing:
     def on_job_over(self, job_id: bytes) -> None:
         """A job has ended."""
 
+    def count_nowhere(self, demands: Demands, epoch_ns: int) -> None:
+        """Count the requests of clients that are in no queue. `epoch_ns` is as for `count_queue`."""
+
     def where(self, number: int, req: int) -> Whereabouts | None:
         """Where a request of a client waits; None if it does not."""
         return Whereabouts(HERE) if self._queue.knows(number, req) else None
@@ -200,7 +206,7 @@ class Leasing:
                     client.send(LeaseRefused(request.req, GROUP_REMOVED, why_removed(change)))
 
     def on_pending(self, pending: Pending) -> None:
-        """It cannot be had as things stand."""
+        """It waits."""
         client = self._clients.get(pending.owner)
         if client is not None:
             client.send(LeasePending(pending.req, pending.reason))
@@ -294,6 +300,20 @@ class Lending(Leasing):
     def on_job_over(self, job_id: bytes) -> None:
         self._introduced.pop(job_id, None)
 
+    def count_nowhere(self, demands: Demands, epoch_ns: int) -> None:
+        for (number, req), wish in self._wishes.items():
+            at, reason = self.home.where(number, req) or (HERE, "")
+            if at == NOWHERE:
+                in_group = isinstance(wish.shape.strategy, InBundle)
+                demands.add(
+                    TASKS,
+                    [(wish.shape.resources, 1)],
+                    wish.since + epoch_ns,
+                    name=wish.name,
+                    where=IN_GROUP if in_group else "",
+                    nowhere=bool(reason) and not in_group,
+                )
+
     def where(self, number: int, req: int) -> Whereabouts | None:
         found, wish = self.home.where(number, req), self._wishes.get((number, req))
         if found is None or wish is None:
@@ -342,6 +362,12 @@ class Lending(Leasing):
         """A node will never serve a request."""
         self.home.on_refused(node.node_id, message.owner, message.req, message.kind, message.reason)
         self._obey()
+
+    def on_waits(self, _node: Neighbour, message: Waits) -> None:
+        """A request waits there for its turn. If it has been served or moved meanwhile, its client does not mind."""
+        client = self._clients.get(message.owner)
+        if client is not None:
+            client.send(LeasePending(message.req, ""))
 
     def on_want_back(self, node: Neighbour, message: WantBack) -> None:
         """Others wait there for what a client of ours has."""

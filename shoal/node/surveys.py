@@ -21,6 +21,7 @@ import msgspec
 
 from shoal.clock import monotonic_ns
 from shoal.control.link import ControlLink
+from shoal.core.demands import Demands, count_queue
 from shoal.core.forwarding import HERE, NOWHERE
 from shoal.core.lease_reasons import why_request
 from shoal.core.lease_records import Lease
@@ -30,6 +31,7 @@ from shoal.messages.control import NodeFound, SurveyNode, SurveyNodes
 from shoal.messages.node import Events, Reply, TaskEvent
 from shoal.messages.state import (
     AskActor,
+    AskDemands,
     AskHosted,
     AskMemory,
     AskObjects,
@@ -143,6 +145,11 @@ class Surveys:
                 owner_and_req = self._seats.request_of(actor_id)
                 if owner_and_req is not None:
                     findings = self._why(*owner_and_req)
+            case AskDemands(limit):
+                demands = Demands(self._node_id)
+                count_queue(demands, self._workers.queue, _epoch_ns())
+                self._leasing.count_nowhere(demands, _epoch_ns())
+                findings = Findings(demands=demands.rows(limit))
         self._control.post(NodeFound(order.number, findings))
 
     # --- what the processes know ---------------------------------------------------------------------------------

@@ -229,6 +229,10 @@ class Leases:
             self._process.warn(message.reason)
             return
         queue = self._requests.get(message.req)
+        if not message.reason:
+            if queue is not None:
+                self._tasks.delayed(queue)
+            return
         # Once for all requests of the class, however the cluster changes while it waits.
         if queue is not None and queue not in self._explained:
             self._explained[queue] = None

@@ -37,7 +37,8 @@ class Node:
         self.now = 0
         self.hold = False
         self.starting: list[bytes] = []
-        self.effects: list[Any] = []
+        # What waits for its turn, as owners were told.
+        self.told: list[Pending] = []
         self._reqs = 0
 
     def request(self, owner: int, shape: Shape = CPU1, **options: Any) -> int:
@@ -46,7 +47,7 @@ class Node:
         return self._reqs
 
     def settle(self, advance_ms: float = 0) -> list[Any]:
-        """Let time pass and everything happen; the effects but forks."""
+        """Let time pass and everything happen; the effects but forks and what only waits."""
         self.now += int(advance_ms * MS)
         effects: list[Any] = []
         while True:
@@ -62,6 +63,8 @@ class Node:
                         self.starting.append(effect.worker_id)
                     else:
                         assert self.queue.on_registered(effect.worker_id, self.now)
+                elif isinstance(effect, Pending) and not effect.reason:
+                    self.told.append(effect)
                 else:
                     effects.append(effect)
 

@@ -112,6 +112,7 @@ class World:
             self.shortage,
             self.unpause,
             self.wanted,
+            *[self.delay] * 2,
             self.retire,
             self.expire,
         ]
@@ -232,6 +233,12 @@ class World:
     def wanted(self) -> None:
         if self.workers:
             self.table.wanted(self.rng.choice(list(self.workers)))
+
+    def delay(self) -> None:
+        """The node says that something waits; perhaps it has been served or withdrawn by then."""
+        queues = [*self.requests.values(), *self.table.classes.values()]
+        if queues:
+            self.table.delayed(self.rng.choice(queues))
 
     def expire(self) -> None:
         self.now += self.rng.choice([0.01, 0.06])

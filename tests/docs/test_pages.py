@@ -217,7 +217,7 @@ def test_what_is_defined() -> None:
     for name in (
         "shoal/runtime/owner.py::Owner.submit",
         "shoal/runtime/owner.py::Owner",
-        "shoal/core/tasks.py::State.QUEUED",
+        "shoal/core/task_records.py::State.QUEUED",
         "shoal/messages/node.py::UNIT",
         "shoal/config.py::Config.window_us",
     ):
