@@ -206,7 +206,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     longer to be started again."""
 
     view_ms: int = 20
-    """Least time between two batches of changed rows to one node. Higher: fewer messages, older views."""
+    """Least time between two batches of changed rows to one node, and between two rows of one node. Higher: fewer messages, older views.
+    In a large cluster it is longer (`views_per_s`)."""
+
+    views_per_s: int = 10_000
+    """Most batches of changed rows to all nodes together in a second, and most rows from all of them: so many messages the control store
+    deals with in half a second of one core, however many nodes there are. With n nodes the time between two batches to a node is n /
+    `views_per_s` if that is more than `view_ms`: 20 ms up to 200 nodes, 100 ms for 1,000, one second for 10,000 (`view_s`,
+    docs/scale.md). Higher: newer views in large clusters, and less of the control store for all else."""
 
     stream_window: int = 1024
     """Most numbered messages on their way between a node and the control store."""
@@ -276,6 +283,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     task_events: int = 10_000
     """Finished tasks that each worker remembers for `timeline()`; 0 turns recording off."""
+
+
+def view_s(config: Config, nodes: int) -> float:
+    """Least time between two batches of changed rows to one node of so many, and between two rows of it."""
+    return max(config.view_ms / 1_000, nodes / config.views_per_s)
 
 
 TLS_SETTINGS: Final = ("tls_cert", "tls_key", "tls_ca")

@@ -1,6 +1,6 @@
 """The simulated control store: who is alive, the latest rows, and what it takes to send them to everybody.
 
-Views go out in turns: to each node the rows that have changed since what it has, and to none before `view_ms` are over. There is one
+Views go out in turns: to each node the rows that have changed since what it has, and to none before `view_s` is over. There is one
 control store for all nodes, with one core and one network, so the batch for one waits until those of the others are made and
 sent. Only some nodes (those with requests of their own) are followed. All nodes get such batches: after each followed node as
 many others have their turn as there are for each, and what that takes and sends is what it was for the followed one.
@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from shoal.config import Config
+from shoal.config import Config, view_s
 from shoal.core.membership import Identity, Membership, NodeDown
 from shoal.core.streams import Board
 from shoal.messages.control import NodeDied
@@ -62,7 +62,7 @@ class Control:
         self._followed = followed
         # Each followed node stands for so many.
         self._share = nodes / followed
-        self._view_ns = config.view_ms * MS
+        self._view_ns = round(view_s(config, nodes) * SECOND)
         self._encoder = msgspec.msgpack.Encoder()
         self._versions: dict[bytes, int] = {}
         self._on_view: dict[bytes, Callable[[list[ViewRow]], None]] = {}

@@ -14,7 +14,7 @@ from random import Random
 from time import perf_counter
 from typing import Final, NamedTuple
 
-from shoal.config import Config
+from shoal.config import Config, view_s
 from shoal.core.forwarding import (
     AskAt,
     CancelHere,
@@ -233,6 +233,8 @@ class World:
         # When each row was made that anybody may have.
         self.made: dict[tuple[bytes, int], int] = {}
         self._last_told: dict[bytes, int] = {}
+        # Between two rows of one node.
+        self._pause_ns = round(view_s(plan.config, plan.nodes) * SECOND)
         self._told_later: set[bytes] = set()
         self.hosts: dict[bytes, Host] = {}
         for number in range(plan.nodes):
@@ -321,7 +323,7 @@ class World:
     def _row_changed(self, host: Host) -> None:
         if not host.alive or host.node_id in self._told_later:
             return
-        due = self._last_told.get(host.node_id, -SECOND) + self.plan.config.view_ms * MS
+        due = self._last_told.get(host.node_id, -self._pause_ns) + self._pause_ns
         self._told_later.add(host.node_id)
         self.clock.after(max(0, due - self.clock.now), self._tell, host)
 

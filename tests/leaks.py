@@ -7,12 +7,13 @@ that moment may last is part of what shoal promises.
 Guarantees: each kind has an identity that is not reused while the snapshot is held (a process is its pid *and* its start,
 a descriptor its number *and* its file), so that nothing new hides behind something old. Runs on one machine do not see
 each other: a process belongs to this run if it descends from it or carries the run's session root in its environment or
-command line. What the check cannot see are threads made in C.
+command line, shared memory if it has the mark of that root in its name. What the check cannot see are threads made in C.
 """
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import sys
 import threading
@@ -174,48 +175,19 @@ def _socket_paths() -> dict[str, str]:
 
 
 def _shared_memory(session_root: Path) -> Things:
+    """That of this run's sessions, which carry the mark of its root: others come and go, and may be left behind on purpose."""
     try:
-        names = sorted(n for n in os.listdir(SHARED_MEMORY) if n.startswith("shoal"))
+        entries = list(os.scandir(SHARED_MEMORY))
     except FileNotFoundError:  # a system without it; there, objects are in the session's folder
         return {}
-    things: Things = {}
-    for name in names:
-        path = SHARED_MEMORY / name
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            continue
-        if status.st_uid == os.getuid() and not _used_by_another_run(path, session_root):
-            things[name, status.st_ino] = str(path)
-    # Looking at all processes takes a while, and what another run has removed meanwhile was nobody's at the end.
-    left = set(os.listdir(SHARED_MEMORY))
-    return {identity: path for identity, path in things.items() if Path(path).name in left}
+    ours = f"shoal-{os.getuid()}-{_mark(session_root)}-"
+    return {(e.name, e.inode()): e.path for e in entries if e.name.startswith(ours)}
 
 
-def _used_by_another_run(path: Path, session_root: Path) -> bool:
-    """Whether a process that does not belong to this run names the session of `path`, or has something of it open or
-    mapped: of the moment when there is a session and no head yet, only the lock in its driver's hands tells."""
-    name = path.name.removeprefix(f"shoal-{os.getuid()}-")
-    session = os.fsencode(name)
-    root = os.fsencode(session_root)
-    family = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
-    return any(
-        _carries(pid, session)
-        or os.fsencode(path) in _read(f"/proc/{pid}/maps")
-        or _has_open(pid, name)
-        for pid in psutil.pids()
-        if pid not in family and not _carries(pid, root)
-    )
-
-
-def _has_open(pid: int, name: str) -> bool:
-    """Whether a process has a file open with `name` in its path."""
-    try:
-        return any(
-            name in os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")
-        )
-    except OSError:  # it ended meanwhile, or belongs to somebody else
-        return False
+def _mark(session_root: Path) -> str:
+    """As `shoal.wire.session.root_mark`, and not by it: what is checked here runs without shoal, too."""
+    path = os.fsencode(os.path.abspath(session_root))
+    return hashlib.blake2b(path, digest_size=4).hexdigest()
 
 
 def _sessions(session_root: Path) -> Things:

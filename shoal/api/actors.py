@@ -98,6 +98,7 @@ def exit_actor() -> NoReturn:
     Raises:
         TypeError: this is not an actor.
     """
+    current_process.refuse_forked()
     process = current_process.process
     if process is None or process.context().actor_id is None:
         raise TypeError("exit_actor() must be called in a method of an actor")
@@ -332,6 +333,7 @@ class ActorHandle:
         process = current_process.process
         if process is not self._process:
             if process is None:
+                current_process.refuse_forked()
                 raise NotInitializedError("shoal is not running in this process any more")
             raise ActorHandleNotFoundError(
                 f"the handle of actor {self._description.class_name} belongs to a session that was shut down; create the actor again"

@@ -96,6 +96,7 @@ class PlacementGroup:
 
     def await_accepted(self) -> None:
         """Before anybody else hears of it: wait until it is known everywhere that there is such a group."""
+        current_process.refuse_forked()
         process = current_process.process
         if process is not None:
             process.groups.await_accepted(self.id.binary())

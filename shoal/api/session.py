@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("shoal")
 
 _lock = threading.RLock()
+# In a fork, kept so that what it started is not taken for lost.
+_parents: Driver | None = None
 _driver: Driver | None = None
 _exiting = False
 _restore_logging: Callable[[], None] | None = None
@@ -288,8 +290,8 @@ def _install_logging(log_format: LogFormat) -> Callable[[], None]:
 
 
 def shutdown(*, wait_for_processes: bool = False) -> None:
-    """End the session: its tasks and actors, its processes and its shared memory. Does nothing if there is none. A cluster that was
-    joined goes on, without this program's job.
+    """End the session: its tasks and actors, its processes and its shared memory. Does nothing if there is none, or if this process is a fork
+    of the one whose session it is. A cluster that was joined goes on, without this program's job.
 
     Views of shared memory that the program still holds stay valid.
 
@@ -327,5 +329,14 @@ def _at_exit() -> None:
     shutdown()
 
 
+def _in_child() -> None:
+    """In a child that the program has forked: the session is the parent's, and so is whoever was just changing it."""
+    global _driver, _parents, _lock, _restore_logging  # noqa: PLW0603 - a child begins without a session
+    _driver, _parents = None, _driver
+    _restore_logging = None
+    _lock = threading.RLock()
+
+
 current_process.auto_init = _auto_init
 atexit.register(_at_exit)
+os.register_at_fork(after_in_child=_in_child)

@@ -30,7 +30,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from shoal.clock import monotonic_ns
-from shoal.config import Config
+from shoal.config import Config, view_s
 from shoal.control.link import ControlError, ControlUnreachable, NotAdmitted, OnOrder
 from shoal.core.streams import Entry, Incoming, Outgoing
 from shoal.errors import AuthenticationError, ProtocolError
@@ -458,7 +458,8 @@ class RemoteLink:
         if connection.pending_bytes < _MOST_UNREAD_BYTES:
             self._view_unsent = False
             connection.send(Latest(self._view))
-        self._view_timer = self._loop.call_later(self._config.view_ms / 1_000, self._send_view)
+        pause_s = view_s(self._config, len(self._nodes))
+        self._view_timer = self._loop.call_later(pause_s, self._send_view)
 
     # --- signs of life -------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from typing import Any, Final
 import msgspec
 
 from shoal.clock import monotonic_ns
-from shoal.config import Config
+from shoal.config import Config, view_s
 from shoal.control.encoded_rows import EncodedRows
 from shoal.control.node_session import NodeSession, answer_of
 from shoal.control.store import ControlStore, Heard
@@ -405,7 +405,7 @@ class Sessions:
 
     def _plan_views(self) -> None:
         if self._views_due is None:
-            delay = self.config.view_ms / 1_000
+            delay = view_s(self.config, len(self._sessions))
             self._views_due = self.loop.call_later(delay, self._send_views)
 
     def _send_views(self) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.config import Config
 from shoal.errors import ShoalError
 from shoal.messages.node import Exit, Goodbye, Job, Log, RegisterDriver, Reply
-from shoal.runtime import current_process, reducers
+from shoal.runtime import current_process, forked, reducers
 from shoal.runtime.console import Console
 from shoal.runtime.interrupts import Interrupts
 from shoal.runtime.launch import Head, Session, launch_head
@@ -54,6 +54,7 @@ class Driver:
     ) -> None:
         """`resources` and `temp_dir` are for a session of one's own, `node` is for joining."""
         reducers.install()
+        forked.install()
         # Left so at the end: what the program has open by then may be more than it began with.
         raise_descriptor_limit(MOST_WITH_USER_CODE)
         # First, because it checks what the user has set in the environment.
@@ -178,11 +179,3 @@ def _token_of(node: FoundNode) -> bytes:
 
 def _import_runtime() -> None:
     import shoal.runtime.process  # noqa: F401 - loaded here, and used when the head is ready
-
-
-def _forget_in_child() -> None:
-    """A child that the program forks has no session: it would write on the parent's sockets."""
-    current_process.set_process(None)
-
-
-os.register_at_fork(after_in_child=_forget_in_child)

@@ -50,6 +50,12 @@ class Entrance:
         if self._doorstep is not None:
             self._doorstep.start(on_accept, most_strangers)
 
+    def abandon(self) -> None:
+        """Close the sockets of a child that was forked; the files stay, and the parent in them."""
+        self._listener.abandon()
+        if self._doorstep is not None:
+            self._doorstep.abandon()
+
     def close(self) -> None:
         """Take nobody in any more, and remove the files."""
         self._listener.close()

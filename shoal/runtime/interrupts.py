@@ -59,8 +59,8 @@ class Interrupts:
             return False
         previous = signal.getsignal(signal.SIGINT)
         owner = getattr(previous, "__self__", None)
-        if isinstance(owner, Interrupts) and owner._over:
-            # Another thread ended that session, and could not give the signal back.
+        if isinstance(owner, Interrupts) and (owner._over or owner._pid != self._pid):
+            # Another thread ended that session, and could not give the signal back; or it is that of the process that forked this one.
             previous = owner._previous
         if previous is not signal.default_int_handler:
             return False

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from shoal.errors import ShoalError
+from shoal.runtime import current_process
 
 if TYPE_CHECKING:
     from shoal.runtime.process import Process
@@ -52,8 +53,10 @@ def refuse_reentry(reactor: Reactor, what: str) -> None:
     """See that a call may wait.
 
     Raises:
+        NotInitializedError: this process is a fork of that in which shoal runs.
         ShoalError: this thread is in the middle of the runtime's work.
     """
+    current_process.refuse_forked()
     if reactor.is_entered():
         raise reentry_error(what)
 

@@ -29,6 +29,7 @@ from shoal.wire.session import (
     check_path_length,
     folder_name,
     log_dir,
+    name_elsewhere,
     private,
     remove_session,
     spill_path,
@@ -67,7 +68,7 @@ class Session:
             fcntl.flock(self.lock_fd, fcntl.LOCK_EX)
             os.mkdir(log_dir(half_made), 0o700)
             os.rename(half_made, self.directory)
-            self.shm_dir = str(shm_directory(self.name))
+            self.shm_dir = str(shm_directory(name_elsewhere(self.directory)))
             with open(f"{self.directory}/{SHM}", "w", encoding="utf-8", opener=private) as file:
                 file.write(self.shm_dir)
         except BaseException:

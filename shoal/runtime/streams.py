@@ -6,12 +6,14 @@ stream has ended. A retried task makes the same items again: those that came alr
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from shoal.errors import StreamEndError
 from shoal.ids import return_id
 from shoal.messages.values import Failed
+from shoal.runtime import current_process
 from shoal.runtime.reentry import refuse_reentry
 from shoal.runtime.refs import ObjectRef
 from shoal.serial.exceptions import dump_exception
@@ -43,15 +45,14 @@ class Stream:
         self.taken = 0
         self.abandoned = False
 
-    def item(self, index: int, value: Any) -> None:
-        """An item has come."""
+    def item(self, index: int, value: Any, voucher: str = "") -> None:
+        """An item has come, from `voucher`."""
         entry = self._entry(index)
         if entry is None or entry.value is not None:
-            self._process.objects.refuse(value)
+            self._process.objects.refuse(value, voucher)
             return
-        self._process.complete(
-            entry, value, [] if type(value) is Failed else value.refs, registered=True
-        )
+        refs = [] if type(value) is Failed else value.refs
+        self._process.complete(entry, value, refs, True, voucher)
 
     def _entry(self, index: int) -> Entry | None:
         entry = self._items.get(index)
@@ -141,6 +142,12 @@ class ObjectRefGenerator(Generic[T]):
         self._stream = stream
         self._marker = marker
 
+    def _here(self) -> Process:
+        process = self._process
+        if process.pid != os.getpid():
+            raise current_process.forked_error(process.pid)
+        return process
+
     # --- iteration -----------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[ObjectRef[T]]:
@@ -151,7 +158,7 @@ class ObjectRefGenerator(Generic[T]):
 
     def _next_sync(self, timeout_s: float | None = None) -> ObjectRef[T]:
         """The next reference; a nil one if `timeout_s` passes first."""
-        process = self._process
+        process = self._here()
         refuse_reentry(process.reactor, "next() of a stream")
         with process.lock:
             entry = self._stream.next_entry()
@@ -162,7 +169,7 @@ class ObjectRefGenerator(Generic[T]):
         return self._take()
 
     def _take(self) -> ObjectRef[T]:
-        process = self._process
+        process = self._here()
         with process.lock:
             if self._stream.next_entry() is None:
                 raise StopIteration
@@ -174,7 +181,7 @@ class ObjectRefGenerator(Generic[T]):
         return self
 
     async def __anext__(self) -> ObjectRef[T]:
-        process = self._process
+        process = self._here()
         with process.lock:
             entry = self._stream.next_entry()
         if entry is not None and entry.value is None:
@@ -192,19 +199,19 @@ class ObjectRefGenerator(Generic[T]):
 
     def next_ready(self) -> bool:
         """Whether the next item can be taken at once."""
-        with self._process.lock:
+        with self._here().lock:
             entry = self._stream.next_entry()
             return entry is not None and entry.value is not None
 
     def is_finished(self) -> bool:
         """Whether the stream has ended and everything was taken."""
-        with self._process.lock:
+        with self._here().lock:
             return self._stream.next_entry() is None
 
     @property
     def _entry(self) -> Entry:
         """What `wait` looks at: the next item, or the stream's end."""
-        with self._process.lock:
+        with self._here().lock:
             return self._stream.next_entry() or self._marker._entry
 
     def __del__(self) -> None:

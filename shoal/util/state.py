@@ -85,6 +85,8 @@ def asking(address: str | None, timeout: float) -> Iterator[Questions]:
     """Whom to ask."""
     if timeout <= 0:
         raise ValueError(f"timeout is in seconds and positive, not {timeout!r}")
+    if address is None:
+        current_process.refuse_forked()
     process = current_process.process
     if address is None and process is not None:
         yield Questions(Member(process, timeout), timeout)

@@ -486,6 +486,13 @@ class Connection:
         self._unsent.clear()
         self._settle()
 
+    def abandon(self) -> None:
+        """Close this process's copy of a socket that is its parent's."""
+        self.closed = True
+        if self.fd >= 0:
+            with contextlib.suppress(OSError):
+                self._sock.close()
+
 
 class Listener:
     """Listens on a Unix socket from the moment it is made; accepts once it is started.
@@ -548,6 +555,12 @@ class Listener:
         with self._reactor.lock:
             if not self._closed:
                 self._reactor.register(self._sock.fileno(), self._on_ready)
+
+    def abandon(self) -> None:
+        """Close this process's copy of a socket that is its parent's."""
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._sock.close()
 
     def close(self) -> None:
         """Stop listening and remove the socket's file."""

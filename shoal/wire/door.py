@@ -135,6 +135,12 @@ class Doorstep:
             self._paused = False
             self._reactor.register(self._sock.fileno(), self._on_ready)
 
+    def abandon(self) -> None:
+        """Close this process's copy of a socket that is its parent's."""
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._sock.close()
+
     def close(self) -> None:
         """Take no more, and remove the socket's file."""
         self._closed = True

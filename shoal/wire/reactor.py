@@ -29,6 +29,7 @@ Threads: `handlers` are called by the leader only. `lock` is the runtime's lock 
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
@@ -43,6 +44,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+
+from shoal.lock import make_lock
 
 if TYPE_CHECKING:
     from _thread import LockType
@@ -517,6 +520,24 @@ class Reactor:
             self.pump()
 
     # --- ending --------------------------------------------------------------------------------------------------
+
+    def abandon(self) -> ReentrantLock:
+        """In a child that was forked: watch nothing any more, and never wake the parent. Returns the lock from now on; who held the one before
+        is not here."""
+        self._closed = True
+        self.asleep = self.hosted = self._service_leads = self._dozing = False
+        # Who wants to wake it finds that somebody has.
+        self._woken = True
+        self.lock = make_lock()
+        # Before connections are closed: taken off the set, they would be taken off the parent's.
+        self.handlers.clear()
+        self.dirty.clear()
+        self._timers.clear()
+        with contextlib.suppress(OSError):
+            # They may be closed already, by a program that closes all that it has.
+            self._epoll.close()
+            os.close(self._wake_fd)
+        return self.lock
 
     def close(self) -> None:
         """Stop the service thread and close the descriptors. No thread may wait any more."""

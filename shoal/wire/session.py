@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import socket
@@ -102,8 +103,19 @@ def spill_target(session_dir: str) -> str:
 
 
 def folder_name(session_dir: str) -> str:
-    """How a session calls folders of its own that are elsewhere, among those of others."""
-    return f"shoal-{os.getuid()}-{os.path.basename(session_dir)}"
+    """How a session calls folders of its own that are elsewhere (in shared memory, on another disk), among those of others."""
+    return f"shoal-{os.getuid()}-{name_elsewhere(session_dir)}"
+
+
+def name_elsewhere(session_dir: str) -> str:
+    """What a session is called among those of all roots: its name, and before it the mark of its root."""
+    root, name = os.path.split(session_dir)
+    return f"{root_mark(root)}-{name}"
+
+
+def root_mark(root: str) -> str:
+    """Eight digits of the path of a folder of sessions, by which one finds elsewhere what is of that folder."""
+    return hashlib.blake2b(os.fsencode(os.path.abspath(root)), digest_size=4).hexdigest()
 
 
 def log_dir(session_dir: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from shoal.config import load_config
 from shoal.messages.node import RegisterWorker
-from shoal.runtime import current_process, reducers
+from shoal.runtime import current_process, forked, reducers
 from shoal.runtime.interrupts import Interrupts
 from shoal.runtime.process import Process
 from shoal.wire.handshake import proof
@@ -67,6 +67,7 @@ def _work(boot: WorkerBoot) -> int:
     interrupts.install()
     process.reactor.interrupted = interrupts.check
     process.on_node_lost = _end_with_node
+    forked.install()
     current_process.set_process(process)
     process.begin()
     executor.run()

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from shoal.wire.session import is_alive
+from shoal.wire.session import folder_name, is_alive
 from tests.cli.commands import SMALL, Commands
 from tests.leaks import SHARED_MEMORY
 
@@ -170,7 +170,7 @@ def test_a_node_that_is_killed_leaves_nothing_and_the_others_go_on(shoal_command
     shoal_command.start_node(address)
     (second,) = [node for node in shoal_command.nodes() if not node.file.is_head]
     pids = family(second.file.pid)
-    shm = SHARED_MEMORY / f"shoal-{os.getuid()}-{os.path.basename(second.directory)}"
+    shm = SHARED_MEMORY / folder_name(second.directory)
     assert shm.exists()
     os.kill(second.file.pid, signal.SIGKILL)
     wait_for(lambda: not os.path.exists(second.directory) and not shm.exists())

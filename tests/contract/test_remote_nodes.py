@@ -37,7 +37,6 @@ from shoal.messages.control import (
     PlaceActor,
     PutKey,
     StopActor,
-    ViewChanged,
     WatchActor,
 )
 from shoal.messages.node import UNIT, Job, Shape
@@ -353,40 +352,6 @@ def test_what_is_no_node_loses_the_connection(
             node = Node(1, control.port)
             await node.link.join()
             node.link.close()
-
-    run(scenario)
-
-
-def test_views_reach_the_others() -> None:
-    async def scenario() -> None:
-        async with serving(MemoryStorage()) as control:
-            first, second = Node(1, control.port), Node(2, control.port)
-            await first.link.join()
-            await second.link.join()
-            for version in range(1, 50):
-                row = ViewRow(first.node_id, version, first.row.total, {"CPU": version})
-                first.link.post(NodeView(row))
-                await asyncio.sleep(0.001)
-            await second.hear(lambda: newest(second).get(first.node_id) == 49)
-            versions = [
-                row.version
-                for order in second.heard(ViewChanged)
-                for row in order.rows
-                if row.node_id == first.node_id
-            ]
-            assert versions == sorted(versions)
-            (row, _) = await second.link.call(ListNodes())
-            assert row.available == {"CPU": 49}
-            # After a break all rows come again, as they are.
-            second.orders.clear()
-            control.cut()
-            await second.hear(lambda: any(not o.current for o in second.heard(ViewChanged)))
-            assert newest(second)[first.node_id] == 49
-            first.link.close()
-            second.link.close()
-
-    def newest(node: Node) -> dict[bytes, int]:
-        return {row.node_id: row.version for order in node.heard(ViewChanged) for row in order.rows}
 
     run(scenario)
 

@@ -19,6 +19,7 @@ import shoal
 from shoal.cluster_utils import Cluster as ClusterByItsOtherName
 from shoal.runtime.joining import choose_node, find_nodes
 from shoal.testing import Cluster
+from shoal.wire.session import folder_name
 from tests.leaks import SHARED_MEMORY
 
 PATIENCE_S = 30
@@ -155,7 +156,7 @@ def test_nothing_stays_when_the_program_ends(how: str) -> None:
         assert program.wait(PATIENCE_S) == (0 if how == "end" else -signal.SIGKILL)
     wait_for(lambda: not any(os.path.exists(folder) for folder in folders))
     wait_for(lambda: not any(map(is_alive, everybody)))
-    names = [f"shoal-{os.getuid()}-{os.path.basename(folder)}" for folder in folders]
+    names = [folder_name(folder) for folder in folders]
     assert not any((SHARED_MEMORY / name).exists() for name in names)
 
 

@@ -12,7 +12,7 @@ import pytest
 from shoal.config import load_config
 from shoal.runtime.launch import launch_head
 from shoal.runtime.session_folder import Session, sweep_dead_sessions
-from shoal.wire.session import spill_path, spill_target
+from shoal.wire.session import folder_name, spill_path, spill_target
 from tests.process.node_sessions import node_session, wait_for
 
 
@@ -77,7 +77,7 @@ def test_a_place_that_cannot_be_used_is_refused(
     session: Session, tmp_path: Path, place: str
 ) -> None:
     (tmp_path / "file").touch()
-    planted = tmp_path / "planted" / f"shoal-{os.getuid()}-{session.name}"
+    planted = tmp_path / "planted" / folder_name(session.directory)
     planted.mkdir(parents=True)
     planted.chmod(0o777)
     text = "s3://bucket/objects" if place == "url" else str(tmp_path / place)

@@ -34,7 +34,7 @@ from shoal.node.transfer.links import open_bulk
 from shoal.node.transfer.service import Transfers
 from shoal.store import Arena, QuotaExhausted, Reader, copy_into, shm_directory
 from shoal.wire.addresses import make_address, make_place
-from shoal.wire.session import spill_path
+from shoal.wire.session import name_elsewhere, spill_path
 from shoal.wire.tls import Tls
 from tests.wire.doors import turn_away
 
@@ -305,7 +305,7 @@ class TransferNode:
         self._number = 0
         self._write(
             {
-                "name": f"xfer-{os.getpid()}-{digits}",
+                "name": name_elsewhere(f"{os.environ['SHOAL_TMPDIR']}/xfer-{os.getpid()}-{digits}"),
                 "digits": digits,
                 "maker": digits[::-1],
                 "maker_bytes": maker_bytes,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from shoal.config import Config
 from sim.__main__ import table
 from sim.control import Costs
 from sim.costs import decide, make_view, measure, renewed
@@ -63,6 +64,20 @@ def test_a_slow_control_store_makes_views_old_and_loses_no_request() -> None:
     assert slow.busy_per_request > quick.busy_per_request
     slow_world.settle(60)
     slow_world.check()
+
+
+def test_messages_of_the_control_store_are_bounded_in_large_clusters() -> None:
+    bounded = Config(views_per_s=2_000)
+    few, many = (
+        World(Plan(nodes=nodes, seconds=3, homes=10, deaths=0, seed=6, config=bounded)).run()
+        for nodes in (200, 600)
+    )
+    # Rows and batches; beside them there are heartbeats, of which each node has one a second.
+    for result, nodes in ((few, 200), (many, 600)):
+        assert result.messages_out_s <= 2_000 + 2 * nodes
+        assert result.messages_in_s <= 2 * 2_000 + 2 * nodes
+    assert many.view_age_s > few.view_age_s
+    assert many.granted >= many.requests * 0.95
 
 
 def calls(function: Any, *args: Any) -> int:
