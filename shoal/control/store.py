@@ -51,7 +51,7 @@ from shoal.control.storage import Storage, StorageState
 from shoal.control.surveys import ActorRows, Surveys
 from shoal.core.actor_records import Place, Save, SaveForgotten, Stop, StopHow, Tell
 from shoal.core.actors import ActorDirectory, NameTaken
-from shoal.core.demands import IN_GROUP, Demands
+from shoal.core.demands import Demands
 from shoal.ids import ID_SIZE
 from shoal.messages.control import (
     ActorChanged,
@@ -101,9 +101,8 @@ from shoal.messages.control import (
     WatchGroup,
 )
 from shoal.messages.node import GROUP_REMOVED, UNPLACEABLE, NodeRow
-from shoal.messages.placement import BundleHeld, InBundle
+from shoal.messages.placement import BundleHeld
 from shoal.messages.records import HeardRecord, LivingActor, NodeRecord
-from shoal.messages.state import ACTORS as ACTOR_DEMANDS
 from shoal.version import __version__
 from shoal.wire.addresses import place_of
 
@@ -383,17 +382,7 @@ class ControlStore:
         ]
         demands = Demands()
         self._groups.count(demands)
-        for actor_id, (order, _) in self._unplaced.items():
-            spec = order.spec
-            in_group = isinstance(spec.placement_shape.strategy, InBundle)
-            demands.add(
-                ACTOR_DEMANDS,
-                [(spec.placement_shape.resources, 1)],
-                self._rows.since_ns(actor_id),
-                name=spec.class_name,
-                where=IN_GROUP if in_group else "",
-                nowhere=not in_group,
-            )
+        self._rows.count(demands, (order.spec for order, _ in self._unplaced.values()))
         return StatusOfCluster(
             self.name,
             self.cluster_id,

@@ -9,15 +9,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from shoal.control.nodes import Nodes
 from shoal.core.actor_records import Actor
+from shoal.core.demands import IN_GROUP, Demands
 from shoal.core.task_rows import cut, largest
 from shoal.messages.control import NodeFound, Order, SurveyNode, SurveyNodes
+from shoal.messages.node import ActorSpec
+from shoal.messages.placement import InBundle
 from shoal.messages.records import DeadActor, LivingActor
 from shoal.messages.state import (
+    ACTORS,
     ActorRow,
     AskDemands,
     AskMemory,
@@ -182,10 +186,19 @@ class ActorRows:
         if node_id or row.state != "DEAD":
             row.node_id = node_id
 
-    def since_ns(self, actor_id: bytes) -> int:
-        """Since when an actor is in its state."""
-        row = self._rows.get(actor_id)
-        return time.time_ns() if row is None else row.since_ns
+    def count(self, demands: Demands, unplaced: Iterable[ActorSpec]) -> None:
+        """Count actors that no node could take."""
+        for spec in unplaced:
+            row = self._rows.get(spec.actor_id)
+            in_group = isinstance(spec.placement_shape.strategy, InBundle)
+            demands.add(
+                ACTORS,
+                [(spec.placement_shape.resources, 1)],
+                time.time_ns() if row is None else row.since_ns,
+                name=spec.class_name,
+                where=IN_GROUP if in_group else "",
+                nowhere=not in_group,
+            )
 
     def listed(self, waits: Callable[[bytes], str]) -> list[ActorRow]:
         """All rows. `waits` tells why an actor waits that no node could take."""

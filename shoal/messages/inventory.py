@@ -140,10 +140,11 @@ class Copy(msgspec.Struct, array_like=True, gc=False):
 
 
 class Estate(msgspec.Struct, array_like=True, gc=False):
-    """What a process left that has ended: names and bytes of segments."""
+    """What a process left that has ended: names and bytes of segments, in memory and on disk."""
 
     address: str
     segments: list[tuple[str, int]]
+    on_disk: list[tuple[str, int]] = []
 
 
 class StoreMemory(msgspec.Struct, array_like=True):

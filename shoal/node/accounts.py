@@ -1,6 +1,6 @@
 """What the store of this node holds, told when somebody asks: who has drawn how much, copies, what the dead left, and files of nobody.
 
-Read off the tables of the daemon and one listing of the store's directory. Everything runs in the daemon's event loop; while nobody asks it
+Read off the tables of the daemon and one listing of the store's folders, in memory and on disk. Everything runs in the daemon's event loop; while nobody asks it
 costs nothing.
 """
 
@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from shoal.core import pull_records
 from shoal.messages.boot import Boot
 from shoal.messages.inventory import Arena, Copy, Estate, StoreMemory
 from shoal.messages.values import Location
+from shoal.node import estates
 from shoal.node.clients import Clients
 from shoal.node.neighbours import daemon_name
 from shoal.node.store import StoreKeeper
 from shoal.wire.addresses import creator_at, make_address
+from shoal.wire.session import spill_path
 
 if TYPE_CHECKING:
     from shoal.node.outside import Outside
@@ -38,7 +39,9 @@ class Accounts:
         outside: Outside | None,
     ) -> None:
         self._place = boot.place
-        self._directory = Path(boot.shm_dir)
+        self._directories = [boot.shm_dir]
+        if boot.config.spill:
+            self._directories.append(spill_path(boot.session_dir))
         self._node_id = node_id
         self._clients = clients
         self._keeper = keeper
@@ -48,7 +51,7 @@ class Accounts:
         """Everything, of lists at most `limit` entries."""
         quotas = self._keeper.quotas
         held = sorted(quotas.holdings().items(), key=lambda item: -item[1])
-        estates = self._keeper.estates()
+        left = self._keeper.estates()
         arena = Arena()
         copies: list[pull_records.Copy] = []
         unknown: list[Location] = []
@@ -65,6 +68,7 @@ class Accounts:
                     stats.live_bytes,
                     stats.live_blocks,
                     stats.quarantined_bytes,
+                    stats.spilled_bytes,
                 )
         return StoreMemory(
             self._node_id,
@@ -78,11 +82,8 @@ class Accounts:
             ],
             len(copies),
             sum(copy.size for copy in copies),
-            [
-                Estate(address, list(segments.items())[:limit])
-                for address, segments in estates[:limit]
-            ],
-            self._strays({creator_at(address) for address, _ in estates})[:limit],
+            [_estate(estate, limit) for estate in left[:limit]],
+            self._strays({creator_at(estate.address) for estate in left})[:limit],
             unknown[:limit],
             freed[:limit],
         )
@@ -94,9 +95,20 @@ class Accounts:
         known = dead | {creator_at(client.address) for client in self._clients}
         known.add(creator_at(make_address(self._place, daemon_name(self._node_id))))
         strays = []
-        for entry in os.scandir(self._directory):
-            parts = parse_segment(entry.name)
-            if parts is not None and parts[0] not in known:
-                with contextlib.suppress(FileNotFoundError):
-                    strays.append((entry.name, entry.stat().st_blocks * _BLOCK))
+        for directory in self._directories:
+            for entry in os.scandir(directory) if os.path.isdir(directory) else ():
+                parts = parse_segment(entry.name)
+                if parts is not None and parts[0] not in known:
+                    with contextlib.suppress(FileNotFoundError):
+                        strays.append((entry.name, entry.stat().st_blocks * _BLOCK))
         return strays
+
+
+def _estate(estate: estates.Estate, limit: int) -> Estate:
+    """As it is told, with at most `limit` segments."""
+    segments = list(estate.segments.items())[:limit]
+    return Estate(
+        estate.address,
+        [one for one in segments if one[0] not in estate.on_disk],
+        [one for one in segments if one[0] in estate.on_disk],
+    )

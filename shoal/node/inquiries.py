@@ -3,7 +3,7 @@
 Each inquiry is about one process and has a number: who is asked, and what the answers name. When all have answered (or ended), the keeper of
 the store hears what is in use; all else that the process left may go. Objects that are in use at that moment and whose
 owner has ended have nobody who will say when they are not: so the question is asked again when a user says that it has let go
-of something, or has ended. A little later, once for many such words, and about several processes at once: each client looks
+of something, or has ended, also if that is while others have not answered yet. A little later, once for many such words, and about several processes at once: each client looks
 through all its objects for an answer.
 
 A client that does not answer within `inquiry_patience_s` (it was stopped, or is inside a call that does not let go of the interpreter) may
@@ -57,7 +57,7 @@ class Others(Protocol):
 class _Inquiry:
     """`asked` are those that have not answered, `users` those that named anything; `judging` drops some of the former."""
 
-    __slots__ = ("address", "asked", "conclude", "job_id", "judging", "locations", "users")
+    __slots__ = ("address", "asked", "conclude", "job_id", "judging", "locations", "stale", "users")
 
     def __init__(
         self,
@@ -73,6 +73,8 @@ class _Inquiry:
         self.asked: dict[Participant, None] = {}
         self.users: set[Participant] = set()
         self.locations: dict[Location, None] = {}
+        # Somebody uses less by now than it has named.
+        self.stale = False
 
 
 class Inquiries:
@@ -148,6 +150,8 @@ class Inquiries:
         del self._own[address]
         if inquiry.users:
             self._users[address] = inquiry.users
+        if inquiry.stale:
+            self.ask_later(address)
         used: Used = {}
         for location in inquiry.locations:
             used.setdefault(location.segment, set()).add((location.offset, location.size))
@@ -174,12 +178,17 @@ class Inquiries:
             self._named[node_id, inquiry.address] = inquiry.users
         if self.others is not None:
             self.others.tell(node_id, theirs, list(inquiry.locations))
+            if inquiry.stale:
+                self.others.ask_again(node_id, inquiry.address)
 
     def on_let_go(self, address: str) -> None:
         """A client of ours uses less of what a process has left; nodes to which we named that should ask again."""
         for node_id, named in list(self._named):
             if named == address and self.others is not None:
                 self.others.ask_again(node_id, address)
+        for inquiry in self._running.values():
+            # Whoever lets go may have named it before.
+            inquiry.stale |= inquiry.address == address
 
     # --- answers -------------------------------------------------------------------------------------------------
 
@@ -233,6 +242,7 @@ class Inquiries:
             if who in users:
                 self.ask_later(address)
         for number, inquiry in list(self._running.items()):
+            inquiry.stale |= who in inquiry.users
             if inquiry.asked.pop(who, False) is None:
                 self._look([number])
 

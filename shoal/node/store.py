@@ -258,9 +258,9 @@ class StoreKeeper:
         self._estates.free(locations)
         self._drain()
 
-    def estates(self) -> list[tuple[str, dict[str, int]]]:
-        """The processes that have ended and left something: their addresses, and their segments with the bytes of each."""
-        return [(estate.address, dict(estate.segments)) for estate in self._estates]
+    def estates(self) -> list[Estate]:
+        """What the processes have left that have ended."""
+        return list(self._estates)
 
     def close(self) -> None:
         """Stop the timers."""

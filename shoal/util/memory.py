@@ -162,7 +162,7 @@ def unaccounted(found: Findings) -> dict[BlockKey, Leak]:
             why = "no process that lives, or has left anything, made it"
             leak(store.place, Location(name, 0, size), why)
         for estate in store.estates if complete else ():
-            for name, size in estate.segments:
+            for name, size in estate.segments + estate.on_disk:
                 if (store.place, name) not in segments:
                     why = f"{estate.address} left it when it ended, and no process counts on it"
                     leak(store.place, Location(name, 0, size), why)
@@ -203,6 +203,12 @@ def put_together(
         (place_of(process.address), segment)
         for process in found.processes
         for segment in process.spilled
+    }
+    on_disk |= {
+        (store.place, segment)
+        for store in found.stores
+        for estate in store.estates
+        for segment, _ in estate.on_disk
     }
     objects = [_merge(rows, people, viewers, copies, on_disk) for rows in by_object.values()]
     objects.sort(key=lambda one: -one.size)
@@ -398,6 +404,7 @@ def _node(
     arenas = [process.arena for process in here]
     held = sum(amount for _, amount in store.held)
     ended = sum(size for estate in store.estates for _, size in estate.segments)
+    on_disk = sum(size for estate in store.estates for _, size in estate.on_disk)
     live = sum(arena.live for arena in arenas)
     copies = store.arena.live
     freed = sum(arena.freed for arena in arenas) + store.arena.freed
@@ -415,7 +422,7 @@ def _node(
         max(0, held - live - copies - freed - idle - ended),
         ended,
         max(0, store.capacity - held),
-        sum(arena.spilled for arena in arenas),
+        sum(arena.spilled for arena in arenas) + store.arena.spilled + on_disk,
         sum(arena.live_blocks for arena in arenas),
         store.copies_count,
         sum(part.size for part in inline),
