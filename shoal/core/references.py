@@ -24,9 +24,7 @@ Rules
 What a crash costs
 ------------------
 - *An executor dies after it has registered its caller for references in a result, and before it has replied.* The caller will
-  never give those registrations up, for it does not know of them: the objects stay until the caller ends (if it owns them
-  itself: until it ends as well). That is at most what one reply carries, for each executor that dies in these
-  microseconds. To find it out, owners would have to note for each registration who asked for it, on the way of every reply.
+  never give those registrations up, for it does not know of them. The owner asks it, and drops them (`core.vouchers`).
 - *A caller dies before its call has returned.* What it passed is covered by nobody any more, and may be freed while the executor
   still has references to it. A task's worker ends with its caller, so only an actor can notice: a reference that it
   has kept from such a call raises `ObjectLostError`, or is registered like any other if the owner still had the object.
@@ -43,6 +41,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
+from shoal.core.vouchers import Vouchers
 from shoal.errors import InternalError
 from shoal.messages.values import Failed, Ref, Stored
 
@@ -115,11 +114,20 @@ class FreeValue(NamedTuple):
 
 
 class GiveUp(NamedTuple):
-    """Tell the owner that this process gives up so many registrations."""
+    """Tell the owner that this process gives up so many registrations. `vouchers`: those among them that others have made."""
 
     owner: str
     object_id: bytes
     registrations: int
+    vouchers: tuple[tuple[str, int], ...] = ()
+
+
+class AskToRecount(NamedTuple):
+    """Ask a borrower how many registrations it knows of that `voucher`, which has died, made for it."""
+
+    borrower: str
+    voucher: str
+    object_ids: list[bytes]
 
 
 class DropOrphan(NamedTuple):
@@ -151,7 +159,7 @@ class Forsake(NamedTuple):
     entry: Entry
 
 
-Effect = FreeValue | GiveUp | DropOrphan | RegisterBorrower | EndActor | Forsake
+Effect = FreeValue | GiveUp | DropOrphan | RegisterBorrower | EndActor | Forsake | AskToRecount
 
 
 class ObjectTable:
@@ -167,6 +175,7 @@ class ObjectTable:
         "orphaned",
         "outbox",
         "unregistered",
+        "vouchers",
     )
 
     def __init__(self, address: str = "") -> None:
@@ -179,6 +188,7 @@ class ObjectTable:
         self.unregistered: dict[Entry, int] = {}
         # Entries whose owners have ended, with values in shared memory that are still there.
         self.orphaned: dict[Entry, None] = {}
+        self.vouchers = Vouchers()
         self._next_token = 0
         # What each awaited acknowledgement is about, and what it releases: entries that are held, countdowns.
         self._asked: dict[int, Entry] = {}
@@ -234,7 +244,10 @@ class ObjectTable:
             if entry.owner:
                 self.unregistered.pop(entry, None)
                 if entry.registrations:
-                    self.outbox.append(GiveUp(entry.owner, entry.object_id, entry.registrations))
+                    vouchers = self.vouchers.drop(entry)
+                    self.outbox.append(
+                        GiveUp(entry.owner, entry.object_id, entry.registrations, vouchers)
+                    )
                     entry.registrations = 0
                 if entry in self.orphaned:
                     del self.orphaned[entry]
@@ -259,16 +272,21 @@ class ObjectTable:
     # --- values --------------------------------------------------------------------------------------------------
 
     def complete(
-        self, entry: Entry, value: Any, refs: list[Ref], registered: bool | None
+        self,
+        entry: Entry,
+        value: Any,
+        refs: list[Ref],
+        registered: bool | None,
+        voucher: str = "",
     ) -> list[Any] | None:
         """The value of an entry is known. Returns who waits for it.
 
         `refs` are the references inside. With `registered`, their owners have this process registered for each of
-        them already (a task's result); without (a fetched value) that is asked for now; None leaves the references as they
+        them already, by `voucher` (a task's result); without (a fetched value) that is asked for now; None leaves the references as they
         are (a value made in this process).
         """
         if refs:
-            self.contain(entry, [self.borrow(ref) for ref in refs], registered)
+            self.contain(entry, [self.borrow(ref) for ref in refs], registered, voucher)
         if entry.dropped:
             # Nobody wants it any more.
             if type(value) is Stored and not entry.owner:
@@ -282,14 +300,21 @@ class ObjectTable:
         waiters, entry.waiters = entry.waiters, None
         return waiters
 
-    def refuse(self, value: Any) -> None:
+    def refuse(self, value: Any, voucher: str) -> None:
         """A value has come, for which this process was registered with the owners of what is inside, and nobody waits for it any
         more: an item of a stream that came before, the reply of an actor's earlier life."""
         entry = Entry(b"")
         entry.dropped = True
-        self.complete(entry, value, [] if type(value) in _WITHOUT_REFS else value.refs, True)
+        refs = [] if type(value) in _WITHOUT_REFS else value.refs
+        self.complete(entry, value, refs, True, voucher)
 
-    def contain(self, outer: Entry, inners: list[Entry], registered: bool | None = None) -> None:
+    def contain(
+        self,
+        outer: Entry,
+        inners: list[Entry],
+        registered: bool | None = None,
+        voucher: str = "",
+    ) -> None:
         """`outer` holds the entries of the references inside its value; see `complete` about `registered`."""
         for inner in inners:
             inner.holds += 1
@@ -297,12 +322,15 @@ class ObjectTable:
                 if registered:
                     inner.registrations += 1
                     self.unregistered.pop(inner, None)
+                    if voucher and voucher != inner.owner:
+                        self.vouchers.take(inner, voucher)
                 elif registered is False and not inner.registrations:
                     outer.holds += 1
                     self._register_own(inner, outer)
             elif registered and inner.borrowers and self.address in inner.borrowers:
                 # Ours, and back home: it was registered for the journey.
                 self._count(inner, self.address, inner.borrowers[self.address] - 1)
+                self.vouchers.give_back(inner, voucher, self.address, 1)
         if outer.contains is None:
             outer.contains = inners
         else:
@@ -393,8 +421,8 @@ class ObjectTable:
 
     # --- borrowing, as the owner ---------------------------------------------------------------------------------
 
-    def register(self, object_id: bytes, borrower: str) -> bool:
-        """Register a borrower of an owned object; False if it is gone."""
+    def register(self, object_id: bytes, borrower: str, voucher: str = "") -> bool:
+        """Register a borrower of an owned object; False if it is gone. `voucher` is who asked for it, if that is another process."""
         entry = self.entries.get(object_id)
         if entry is None or entry.owner:
             return False
@@ -402,13 +430,23 @@ class ObjectTable:
         if borrowers is None:
             borrowers = entry.borrowers = {}
         self._count(entry, borrower, borrowers.get(borrower, 0) + 1)
+        if voucher:
+            self.vouchers.give(entry, voucher, borrower)
         return True
 
-    def give_up(self, object_id: bytes, borrower: str, count: int) -> None:
-        """A borrower gives up registrations."""
+    def give_up(
+        self,
+        object_id: bytes,
+        borrower: str,
+        count: int,
+        vouchers: Iterable[tuple[str, int]] = (),
+    ) -> None:
+        """A borrower gives up registrations; see `GiveUp`."""
         entry = self.entries.get(object_id)
         if entry is None:
             return
+        for voucher, of_voucher in vouchers:
+            self.vouchers.give_back(entry, voucher, borrower, of_voucher)
         borrowers = entry.borrowers
         if borrowers is None:
             borrowers = entry.borrowers = {}
@@ -433,8 +471,51 @@ class ObjectTable:
     def forget_borrower(self, borrower: str) -> None:
         """A process died: its registrations go."""
         for entry in self.by_borrower.pop(borrower, {}):
+            self.vouchers.forget_borrower(entry, borrower)
             if entry.borrowers:
                 entry.borrowers.pop(borrower, None)
+            if not entry.borrowers and not entry.holds and not entry.local:
+                self.consider(entry)
+
+    def voucher_died(self, voucher: str) -> None:
+        """A process died, and all is read that it said: what it vouched for and did not say must not stay. See `core.vouchers`."""
+        to_ask: dict[str, list[bytes]] = {}
+        for entry, borrower in self.vouchers.given_by(voucher):
+            if borrower == self.address:
+                # It would have come back with what was read.
+                self._drop_untaken(entry, voucher, borrower, taken=0)
+            else:
+                to_ask.setdefault(borrower, []).append(entry.object_id)
+        self.outbox += (AskToRecount(borrower, voucher, ids) for borrower, ids in to_ask.items())
+
+    def recount(self, voucher: str, object_ids: Iterable[bytes]) -> list[tuple[bytes, int]]:
+        """As a borrower: how many vouchers of a process that has died are taken and not given up, by object. Those that are none
+        are left out."""
+        entries = (self.entries.get(object_id) for object_id in object_ids)
+        return [
+            (entry.object_id, count)
+            for entry in entries
+            if entry is not None and (count := self.vouchers.taken(entry, voucher))
+        ]
+
+    def on_counted(
+        self,
+        voucher: str,
+        borrower: str,
+        object_ids: Iterable[bytes],
+        counts: Iterable[tuple[bytes, int]],
+    ) -> None:
+        """A borrower has counted what `AskToRecount` asked for."""
+        taken = dict(counts)
+        for object_id in object_ids:
+            entry = self.entries.get(object_id)
+            if entry is not None:
+                self._drop_untaken(entry, voucher, borrower, taken.get(object_id, 0))
+
+    def _drop_untaken(self, entry: Entry, voucher: str, borrower: str, taken: int) -> None:
+        untaken = self.vouchers.take_back(entry, voucher, borrower) - taken
+        if untaken > 0 and entry.borrowers is not None:
+            self._count(entry, borrower, entry.borrowers.get(borrower, 0) - untaken)
             if not entry.borrowers and not entry.holds and not entry.local:
                 self.consider(entry)
 

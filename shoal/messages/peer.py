@@ -200,16 +200,34 @@ class Borrowed(msgspec.Struct, array_like=True, tag=23):
 
 
 class Release(msgspec.Struct, array_like=True, tag=24):
-    """The sender gives up `count` registrations of an object."""
+    """The sender gives up `count` registrations of an object. `vouchers` are those among them that other processes had made for
+    it, by their addresses."""
 
     object_id: bytes
     count: int
+    vouchers: list[tuple[str, int]] = []
 
 
 class FreeBlocks(msgspec.Struct, array_like=True, tag=25):
     """The owner tells the process that created these blocks that their objects are dead."""
 
     locations: list[Location]
+
+
+class Recount(msgspec.Struct, array_like=True, tag=26):
+    """An owner asks a borrower: of the registrations that `voucher` has made for it, how many does it know of? Answered when the borrower
+    has read all that `voucher` said, which has died."""
+
+    voucher: str
+    object_ids: list[bytes]
+
+
+class Counted(msgspec.Struct, array_like=True, tag=27):
+    """The answer to `Recount`: the objects that were asked for, and how often those are registered of which the borrower knows."""
+
+    voucher: str
+    object_ids: list[bytes]
+    counts: list[tuple[bytes, int]]
 
 
 PeerMessage = (
@@ -235,6 +253,8 @@ PeerMessage = (
     | Borrowed
     | Release
     | FreeBlocks
+    | Recount
+    | Counted
 )
 
 __all__ = [
@@ -245,6 +265,7 @@ __all__ = [
     "CallFull",
     "Cancel",
     "CancelObject",
+    "Counted",
     "Define",
     "Dep",
     "Done",
@@ -258,6 +279,7 @@ __all__ = [
     "PeerMessage",
     "Push",
     "PushFull",
+    "Recount",
     "Ref",
     "Release",
     "Results",

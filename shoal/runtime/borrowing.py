@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from shoal.core.references import (
+    AskToRecount,
     Countdown,
     DropOrphan,
     EndActor,
@@ -26,9 +27,11 @@ from shoal.messages.peer import (
     Borrow,
     Borrowed,
     CancelObject,
+    Counted,
     Fetch,
     Fetched,
     FreeBlocks,
+    Recount,
     Release,
 )
 from shoal.messages.stores import FreeOrphans, LetGo
@@ -66,7 +69,11 @@ class Borrowing:
             Release: self._on_release,
             CancelObject: self._on_cancel_object,
             FreeBlocks: self._on_free_blocks,
+            Recount: self._on_recount,
+            Counted: self._on_counted,
         }
+        # Questions about processes of which not all is read that they said, by those: who asks, and about what.
+        self._to_recount: dict[str, list[tuple[str, list[bytes]]]] = {}
 
     # --- as the borrower -----------------------------------------------------------------------------------------
 
@@ -122,6 +129,19 @@ class Borrowing:
         )
         self._process.complete(entry, Failed(dump_exception(error)), [], registered=True)
 
+    def _on_recount(self, connection: Connection, message: Recount) -> None:
+        asks, voucher = connection.peer_address, message.voucher
+        if voucher in self._process.peers.gone:
+            self._count_vouchers(voucher, asks, message.object_ids)
+        else:
+            # Its replies may be on their way.
+            self._to_recount.setdefault(voucher, []).append((asks, message.object_ids))
+            self._process.peers.watch(voucher)
+
+    def _count_vouchers(self, voucher: str, owner: str, object_ids: list[bytes]) -> None:
+        counts = self._objects.recount(voucher, object_ids)
+        self._send_to_owner(owner, Counted(voucher, object_ids, counts))
+
     def _on_borrowed(self, _connection: Connection, message: Borrowed) -> None:
         for countdown in self._objects.acknowledge(message.token):
             self._leave(countdown)
@@ -156,8 +176,9 @@ class Borrowing:
     def _on_borrow(self, connection: Connection, message: Borrow) -> None:
         peers = self._process.peers
         # Whoever lends may not have heard that the borrower is gone; its registration would stay for ever.
+        asks = connection.peer_address
         known = message.borrower not in peers.gone and self._objects.register(
-            message.object_id, message.borrower
+            message.object_id, message.borrower, "" if asks == message.borrower else asks
         )
         if known:
             # The borrower may never have connected: its end must be heard of all the same.
@@ -165,7 +186,14 @@ class Borrowing:
         connection.send(Borrowed(message.token, known))
 
     def _on_release(self, connection: Connection, message: Release) -> None:
-        self._objects.give_up(message.object_id, connection.peer_address, message.count)
+        self._objects.give_up(
+            message.object_id, connection.peer_address, message.count, message.vouchers
+        )
+
+    def _on_counted(self, connection: Connection, message: Counted) -> None:
+        self._objects.on_counted(
+            message.voucher, connection.peer_address, message.object_ids, message.counts
+        )
 
     def _on_free_blocks(self, connection: Connection, message: FreeBlocks) -> None:
         process = self._process
@@ -193,7 +221,8 @@ class Borrowing:
                         blocks.setdefault(stored.creator, []).append(stored.location)
                 elif type(effect) is GiveUp:
                     self._send_to_owner(
-                        effect.owner, Release(effect.object_id, effect.registrations)
+                        effect.owner,
+                        Release(effect.object_id, effect.registrations, list(effect.vouchers)),
                     )
                 elif type(effect) is DropOrphan:
                     let_go[effect.owner] = let_go[effect.value.creator] = None
@@ -205,6 +234,8 @@ class Borrowing:
                         # The owner is gone and will never answer; whoever asks for the object is told that.
                         for countdown in self._objects.acknowledge(effect.token):
                             self._leave(countdown)
+                elif type(effect) is AskToRecount:
+                    self._send_to_owner(effect.borrower, Recount(effect.voucher, effect.object_ids))
                 elif type(effect) is Forsake:
                     self._forsake(effect.waiters, effect.entry)
                 elif type(effect) is EndActor:
@@ -229,6 +260,9 @@ class Borrowing:
     def process_died(self, address: str, cause: str) -> None:
         """A process has ended: its registrations and what it owned go with it."""
         self._objects.forget_borrower(address)
+        self._objects.voucher_died(address)
+        for owner, object_ids in self._to_recount.pop(address, ()):
+            self._count_vouchers(address, owner, object_ids)
         entries, ended = self._objects.owner_died(address)
         for entry in entries:
             if entry.value is None and (entry.waiters or entry.fetching):

@@ -404,12 +404,14 @@ class Owner:
         if task is None:
             # An earlier life of an actor has answered after all.
             for value in message.values:
-                self._objects.refuse(value)
+                self._objects.refuse(value, connection.peer_address)
             return
-        self.succeed(task, message)
+        self.succeed(task, message, True, connection.peer_address)
 
-    def succeed(self, task: Task, message: Results, registered: bool | None = True) -> None:
-        """A task has finished, elsewhere or (`registered` None) in this process."""
+    def succeed(
+        self, task: Task, message: Results, registered: bool | None, voucher: str = ""
+    ) -> None:
+        """A task has finished, elsewhere (at `voucher`) or, with `registered` None, in this process."""
         if task.stream is not None:
             task.stream.end(message.stream_length)
             for entry in task.returns:
@@ -418,11 +420,11 @@ class Owner:
                     entry, serialize(message.stream_length).data, [], registered=True
                 )
         else:
-            self.complete_returns(task, message.values, registered)
+            self.complete_returns(task, message.values, registered, voucher)
         self._release(task)
 
     def complete_returns(
-        self, task: Task, values: list[Any], registered: bool | None = True
+        self, task: Task, values: list[Any], registered: bool | None, voucher: str
     ) -> None:
         """The results of a task are known."""
         process = self._process
@@ -433,7 +435,8 @@ class Owner:
             if kind is Inline and not value.buffers and not value.refs:
                 process.complete(entry, value.data, [], registered=True)
             else:
-                process.complete(entry, value, [] if kind is Failed else value.refs, registered)
+                refs = [] if kind is Failed else value.refs
+                process.complete(entry, value, refs, registered, voucher)
 
     def _on_failure(self, connection: Connection, message: Failure) -> None:
         task = self._finished(connection, message.task_id, message.took_us)
@@ -477,9 +480,9 @@ class Owner:
         lane = connection.lane
         task = None if lane is None else lane.inflight.get(message.task_id)
         if task is not None and task.stream is not None:
-            task.stream.item(message.index, message.value)
+            task.stream.item(message.index, message.value, connection.peer_address)
         else:
-            self._objects.refuse(message.value)
+            self._objects.refuse(message.value, connection.peer_address)
 
     def _on_hand_back(self, connection: Connection, message: HandBack) -> None:
         lane = connection.lane

@@ -203,12 +203,19 @@ class Peers:
             if settled is not None:
                 connection.expect_proof_within(_PROOF_TIMEOUT_S, settled)
 
-    def peer_of(self, connection: Connection) -> Peer:
-        """The record of the process at the other end; made when its first message arrives."""
-        peer: Peer | None = connection.peer
-        if peer is None:
-            peer = self._adopt(connection.peer_address, connection)
-        return peer
+    def admit(self, connection: Connection) -> bool:
+        """The first messages have come by a connection: make the record of the process at the other end. False if that is dead.
+
+        It may speak all the same: its node was cut off, is declared dead, and has not heard of that. What it had here has been
+        given up, and nobody would forget again what it asks for now.
+        """
+        address = connection.peer_address
+        if address in self.gone:
+            self.forget_connection(connection)
+            connection.close()
+            return False
+        self._adopt(address, connection)
+        return True
 
     def _adopt(self, address: str, connection: Connection) -> Peer:
         peer = connection.peer = Peer(address, connection)

@@ -311,8 +311,8 @@ class Process:
     def on_messages(self, connection: Connection, messages: list[Any]) -> None:
         """A batch from another process."""
         with self.lock:
-            if connection.peer is None:
-                self.peers.peer_of(connection)
+            if connection.peer is None and not self.peers.admit(connection):
+                return
             handlers = self.handlers
             for message in messages:
                 handlers[type(message)](connection, message)
@@ -467,12 +467,12 @@ class Process:
                 self.settle()
                 self.reactor.flush_locked()
 
-    def complete(self, entry: Entry, value: Any, refs: list[Ref], registered: bool | None) -> None:
+    def complete(
+        self, entry: Entry, value: Any, refs: list[Ref], registered: bool | None, voucher: str = ""
+    ) -> None:
         """The value of an entry is known: tell everybody who waits for it."""
-        waiters = self.objects.complete(entry, value, refs, registered)
-        if waiters is not None:
-            for waiter in waiters:
-                waiter(entry)
+        for waiter in self.objects.complete(entry, value, refs, registered, voucher) or ():
+            waiter(entry)
 
     def when_known(self, entry: Entry, waiter: Callable[[Entry], None]) -> None:
         """Call `waiter(entry)`, with the lock held, once the entry's value is known."""

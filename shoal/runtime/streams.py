@@ -45,15 +45,14 @@ class Stream:
         self.taken = 0
         self.abandoned = False
 
-    def item(self, index: int, value: Any) -> None:
-        """An item has come."""
+    def item(self, index: int, value: Any, voucher: str = "") -> None:
+        """An item has come, from `voucher`."""
         entry = self._entry(index)
         if entry is None or entry.value is not None:
-            self._process.objects.refuse(value)
+            self._process.objects.refuse(value, voucher)
             return
-        self._process.complete(
-            entry, value, [] if type(value) is Failed else value.refs, registered=True
-        )
+        refs = [] if type(value) is Failed else value.refs
+        self._process.complete(entry, value, refs, True, voucher)
 
     def _entry(self, index: int) -> Entry | None:
         entry = self._items.get(index)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -38,8 +37,6 @@ class Cluster:
         self.contents: dict[bytes, list[bytes]] = {}
         self.blocks: dict[Location, tuple[Process, Process]] = {}
         self.freed: dict[Location, None] = {}
-        # Registrations made for somebody else, by who asked, for whom, of what; less those that whom they are for knows of.
-        self.vouched: Counter[tuple[str, str, bytes]] = Counter()
         self.before_end: Callable[[Process], None] = lambda _: None
         self._numbers = itertools.count(1)
 
@@ -59,10 +56,6 @@ class Cluster:
     def free(self, location: Location) -> None:
         assert location not in self.freed, f"{location} is freed twice"
         self.freed[location] = None
-
-    def vouch(self, sender: str, borrower: str, object_id: bytes, count: int = 1) -> None:
-        """`sender` has had somebody else registered; or (-1) that one has heard of it."""
-        self.vouched[sender, borrower, object_id] += count
 
     # --- processes -----------------------------------------------------------------------------------------------------
 

@@ -107,7 +107,7 @@ class Model:
             found.add(object_id)
             if self._can_be_read(object_id):
                 todo += contents.get(object_id, ())
-            todo += on_their_way.get(object_id, ())
+                todo += on_their_way.get(object_id, ())
             actor = actors.get(object_id)
             if actor is not None and actor.process is not None and actor.process.lives:
                 todo += self.roots_in(actor.process)
@@ -166,14 +166,6 @@ class Model:
                 if entry is None or (entry.borrowers or {}).get(other.address, 0) <= 0:
                     self.excused.add(object_id)
 
-    def stranded(self) -> set[bytes]:
-        """Objects that somebody was registered for by a process that died before it could say so."""
-        return {
-            object_id
-            for (sender, _, object_id), count in self.cluster.vouched.items()
-            if count > 0 and not self.cluster.processes[sender].lives
-        }
-
     def _sent_by(self, process: Process) -> Iterator[bytes]:
         for end in process.peers.ends:
             if end.other is not None:
@@ -210,7 +202,7 @@ class Model:
         """Nobody speaks and nothing runs: what is left is what can be reached, and everybody knows the same of it."""
         cluster = self.cluster
         reachable = self.reachable(p for p in cluster.living() if p.actor is None)
-        excused = self.closure(self.excused | self.stranded())
+        excused = self.closure(self.excused)
         for handle, actor in cluster.actors.items():
             if handle not in excused:
                 assert actor.dead or handle in reachable, f"actor {handle.hex()} has not ended"
@@ -240,22 +232,18 @@ class Model:
         assert (entry.borrowers or {}) == counts, f"{owner}: {entry}, but {counts}"
 
     def check_that_nothing_is_left(self) -> None:
-        """Not anywhere, and every block was freed once."""
+        """Not anywhere, and every block was freed once. Here nothing is excused."""
         cluster = self.cluster
-        excused = self.closure(self.excused | self.stranded())
-        kept = set()
         for process in cluster.living():
             table = process.objects
-            kept |= {e.value.location for e in table.entries.values() if type(e.value) is Stored}
-            left = {oid: entry for oid, entry in table.entries.items() if oid not in excused}
-            assert left == {}, f"{process} has {left}"
-            lent = {e.object_id for entries in table.by_borrower.values() for e in entries}
-            assert lent <= excused
+            assert table.entries == {}, f"{process} has {table.entries}"
+            assert table.by_borrower == {}
             assert table._asked == {}
             assert table._releases == {}
+            assert not table.vouchers
         for location, (creator, owner) in cluster.blocks.items():
             # What the dead have made, or owned, is found by asking (`node.inquiries`), which is not played here.
-            if creator.lives and owner.lives and location not in kept:
+            if creator.lives and owner.lives:
                 assert location in cluster.freed, f"{location} of {creator} for {owner} is left"
 
 

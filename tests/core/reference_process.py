@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from shoal.core.references import Countdown, Entry, ObjectTable
 from shoal.ids import IdSource, return_id
 from shoal.messages.node import ActorUnreferenced
-from shoal.messages.peer import Borrow
 from shoal.messages.stores import FreeOrphans
 from shoal.messages.values import Failed, Inline, Location, Ref, Stored
 from shoal.runtime.borrowing import Borrowing
@@ -141,10 +140,17 @@ class Process:
     def consumed(self, _task: Task, _count: int) -> None:
         """Streams are never held up here."""
 
-    def complete(self, entry: Entry, value: Any, refs: list[Ref], registered: bool | None) -> None:
+    def complete(
+        self,
+        entry: Entry,
+        value: Any,
+        refs: list[Ref],
+        registered: bool | None,
+        voucher: str = "",
+    ) -> None:
         if not entry.owner:
             self.cluster.contents[entry.object_id] = [ref.object_id for ref in refs]
-        for waiter in self.objects.complete(entry, value, refs, registered) or ():
+        for waiter in self.objects.complete(entry, value, refs, registered, voucher) or ():
             waiter(entry)
 
     def when_known(self, entry: Entry, waiter: Callable[[Entry], None]) -> None:
@@ -385,9 +391,6 @@ class Process:
         elif lent or objects.unregistered:
             self.settle()
             countdown = objects.register_before(lent, back.peer_address)
-        for entry in lent:
-            if not entry.owner:
-                self.cluster.vouch(self.address, back.peer_address, entry.object_id)
         if countdown is None:
             leave()
         else:
@@ -406,29 +409,25 @@ class Process:
     # --- messages ------------------------------------------------------------------------------------------------------
 
     def receive(self, end: End) -> None:
+        if end.peer_address in self.peers.gone:
+            # It does not know yet that it is dead, and has connected again.
+            self.peers.forget_end(end)
+            return
         message = end.inbox.popleft()
-        if end.peer_address not in self.peers.gone:
-            self.peers.adopt(end)
+        self.peers.adopt(end)
         match message:
             case Run():
                 self.begin(message, end)
             case Reply(task_id, value, length):
-                self._arrives(end, value)
-                self._on_reply(self.tasks.get(task_id), value, length)
+                self._on_reply(self.tasks.get(task_id), value, length, end.peer_address)
             case Item(task_id, index, value):
-                self._arrives(end, value)
                 task = self.tasks.get(task_id)
                 if task is not None and task.stream is not None:
                     if task.stream._entry(index) is not None:
                         self._enter(return_id(task_id, index + 1))
-                    task.stream.item(index, value)
+                    task.stream.item(index, value, end.peer_address)
                 else:
-                    self.objects.refuse(value)
-            case Borrow(object_id, borrower) if borrower != end.peer_address:
-                self.borrowing.handlers[Borrow](end, message)
-                entry = self.objects.entries.get(object_id)
-                if entry is not None and not entry.owner and borrower not in self.peers.gone:
-                    self.cluster.vouch(end.peer_address, borrower, object_id)
+                    self.objects.refuse(value, end.peer_address)
             case _:
                 self.borrowing.handlers[type(message)](end, message)
         self.settle()
@@ -437,13 +436,9 @@ class Process:
         if object_id not in self.cluster.owners:
             self.cluster.new(object_id, self)
 
-    def _arrives(self, end: End, value: Value) -> None:
-        for ref in [] if isinstance(value, Failed) else value.refs:
-            self.cluster.vouch(end.peer_address, self.address, ref.object_id, -1)
-
-    def _on_reply(self, task: Task | None, value: Value, length: int) -> None:
+    def _on_reply(self, task: Task | None, value: Value, length: int, executor: str) -> None:
         if task is None:
-            self.objects.refuse(value)
+            self.objects.refuse(value, executor)
             return
         if task.stream is not None:
             if isinstance(value, Failed):
@@ -451,7 +446,7 @@ class Process:
             else:
                 task.stream.end(length)
         refs = [] if isinstance(value, Failed) else value.refs
-        self.complete(task.entry, value, refs, registered=True)
+        self.complete(task.entry, value, refs, True, executor)
         self.release(task)
 
     def read_news(self) -> None:

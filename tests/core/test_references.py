@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
 from shoal.core.references import (
+    AskToRecount,
     EndActor,
     Forsake,
     FreeValue,
@@ -85,9 +87,9 @@ def test_a_value_that_nobody_waits_for_any_more_is_freed_at_once() -> None:
 )
 def test_what_comes_twice_gives_up_what_was_registered_for_it(value: Stored | Inline) -> None:
     table = ObjectTable("a")
-    table.refuse(value)
+    table.refuse(value, "executor")
     freed = [FreeValue(value)] if isinstance(value, Stored) else []
-    assert effects(table) == [*freed, GiveUp("b", b"theirs", 1)]
+    assert effects(table) == [*freed, GiveUp("b", b"theirs", 1, (("executor", 1),))]
     assert table.entries == {}
 
 
@@ -95,16 +97,16 @@ def test_what_comes_twice_leaves_the_first_alone() -> None:
     table = ObjectTable("a")
     item = table.own(b"item")
     table.complete(item, stored(refs=[Ref(b"x", "b")]), [Ref(b"x", "b")], registered=True)
-    table.refuse(stored("again", [Ref(b"x", "b")]))
+    table.refuse(stored("again", [Ref(b"x", "b")]), "executor")
     assert effects(table) == [FreeValue(stored("again", [Ref(b"x", "b")]))]
     table.drop_locals([item])
-    assert effects(table)[-1] == GiveUp("b", b"x", 2)
+    assert effects(table)[-1] == GiveUp("b", b"x", 2, (("executor", 1),))
 
 
 def test_failures_and_plain_values_are_refused_too() -> None:
     table = ObjectTable("a")
-    table.refuse(Failed(b""))
-    table.refuse(b"")
+    table.refuse(Failed(b""), "executor")
+    table.refuse(b"", "executor")
     assert effects(table) == []
 
 
@@ -343,6 +345,86 @@ def test_who_waits_for_what_was_freed_is_told() -> None:
         ["a borrower whose caller died, and who has asked for the value"], entry
     )
     assert table.complete(entry, b"value", [], registered=True) is None
+
+
+# --- what somebody has vouched for ------------------------------------------------------------------------------------
+
+
+def test_what_a_dead_process_vouched_for_and_never_said_is_counted_and_dropped() -> None:
+    owner, caller = ObjectTable("owner"), ObjectTable("caller")
+    entry = owner.own(b"x")
+    for _ in range(3):
+        assert owner.register(b"x", "caller", "executor")
+    # Two replies have come, and both results live; the third was lost with the executor.
+    for _ in range(2):
+        result = caller.own(os.urandom(16))
+        caller.complete(result, stored(), [Ref(b"x", "owner")], True, "executor")
+    owner.drop_locals([entry])
+    owner.voucher_died("executor")
+    (asked,) = effects(owner)
+    assert asked == AskToRecount("caller", "executor", [b"x"])
+    assert caller.recount("executor", asked.object_ids) == [(b"x", 2)]
+    owner.on_counted("executor", "caller", asked.object_ids, [(b"x", 2)])
+    assert entry.borrowers == {"caller": 2}
+    assert not owner.vouchers
+    # Naming them again changes nothing: they are counted.
+    owner.give_up(b"x", "caller", 2, [("executor", 2)])
+    assert owner.entries == {}
+
+
+def test_what_is_given_up_before_the_count_is_not_counted_again() -> None:
+    owner, caller = ObjectTable("owner"), ObjectTable("caller")
+    entry = owner.own(b"x")
+    owner.register(b"x", "caller", "executor")
+    owner.register(b"x", "caller", "executor")
+    result = caller.own(b"result")
+    caller.complete(result, stored(), [Ref(b"x", "owner")], True, "executor")
+    caller.drop_locals([result])
+    given_up = effects(caller)[-1]
+    assert given_up == GiveUp("owner", b"x", 1, (("executor", 1),))
+    owner.voucher_died("executor")
+    owner.give_up(b"x", "caller", 1, given_up.vouchers)
+    owner.on_counted("executor", "caller", [b"x"], caller.recount("executor", [b"x"]))
+    assert entry.borrowers == {}
+    assert not owner.vouchers
+    assert not caller.vouchers
+
+
+def test_an_owner_counts_for_itself_what_did_not_come_home() -> None:
+    owner = ObjectTable("owner")
+    entry = owner.own(b"x")
+    owner.register(b"x", "owner", "executor")
+    owner.register(b"x", "owner", "executor")
+    result = owner.own(b"result")
+    owner.complete(result, stored(), [Ref(b"x", "owner")], True, "executor")
+    owner.drop_locals([entry, result])
+    assert b"x" in owner.entries
+    owner.voucher_died("executor")
+    assert owner.entries == {}
+    assert not owner.vouchers
+
+
+def test_nobody_vouches_for_what_an_executor_owns() -> None:
+    caller = ObjectTable("caller")
+    result = caller.own(b"result")
+    caller.complete(result, stored(), [Ref(b"x", "executor")], True, "executor")
+    assert not caller.vouchers
+    caller.drop_locals([result])
+    assert effects(caller)[-1] == GiveUp("executor", b"x", 1)
+
+
+def test_with_a_borrower_goes_what_others_vouched_for() -> None:
+    owner = ObjectTable("owner")
+    entry = owner.own(b"x")
+    owner.register(b"x", "caller", "executor")
+    owner.register(b"x", "other", "executor")
+    owner.forget_borrower("caller")
+    owner.voucher_died("executor")
+    assert effects(owner) == [AskToRecount("other", "executor", [b"x"])]
+    owner.forget_borrower("other")
+    owner.drop_locals([entry])
+    assert owner.entries == {}
+    assert not owner.vouchers
 
 
 # --- crashes -------------------------------------------------------------------------------------------------------------

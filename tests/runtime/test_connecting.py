@@ -139,6 +139,32 @@ def test_one_that_ends_meanwhile_cannot_be_reached(
     assert isinstance(client.closed[0], ConnectionError)
 
 
+@pytest.mark.parametrize("dead", [False, True])
+def test_who_has_been_declared_dead_is_not_admitted(
+    open_it: Callable[[Any], Any], tmp_path: Path, dead: bool
+) -> None:
+    client, server = open_it(End("client", tmp_path)), open_it(End("server", tmp_path))
+    address = make_address(LOCAL, "client")
+    if dead:
+        server.peers.gone[address] = "was on a node that was cut off"
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as listener:
+        listener.bind(str(tmp_path / "server.sock"))
+        listener.listen()
+        with client.reactor.lock:
+            client.peers.connect("local/server").send(Resume())
+        server.peers.accept(listener.accept()[0])
+    (connection,) = server.peers._connections
+    while not server.heard:
+        client.reactor.wait(Waiter(), 0.01)
+        server.reactor.wait(Waiter(), 0.01)
+    with server.reactor.lock:
+        assert server.peers.admit(connection) is not dead
+    assert connection.closed is dead
+    assert (server.peers.connection_to(address) is None) is dead
+    while dead and not client.closed:
+        client.reactor.wait(Waiter(), 0.01)
+
+
 def test_nobody_there_is_an_error_at_once(open_it: Callable[[Any], Any], tmp_path: Path) -> None:
     client = open_it(End("client", tmp_path))
     with client.reactor.lock, pytest.raises(ConnectionError, match="cannot connect"):
