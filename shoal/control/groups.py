@@ -178,9 +178,10 @@ class Groups:
         """A node that has come back after a restart of the control store says what it has reserved."""
         self._table.on_node_back(node_id, held, monotonic_ns())
 
-    def on_job_gone(self, job_id: bytes, reason: str) -> None:
-        """A job is over. `reason` is a clause."""
+    def on_job_gone(self, job_id: bytes, reason: str) -> bool:
+        """A job is over. `reason` is a clause. Whether it had groups."""
         self._table.on_job_gone(job_id, f"was removed with its job: {reason}", monotonic_ns())
+        return bool(self._table.outbox)
 
     # --- questions -----------------------------------------------------------------------------------------------
 

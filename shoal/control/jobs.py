@@ -90,13 +90,21 @@ class Jobs:
             self._ended.discard(job_id)
         self._journal.write(JOBS, job_id, _encode(record))
 
-    def forget(self, living: Collection[bytes]) -> None:
-        """Drop the jobs that are over and are not among those of which something lives."""
+    def forget(self, living: Collection[bytes]) -> list[bytes]:
+        """Drop the jobs that are over and are not among those of which something lives; which these were."""
         self._look = False
-        for job_id in self._ended.difference(living):
+        forgotten = sorted(self._ended.difference(living))
+        for job_id in forgotten:
             self._ended.discard(job_id)
             del self._records[job_id]
             self._journal.write(JOBS, job_id, None)
+        return forgotten
+
+    def is_past(self, job_id: bytes) -> bool:
+        """Whether a job is over and nothing of it lives, as far as that is remembered."""
+        return job_id not in self._records and any(
+            row.job.job_id == job_id for row in self._history.jobs
+        )
 
     def on_actor_gone(self) -> None:
         """It may have been the last of its job."""

@@ -41,6 +41,9 @@ class Keys:
         for key in keys:
             del table[key]
             self._journal.write(KEYS, key_of(message.namespace, key), None)
+        if not table:
+            # Namespaces come and go with jobs.
+            self._tables.pop(message.namespace, None)
         return len(keys)
 
     def list(self, message: ListKeys) -> list[bytes]:

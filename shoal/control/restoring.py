@@ -75,6 +75,18 @@ class Restored(NamedTuple):
     cluster_id: bytes
     groups: list[GroupRecord]
 
+    def of_nodes(self) -> Restored:
+        """The part that is needed for as long as nodes of an earlier control store live. The rest is with whoever changes it."""
+        return self._replace(
+            keys={}, jobs={}, living=[], dead=[], forgotten={}, placed_on={}, groups=[]
+        )
+
+    def forget(self, node_id: bytes) -> NodeRecord | None:
+        """A node is dead; what it was."""
+        self.heard.pop(node_id, None)
+        self.answers.pop(node_id, None)
+        return self.nodes.pop(node_id, None)
+
 
 def restored_from(tables: Tables) -> Restored:
     """What a control store begins with that finds these tables.

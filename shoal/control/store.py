@@ -31,6 +31,7 @@ from shoal.control.jobs import Jobs
 from shoal.control.journal import Journal
 from shoal.control.keys import Keys
 from shoal.control.link import ControlError, OnOrder
+from shoal.control.local_link import LocalLink
 from shoal.control.nodes import Nodes
 from shoal.control.placing import Chosen
 from shoal.control.restoring import (
@@ -184,7 +185,7 @@ class ControlStore:
             ListJobs: lambda _: self._jobs.rows(),
             ListEndedProcesses: lambda m: latest(history.processes, m.limit),
             ClusterStatus: lambda _: self._status(),
-            CreateGroup: self._groups.create,
+            CreateGroup: self._create_group,
             RemoveGroup: self._groups.remove,
             ListGroups: self._groups.list,
             ListActors: lambda _: self._rows.listed(self._why_unplaced),
@@ -197,7 +198,8 @@ class ControlStore:
         Raises:
             StorageError: the storage cannot be opened, or holds what this version cannot read.
         """
-        restored = self.restored = restored_from(await self._storage.load())
+        restored = restored_from(await self._storage.load())
+        self.restored = restored.of_nodes()
         self._keys.restore(restored.keys)
         self._jobs.restore(restored.jobs)
         self._groups.restore(restored.groups)
@@ -261,7 +263,7 @@ class ControlStore:
 
     def on_node_down(self, node_id: bytes, name: str, cause: str, *, stopped: bool = False) -> None:
         """A node is dead, with all that ran there. `cause` is a clause: "sent no heartbeat for 10 s"; `stopped`: it was told to end."""
-        known = self.restored.nodes.get(node_id) if self.restored is not None else None
+        known = self.restored.forget(node_id) if self.restored is not None else None
         self._surveys.on_node_gone(node_id)
         row = self.nodes.remove(node_id, cause, known.row if known is not None else None)
         self._journal.write(NODES, node_id, None)
@@ -321,6 +323,8 @@ class ControlStore:
         older = [req for req in kept if req < before] if before else []
         for req in [*older, *reqs]:
             if kept.pop(req, False):
+                if self.restored is not None:
+                    self.restored.answers.get(node_id, {}).pop(req, None)
                 self._journal.write_with_next(ANSWERS, key_of_answer(node_id, req), None)
 
     # --- calls ---------------------------------------------------------------------------------------------------
@@ -354,6 +358,13 @@ class ControlStore:
         if message.job is not None and not info.existed:
             self._jobs.learn(message.job)
         return info
+
+    def _create_group(self, message: CreateGroup) -> None:
+        spec = message.spec
+        if not spec.detached and self._jobs.is_past(spec.job_id):
+            # Its end has been told, and nobody would remove the group any more.
+            raise ControlError("ShoalError: the job that this placement group would be of is over")
+        self._groups.create(message)
 
     def _note(self, actor_id: bytes) -> None:
         """What lists show of an actor."""
@@ -481,7 +492,10 @@ class ControlStore:
         for actor_id, new in changed.items():
             self._save(actor_id, new)
         if self._jobs.may_forget:
-            self._jobs.forget({actor.job_id for actor in self._actors})
+            for job_id in self._jobs.forget({actor.job_id for actor in self._actors}):
+                # Those that its detached actors have made since it was over.
+                if self._groups.on_job_gone(job_id, "nothing of it lives any more"):
+                    self._loop.call_soon(self._settle)
         if heard is not None and self._journal.dirty:
             record = HeardRecord(heard.session, heard.number)
             self._journal.write(HEARD, node_id, _encode(record))
@@ -568,20 +582,3 @@ class ControlStore:
             by_node.setdefault(node_id, []).append(client)
         for node_id, clients in by_node.items():
             self._order(node_id, ActorChanged(clients, change))
-
-
-class LocalLink:
-    """The way of a node in the same process (a `ControlLink`)."""
-
-    def __init__(self, store: ControlStore, node_id: bytes) -> None:
-        self._store = store
-        self._node_id = node_id
-
-    def call(self, message: Call) -> asyncio.Future[Any]:
-        return self._store.call(self._node_id, message)
-
-    def post(self, message: Post) -> None:
-        self._store.post(self._node_id, message)
-
-    def close(self) -> None:
-        self._store.disconnect(self._node_id)

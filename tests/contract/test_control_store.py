@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from shoal.control.link import ControlError
+from shoal.control.local_link import LocalLink
 from shoal.control.restoring import ACTORS, SPECS
 from shoal.control.storage import OK, Storage, StorageError, StorageState, Tables, Write
-from shoal.control.store import ControlStore, LocalLink
+from shoal.control.store import ControlStore
 from shoal.messages.control import (
     ActorChanged,
     ActorPlaced,
@@ -135,6 +136,13 @@ def test_keys_and_names_come_back(place: Place) -> None:
 
     async def third(head: Head, link: LocalLink) -> None:
         assert await link.call(ListKeys("ns", b"")) == [b"b"]
+        # What was loaded is with those who change it, and nobody else keeps it.
+        assert head.store.restored is not None
+        assert (head.store.restored.keys, head.store.restored.living) == ({}, [])
+        # Nothing is left of a namespace that is empty.
+        for namespace, key in (("ns", b"b"), ("other", b"a")):
+            assert await link.call(DeleteKey(namespace, key, False)) == 1
+        assert head.store._keys._tables == {}
 
     for scenario in (first, second, third):
         over(place, scenario)

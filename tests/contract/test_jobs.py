@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from shoal.control.link import ControlError
+from shoal.control.local_link import LocalLink
 from shoal.control.storage.memory import MemoryPlace, MemoryStorage
-from shoal.control.store import LocalLink
 from shoal.messages.control import (
     ActorChanged,
     ActorPlaced,
     ClientGone,
     CreateActor,
+    CreateGroup,
     FindActor,
     GetKey,
+    GroupChanged,
     JobEnded,
     JobStarted,
     KillActor,
+    ListGroups,
     ListJobs,
     PlaceActor,
     StopActor,
     WatchActor,
+    WatchGroup,
 )
-from shoal.messages.node import Job
+from shoal.messages.node import UNIT, Job
+from shoal.messages.placement import Bundle, GroupSpec
 from tests.contract.members import Node, serving
 from tests.contract.places import Place
 from tests.contract.test_control_store import JOB, NODE, Head, over, spec
@@ -136,3 +144,35 @@ def test_a_detached_actor_of_a_job_that_is_over_starts_again_at_a_node_that_neve
             newcomer.link.close()
 
     asyncio.run(scenario())
+
+
+def test_groups_of_a_job_that_is_over_go_with_the_last_that_lives_of_it(place: Place) -> None:
+    """A detached actor has made them since: the end of the job was told before."""
+    actor = spec(1)
+
+    def group(number: int) -> GroupSpec:
+        bundles = [Bundle((("CPU", UNIT),))]
+        return GroupSpec(number.to_bytes(16, "big"), bundles, job_id=JOB.job_id)
+
+    async def scenario(head: Head, link: LocalLink) -> None:
+        link.post(JobStarted(JOB))
+        await link.call(CreateActor(actor, JOB.job_id, False))
+        link.post(JobEnded(JOB.job_id, "its driver has shut down"))
+        await link.call(CreateGroup(group(1)))
+        (info,) = await link.call(ListGroups())
+        assert info.record.state == "PENDING"
+        link.post(KillActor(actor.actor_id, True))
+        link.post(WatchGroup(group(1).group_id))
+        await head.hear(lambda: "REMOVED" in [o.change.state for o in watched(head)])
+        assert (
+            watched(head)[-1].change.cause
+            == "was removed with its job: nothing of it lives any more"
+        )
+        # One that comes now would never be removed.
+        with pytest.raises(ControlError, match="is over"):
+            await link.call(CreateGroup(group(2)))
+
+    def watched(head: Head) -> list[GroupChanged]:
+        return [order for order in head.orders if isinstance(order, GroupChanged)]
+
+    over(place, scenario)

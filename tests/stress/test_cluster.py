@@ -13,6 +13,8 @@ import pytest
 import shoal
 from shoal.runtime import current_process
 from shoal.testing.cluster import Cluster
+from shoal.util import state
+from shoal.util.memory import memory_report
 from tests.api.gates import wait_until
 from tests.stress.drivers import Driver, Shared
 from tests.stress.test_mixed import known_objects, run_all
@@ -34,6 +36,15 @@ def cluster() -> Iterator[Cluster]:
             yield made
 
 
+def held_in_stores() -> list[str]:
+    """What is there although no object is: blocks that leak, and bytes that the dead have left."""
+    with state.asking(None, 30) as questions:
+        report = memory_report(questions)
+    held = [f"{block.kind}: {block.why}" for block in report.blocks]
+    held += [f"left by ended: {node.asdict()}" for node in report.nodes if node.left_by_ended]
+    return held + [f"not compared: {who}" for who in report.silent]
+
+
 @pytest.mark.parametrize("crashes", [False, True], ids=["", "with crashes"])
 def test_mixed_load_between_nodes(cluster: Cluster, stress_seconds: float, crashes: bool) -> None:
     """Half of the time without, half with tasks that kill their workers."""
@@ -50,6 +61,7 @@ def test_mixed_load_between_nodes(cluster: Cluster, stress_seconds: float, crash
         process.objects.check()
         process.owner.tasks.check()
     assert process.store.arena.stats().live_blocks == 0
+    wait_until(lambda: held_in_stores() == [], f"the stores are empty: {held_in_stores()}")
     wait_until(
         lambda: shoal.available_resources().get("CPU") == NODES * CPUS,
         "all leases have been given back",
