@@ -163,12 +163,13 @@ class Cluster:
     def steps(self) -> list[Callable[[], None]]:
         """Whatever may happen next that is nobody's choice: messages, news, connections read to their ends, lives that begin or end."""
         found: list[Callable[[], None]] = []
+        late: list[Callable[[], None]] = []
         for process in self.running():
             if process.news:
                 found.append(process.read_news)
             for end in process.peers.ends:
                 if end.inbox:
-                    found.append(partial(process.receive, end))
+                    (late if end.slow else found).append(partial(process.receive, end))
                 elif end.ended:
                     found.append(partial(process.read_to_the_end, end))
             # Connections of who is only taken for dead do not end, and nobody waits for that for ever.
@@ -179,11 +180,12 @@ class Cluster:
             ]
         if self.to_start:
             found.append(self._start_next)
-        return found + [
+        found += [
             partial(self._end, process)
             for process in self.to_end
             if process.dead or process.fenced or not process.running or not process.ends_orderly
         ]
+        return found if found and self.rng.random() < 0.95 else found + late
 
     def _start_next(self) -> None:
         self.start(self.to_start.pop(0))

@@ -57,6 +57,8 @@ class End:
         self.closed = False
         # The other side will send nothing more.
         self.ended = False
+        # What comes here takes its time: so whole chains of messages overtake it.
+        self.slow = process.cluster.rng.random() < 0.25
 
     @property
     def peer(self) -> Process:
