@@ -15,6 +15,7 @@ from shoal.core.byte_amounts import bytes_text
 from shoal.core.demands import BYTES, Demands, demand_text
 from shoal.messages.control import ClusterStatus, StatusOfCluster
 from shoal.messages.node import UNIT, NodeRow
+from shoal.messages.placement import ViewRow
 from shoal.messages.state import TASKS, AskDemands, DemandRow, Findings
 from shoal.runtime.asking import Questions
 
@@ -52,9 +53,11 @@ def _show(place: str, found: StatusOfCluster, at_nodes: Findings, verbose: bool)
     click.echo("Resources in use (of all there are):")
     for line in _resources(alive):
         click.echo(f"    {line}")
+    click.echo(_store_line(found.views))
     if verbose:
+        views = {view.node_id: view for view in found.views}
         for row in alive:
-            _show_node(row)
+            _show_node(row, views.get(row.node_id))
         for row in dead:
             click.echo(f"\nNode {row.node_id.hex()[:8]} {row.name} is dead: it {row.cause}")
     click.echo("")
@@ -119,17 +122,38 @@ def _state(found: StatusOfCluster) -> str:
     return f"{found.storage_state} (since {since:%Y-%m-%d %H:%M:%S})"
 
 
-def _show_node(row: NodeRow) -> None:
+def _show_node(row: NodeRow, view: ViewRow | None) -> None:
     click.echo(
         f"\nNode {row.node_id.hex()[:8]} {row.name} at {row.place} ({row.hostname}, pid {row.pid})"
     )
     for line in _resources([row]):
         click.echo(f"    {line}")
+    if view is not None:
+        click.echo(f"    {_store_line([view])}")
     # By its id a node can be asked for, too; that is said already.
     own = {name: value for name, value in row.labels.items() if value != row.node_id.hex()}
     if own:
         labels = ", ".join(f"{name}={value}" for name, value in sorted(own.items()))
         click.echo(f"    labels: {labels}")
+
+
+def _store_line(views: Iterable[ViewRow]) -> str:
+    """How full the object stores are, together."""
+    stores = [view.store for view in views if view.store is not None]
+    used = bytes_text(sum(store.used for store in stores))
+    line = f"Object store: {used} / {bytes_text(sum(store.capacity for store in stores))}"
+    on_disk = sum(store.on_disk for store in stores)
+    written, spent_ms = (
+        sum(store.written for store in stores),
+        sum(store.spent_ms for store in stores),
+    )
+    if on_disk or written:
+        line += f", spilled {bytes_text(on_disk)} on disk"
+    if written:
+        # Added up over processes that write at the same time: what one of them gets.
+        speed = bytes_text(written / max(1, spent_ms) * 1_000)
+        line += f" ({bytes_text(written)} written in all, {speed}/s)"
+    return line
 
 
 def _resources(rows: Iterable[NodeRow]) -> list[str]:

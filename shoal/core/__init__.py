@@ -13,5 +13,5 @@
 | `actors` | the life of actors, their names, who is told |
 | `membership` | which nodes belong to the cluster, and which are dead |
 | `streams` | what is said again when a connection breaks, and what is superseded |
-| `quotas` | who may put how many bytes into the object store |
+| `quotas`, `spilling` | who may put how many bytes into the object store, and who writes to disk when it is full |
 """

@@ -63,6 +63,20 @@ Strategy = Spread | NodeAffinity | NodeLabels | InBundle
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
+class StoreRow(msgspec.Struct, array_like=True, frozen=True):
+    """How full the object store of a node is, in bytes: at most a few seconds old."""
+
+    capacity: int
+    used: int
+    """Handed out to processes, whether they use all of it or not."""
+    on_disk: int = 0
+    """What its spill folder takes now."""
+    written: int = 0
+    """What was spilled since the node began, without objects that were made on disk."""
+    spent_ms: int = 0
+    """How long processes have written that, added up."""
+
+
 class ViewRow(msgspec.Struct, array_like=True):
     """The latest state of a node, as those who choose nodes need it. Amounts are in 1/10,000.
 
@@ -82,6 +96,7 @@ class ViewRow(msgspec.Struct, array_like=True):
     """It takes nothing new."""
     groups: dict[bytes, dict[str, int]] = {}
     """By placement group, what is free of what the group may use here."""
+    store: StoreRow | None = None
 
 
 # --- placement groups -----------------------------------------------------------------------------------------------

@@ -134,7 +134,9 @@ class Daemon:
         self._outside = self._look_outside()
         if self._outside is None:
             queue = self._workers.queue
-            self._showing = Showing(loop, boot, self.node_id, queue, self._control.post)
+            self._showing = Showing(
+                loop, boot, self.node_id, queue, self._control.post, self._store.rows
+            )
             self._leasing = Leasing(self._workers, self._clients, self._showing.row)
         else:
             self._showing = self._outside.showing

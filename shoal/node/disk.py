@@ -21,23 +21,28 @@ class SpillAccounts:
     Attributes:
         written: Bytes that were written since the node began, but for objects that were made on disk.
         spent_ns: How long holders have written, added up.
+        used: Whether anything was ever to be written.
         error: Why the disk took no more, the last time that something was written; "" if it did.
     """
 
     def __init__(self, directory: str) -> None:
         self.written = 0
         self.spent_ns = 0
+        self.used = False
         self.error = ""
         self._directory = directory
         self._since: dict[str, int] = {}
-        self._told = False
 
     def on_order(self, holder: str, now: int) -> None:
         """Somebody is told to write."""
-        if not self._told:
-            self._told = True
-            _log.info("the object store is full: objects are written to %s", self._directory)
+        self.on_use()
         self._since[holder] = now
+
+    def on_use(self) -> None:
+        """Somebody is told to write, or to make an object on disk."""
+        if not self.used:
+            self.used = True
+            _log.info("the object store is full: objects are written to %s", self._directory)
 
     def on_spilled(self, holder: str, written: int, error: str, now: int) -> None:
         """Somebody has written."""

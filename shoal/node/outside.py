@@ -94,7 +94,7 @@ class Outside:
         self._boot = boot
         self._node_id = node_id
         self._workers = workers
-        self.showing = Showing(loop, boot, node_id, workers.queue, post, self._on_room)
+        self.showing = Showing(loop, boot, node_id, workers.queue, post, keeper.rows, self._on_room)
         self.showing.tell()
         self._store = keeper
         self._keeper: Doorkeeper | None = None

@@ -21,6 +21,7 @@ from shoal.messages.boot import Boot
 from shoal.messages.control import NodeView, Post
 from shoal.messages.node import NodeRow
 from shoal.messages.placement import ViewRow
+from shoal.node.store_row import StoreRows
 from shoal.wire.session import node_path
 
 NODE_ID_LABELS: Final = ("shoal.io/node-id", "ray.io/node-id")
@@ -54,6 +55,7 @@ class Showing:
 
     Args:
         post: Tells the control store.
+        store: How full the object store is.
         on_change: Called when rows are told and time has passed since: there may be room for what waits.
     """
 
@@ -64,6 +66,7 @@ class Showing:
         node_id: bytes,
         queue: LeaseQueue,
         post: Callable[[Post], None],
+        store: StoreRows,
         on_change: Callable[[], None] | None = None,
     ) -> None:
         self._loop = loop
@@ -71,12 +74,14 @@ class Showing:
         self._queue = queue
         self._labels = labels_of(boot, node_id)
         self._post = post
+        self._store = store
         self._on_change = on_change
         self._version = 0
         self._shown: tuple[Any, ...] = ()
         self._look_s = boot.config.view_ms / 1_000
         self._timer: asyncio.TimerHandle | None = None
         self._tells = False
+        store.listeners.append(self.look)
 
     def row(self) -> ViewRow:
         """The state of this node at this moment, in a version of its own."""
@@ -93,6 +98,7 @@ class Showing:
             leases,
             mean_ns // 1_000,
             groups=queue.supply.ledger.free(),
+            store=self._store.row,
         )
 
     def promised_row(self) -> ViewRow:
@@ -118,7 +124,13 @@ class Showing:
     def _tell_news(self) -> bool:
         queue = self._queue
         waiting, leases, _ = queue.load()
-        shown = (waiting, leases, dict(queue.resources.available), queue.supply.ledger.free())
+        shown = (
+            waiting,
+            leases,
+            dict(queue.resources.available),
+            queue.supply.ledger.free(),
+            self._store.row,
+        )
         if shown == self._shown:
             return False
         self._shown = shown

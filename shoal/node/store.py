@@ -43,6 +43,7 @@ from shoal.node.clients import Client, Clients
 from shoal.node.disk import SpillAccounts
 from shoal.node.estates import Estate, Estates
 from shoal.node.inquiries import Inquiries, Used
+from shoal.node.store_row import StoreRows
 from shoal.wire.addresses import creator_at
 from shoal.wire.session import spill_path, spill_target
 
@@ -76,6 +77,7 @@ class StoreKeeper:
             config.spill_ask_ms * 1_000_000,
         )
         self.disk = SpillAccounts(spill_directory)
+        self.rows = StoreRows(loop, self.quotas, self.disk)
         # Those that have drawn quota, by short name.
         self._clients: dict[str, Holder] = {}
         self.inquiries = Inquiries(
@@ -130,6 +132,7 @@ class StoreKeeper:
         self._drain()
 
     def _drain(self) -> None:
+        self.rows.on_change()
         outbox = self.quotas.outbox
         effects = outbox[:]
         outbox.clear()
@@ -138,6 +141,8 @@ class StoreKeeper:
             client = self._clients.get(creator)
             match effect:
                 case Granted(_, req, granted, explanation, on_disk):
+                    if on_disk:
+                        self.disk.on_use()
                     if client is not None:
                         client.send(QuotaGranted(req, granted, explanation, on_disk))
                 case Wanted(_, wanted, itself):
@@ -266,6 +271,7 @@ class StoreKeeper:
         """Stop the timers."""
         self.inquiries.close()
         self._estates.close()
+        self.rows.close()
         if self._timer is not None:
             self._timer.cancel()
 

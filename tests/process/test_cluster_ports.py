@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Final
 
 import msgspec
 import numpy as np
+import psutil
 import pytest
 
 import shoal
@@ -222,6 +224,47 @@ def test_nonsense_on_a_connection_for_objects_is_refused_by_name(
         greets_and_says(said)(sock, site.cluster.token)
     wait_until_said(site, caplog, complaint, 0)
     site.goes_on()
+
+
+def test_a_node_listens_at_its_door_and_its_processes_nowhere_else(site: Site) -> None:
+    """One port for the node, one for the control store, both of loopback; the rest are sockets in folders of this user's."""
+    site.goes_on()
+    control, node = site.cluster._control, site.cluster.head_node
+    assert control is not None
+    daemon = psutil.Process(node.pid)
+    listening = {
+        process.pid: [
+            f"{connection.laddr.ip}:{connection.laddr.port}"
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        for process in (psutil.Process(control.pid), daemon, *daemon.children(recursive=True))
+    }
+    assert listening.pop(control.pid) == [site.cluster.address]
+    assert listening.pop(node.pid) == [node.place]
+    # The zygote and the workers.
+    assert len(listening) >= 2
+    assert not any(listening.values())
+    assert node.place.startswith("127.0.0.1:")
+    assert site.cluster.address.startswith("127.0.0.1:")
+
+
+def test_what_a_cluster_writes_is_for_this_user_alone(site: Site) -> None:
+    site.goes_on()
+    control = site.cluster._control
+    assert control is not None
+    modes: dict[str, int] = {}
+    for folder in (control.folder.directory, site.cluster.head_node.session_dir):
+        for path in [Path(folder), *Path(folder).rglob("*")]:
+            with contextlib.suppress(FileNotFoundError):
+                modes[str(path)] = path.lstat().st_mode
+    assert {"token", "node.json", "control.json"} <= {Path(path).name for path in modes}
+    assert any(path.endswith(".door") for path in modes)
+    assert {
+        path: oct(mode)
+        for path, mode in modes.items()
+        if stat.S_IMODE(mode) != (0o700 if stat.S_ISDIR(mode) else 0o600)
+    } == {}
 
 
 PREFACES: Final = [
