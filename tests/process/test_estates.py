@@ -89,16 +89,16 @@ def run(tmp_path: Path, play: Callable[[Setting], Any]) -> None:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
-    """Writing begins, and waits until it may go on."""
+    """A segment is opened to be written, and what follows waits until it may go on."""
     begun, go_on = threading.Event(), threading.Event()
-    real = spilling.spill_segment
+    real = spilling.write_out
 
-    def slowly(*arguments: Any) -> int | None:
+    def slowly(*arguments: Any) -> int:
         begun.set()
         assert go_on.wait(30)
         return real(*arguments)
 
-    monkeypatch.setattr(spilling, "spill_segment", slowly)
+    monkeypatch.setattr(spilling, "write_out", slowly)
     yield begun, go_on
     go_on.set()
 
@@ -174,21 +174,25 @@ def test_blocks_that_die_while_they_are_written_are_freed_afterwards(
     run(tmp_path, play)
 
 
+@pytest.mark.parametrize("rest", [False, True], ids=["all of it", "but for one"])
 def test_what_nobody_uses_goes_when_it_is_written(
-    tmp_path: Path, gate: tuple[threading.Event, threading.Event]
+    tmp_path: Path, gate: tuple[threading.Event, threading.Event], rest: bool
 ) -> None:
     begun, go_on = gate
 
     async def play(s: Setting) -> None:
         s.die()
+        small = s.locations[1]
         s.spill(1 << 40)
         await s.until(begun.is_set)
-        s.estates.free_unused(MAKER, next(iter(s.estates)), {})
+        used = {small.segment: {(small.offset, small.size)}} if rest else {}
+        s.estates.free_unused(MAKER, next(iter(s.estates)), used)
         go_on.set()
         await s.until(lambda: s.answers)
-        assert s.names(s.disk) == s.names(s.memory) == []
+        assert s.names(s.disk) == ([small.segment] if rest else [])
         assert s.heir.left[MAKER] == 0
-        assert s.heir.gone == [ADDRESS]
+        assert s.heir.gone == ([] if rest else [ADDRESS])
+        assert s.names(s.memory) == ([f"{MAKER}.locks"] if rest else [])
 
     run(tmp_path, play)
 
