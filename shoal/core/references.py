@@ -52,7 +52,7 @@ class Entry:
     """One object, as one process knows it.
 
     Attributes:
-        owner: Address of the owner; "" if this process owns it.
+        owner: Address of the owner; "" if this process owns it, and its own address if it has owned and freed it.
         value: None while unknown or pending; then `bytes` (a plain inline pickle), or `Inline`, `Stored`, `Failed`.
         local: Handles in this process.
         holds: Pending tasks that use it, objects that contain it, and references on their way.
@@ -206,11 +206,10 @@ class ObjectTable:
         object_id, owner = (ref.object_id, ref.owner) if isinstance(ref, Ref) else ref
         entry = self.entries.get(object_id)
         if entry is None:
-            if owner == self.address:
-                # Ours, but gone: whoever sent it kept no hold (a reference pickled out of band).
-                owner = ""
             entry = self.entries[object_id] = Entry(object_id, owner)
-            if owner:
+            # Ours, but gone, if we are named: whoever sent it kept no hold (it has died, or the reference was pickled by hand). Its
+            # owner is not "", so that nobody is registered for it, or gives up what was not counted.
+            if owner != self.address:
                 self.unregistered[entry] = 0
         return entry
 
@@ -443,7 +442,7 @@ class ObjectTable:
     ) -> None:
         """A borrower gives up registrations; see `GiveUp`."""
         entry = self.entries.get(object_id)
-        if entry is None:
+        if entry is None or entry.owner:
             return
         for voucher, of_voucher in vouchers:
             self.vouchers.give_back(entry, voucher, borrower, of_voucher)

@@ -81,7 +81,7 @@ class Borrowing:
         """Ask the owner for a value that is not known here, unless that was done."""
         if entry.fetching or entry.value is not None:
             return
-        if not entry.owner:
+        if not entry.owner or entry.owner == self._process.address:
             if entry.task is None and entry.actor_id is None:
                 self._lose(entry, _FREED)
             return

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 
 from shoal.core.references import Entry
 from shoal.ids import return_id
+from shoal.messages.peer import Fetched
 from shoal.messages.values import Inline, Stored
 from tests.core.reference_cluster import Cluster
 from tests.core.reference_network import Item, Reply, Run, Value
@@ -86,10 +87,7 @@ class Model:
         for end in process.peers.ends:
             for message in end.inbox:
                 if isinstance(message, Run):
-                    for ref in message.refs:
-                        yield ref.object_id
-                    for dep in message.deps:
-                        yield from refs_in(dep)
+                    yield from refs_of(message)
 
     def closure(self, roots: Iterable[bytes]) -> set[bytes]:
         """What can be reached from there: inside objects, and in the state of actors."""
@@ -166,14 +164,23 @@ class Model:
                 if entry is None or (entry.borrowers or {}).get(other.address, 0) <= 0:
                     self.excused.add(object_id)
 
+    def _excuse_what_comes_from_the_dead(self, process: Process) -> None:
+        """One that is taken for dead lends on, and what it holds is not counted any more."""
+        for end in process.peers.ends:
+            if not end.peer.lives:
+                sent = [m for m in end.inbox if isinstance(m, Run | Fetched)]
+                for object_id in self.closure(oid for message in sent for oid in refs_of(message)):
+                    owner = self.cluster.owners.get(object_id)
+                    entry = owner and owner.objects.entries.get(object_id)
+                    if not entry or (entry.borrowers or {}).get(process.address, 0) <= 0:
+                        self.excused.add(object_id)
+
     def _sent_by(self, process: Process) -> Iterator[bytes]:
         for end in process.peers.ends:
             if end.other is not None:
                 for message in end.other.inbox:
                     if isinstance(message, Run):
-                        yield from (ref.object_id for ref in message.refs)
-                        for dep in message.deps:
-                            yield from refs_in(dep)
+                        yield from refs_of(message)
 
     # --- what must be true ---------------------------------------------------------------------------------------------
 
@@ -182,6 +189,7 @@ class Model:
         cluster = self.cluster
         living = cluster.living()
         for process in living:
+            self._excuse_what_comes_from_the_dead(process)
             process.objects.check()
             for entry in process.handles:
                 assert process.objects.entries.get(entry.object_id) is entry, f"{process}: {entry}"
@@ -245,6 +253,14 @@ class Model:
             # What the dead have made, or owned, is found by asking (`node.inquiries`), which is not played here.
             if creator.lives and owner.lives:
                 assert location in cluster.freed, f"{location} of {creator} for {owner} is left"
+
+
+def refs_of(message: Run | Fetched) -> list[bytes]:
+    """The objects that somebody gets a handle on by a message."""
+    if isinstance(message, Fetched):
+        return refs_in(message.value)
+    deps = [object_id for dep in message.deps for object_id in refs_in(dep)]
+    return [ref.object_id for ref in message.refs] + deps
 
 
 def refs_in(value: Value) -> list[bytes]:

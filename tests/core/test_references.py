@@ -308,12 +308,15 @@ def test_our_own_object_that_was_sent_without_a_hold_is_known_to_be_gone() -> No
     table = ObjectTable("a")
     entry = table.borrow((b"x", "a"))
     entry.local += 1
-    assert entry.owner == ""
+    assert entry.owner == "a"
     assert table.unregistered == {}
-    result = table.own(b"result")
-    table.complete(result, stored(), [Ref(b"x", "a")], registered=True)
-    table.drop_locals([entry, result])
+    # Who kept it without being registered gives up what was never counted.
+    table.give_up(b"x", "b", 1)
+    assert not table.register(b"x", "b")
+    assert entry.borrowers is None
+    table.drop_locals([entry])
     assert table.entries == {}
+    assert effects(table) == []
 
 
 @pytest.mark.parametrize("broken", ["dropped", "negative", "borrowers", "unheld", "misplaced"])
