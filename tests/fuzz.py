@@ -1,7 +1,7 @@
 """`make fuzz`: random histories of the machines, for as long as you like; `python -m tests.fuzz --help`.
 
 Two kinds take turns. *Walks* are made by one number each, the seed: simulated owners and borrowers, placement groups, uploads, forwarded
-requests. *Property tests* are those of hypothesis (leases, tasks, pulls, streams, membership, the store and the rest), which pytest
+requests, quotas. *Property tests* are those of hypothesis (leases, tasks, pulls, streams, membership, the store and the rest), which pytest
 runs with many more examples than usual.
 
 Every run tries what no run has tried, and prints its seeds. A walk that fails is written to `tests/kept_seeds.txt`, which `make check`
@@ -36,6 +36,7 @@ def walks() -> dict[str, Callable[[int], object]]:
     from tests.core import (
         test_forwarding_random,
         test_groups_random,
+        test_quotas_random,
         test_references_random,
         test_tasks_random,
         test_uploads,
@@ -46,6 +47,7 @@ def walks() -> dict[str, Callable[[int], object]]:
         "references": test_references_random.walk,
         "forwarding": test_forwarding_random.test_every_request_is_answered_once_and_nothing_stays_behind,
         "groups": test_groups_random.test_random_histories_are_all_or_nothing,
+        "quotas": test_quotas_random.walk,
         "tasks": tasks.hypothesis.inner_test,
         "uploads": test_uploads.test_all_who_want_an_object_get_it_though_nodes_die,
         "origins": test_uploads.test_when_the_origin_dies_everybody_hears_one_thing_or_the_other,

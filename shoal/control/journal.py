@@ -80,6 +80,11 @@ class Journal:
             if error is None and not self._failed:
                 for action in actions:
                     action()
-            elif isinstance(error, Exception) and not self._failed:
-                self._failed = True
-                self._on_failure(error)
+            elif isinstance(error, Exception):
+                self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """The storage has failed, whether or not anything was to be written."""
+        if not self._failed:
+            self._failed = True
+            self._on_failure(error)

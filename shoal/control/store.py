@@ -47,7 +47,7 @@ from shoal.control.restoring import (
     key_of_answer,
     restored_from,
 )
-from shoal.control.storage import Storage, StorageState
+from shoal.control.storage import FAILED, Storage, StorageError, StorageState
 from shoal.control.surveys import ActorRows, Surveys
 from shoal.core.actor_records import Place, Save, SaveForgotten, Stop, StopHow, Tell
 from shoal.core.actors import ActorDirectory, NameTaken
@@ -226,8 +226,11 @@ class ControlStore:
         """How the storage is, for whoever shows it."""
         return self._storage.state
 
-    def _on_storage_state(self, _text: str) -> None:
+    def _on_storage_state(self, text: str) -> None:
         self._storage_since_ns = time.time_ns()
+        if text.startswith(FAILED) and self.restored is not None:
+            # Another may lead by now. Who has nothing to write would not hear of it, and go on as if nobody did.
+            self._journal.fail(StorageError(text.removeprefix(FAILED)))
 
     def when_durable(self, action: Callable[[], None]) -> None:
         """Do this when what was written so far is durable."""

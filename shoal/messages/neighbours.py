@@ -61,9 +61,10 @@ class Taken(msgspec.Struct, array_like=True, tag=4):
 
 
 class Introduce(msgspec.Struct, array_like=True, tag=10):
-    """A job for which leases will be asked."""
+    """A job for which leases will be asked. `over`: it has ended, and something of it lives on."""
 
     job: Job
+    over: bool = False
 
 
 class Ask(msgspec.Struct, array_like=True, tag=11):

@@ -77,9 +77,7 @@ class ActorSeats:
         if key in self._seats:
             return
         if order.job is not None:
-            self._jobs.setdefault(order.job_id, order.job)
-            if order.job_over:
-                self._jobs.on_over(order.job_id, self._workers.has_job)
+            self._jobs.learn(order.job, self._workers.has_job, over=order.job_over)
         if order.job_id not in self._jobs:
             reason = f"its job {order.job_id.hex()} is not known any more"
             self._control.post(ActorRefused(*key, reason))

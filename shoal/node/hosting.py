@@ -28,8 +28,9 @@ from shoal.messages.neighbours import (
     WantBack,
     Withdraw,
 )
-from shoal.messages.node import Job, Shape
+from shoal.messages.node import Shape
 from shoal.messages.placement import InBundle, ViewRow
+from shoal.node.jobs import Jobs
 from shoal.node.neighbours import Neighbour, Neighbours
 from shoal.node.workers import Process, Workers
 
@@ -58,7 +59,7 @@ class Hosting:
     def __init__(
         self,
         workers: Workers,
-        jobs: dict[bytes, Job],
+        jobs: Jobs,
         neighbours: Neighbours,
         row: Callable[[], ViewRow],
     ) -> None:
@@ -71,7 +72,7 @@ class Hosting:
 
     def on_introduce(self, _node: Neighbour, message: Introduce) -> None:
         """A job whose processes will ask."""
-        self._jobs.setdefault(message.job.job_id, message.job)
+        self._jobs.learn(message.job, self._workers.has_job, over=message.over)
 
     def on_ask(self, node: Neighbour, message: Ask) -> None:
         """A process of another node wants a worker."""

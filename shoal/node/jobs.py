@@ -27,12 +27,26 @@ class Jobs(dict[bytes, Job]):
         super().__init__()
         self._on_forgotten = on_forgotten
         self._over: dict[bytes, None] = {}
+        # Of those that have ended before anything of them was here, the last: word of such a job may still come from others.
+        self._past: dict[bytes, None] = {}
+
+    def learn(self, job: Job, in_use: Callable[[bytes], bool], *, over: bool) -> None:
+        """Another node, or the control store, names a job; as far as that knows, it is `over`."""
+        job_id = job.job_id
+        self.setdefault(job_id, job)
+        if over or job_id in self._past:
+            self._past.pop(job_id, None)
+            self.on_over(job_id, in_use)
 
     def on_over(self, job_id: bytes, in_use: Callable[[bytes], bool]) -> None:
         """A job has ended. `in_use` tells whether anything of a job runs or waits here."""
         if job_id in self:
             self._over.pop(job_id, None)
             self._over[job_id] = None
+        else:
+            self._past[job_id] = None
+            if len(self._past) > REMEMBERED:
+                del self._past[next(iter(self._past))]
         # Two for one, so that those that stay in use do not stand before the others for long.
         for _ in range(_LOOKS):
             if len(self._over) <= REMEMBERED:

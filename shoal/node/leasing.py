@@ -487,9 +487,10 @@ class Lending(Leasing):
         job_id = wish.job.job_id
         known = self._introduced.setdefault(job_id, set())
         # Of a job that is over an actor may live on: the other node may have forgotten the job.
-        if node_id not in known or self._is_over(job_id):
+        over = self._is_over(job_id)
+        if node_id not in known or over:
             known.add(node_id)
-            self._tell(node_id, Introduce(wish.job))
+            self._tell(node_id, Introduce(wish.job, over))
         self._tell(node_id, Ask(owner, req, job_id, wish.shape, wish.name, expected_us))
 
     def _tell(

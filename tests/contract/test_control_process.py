@@ -253,6 +253,24 @@ def test_a_storage_that_fails_ends_it_with_the_reason(
     asyncio.run(scenario())
 
 
+def test_one_that_lost_the_lead_while_it_was_stopped_ends_though_it_has_nothing_to_write(
+    make_redis: Callable[..., RedisServer], processes: list[ControlProcess], tmp_path: Path
+) -> None:
+    url = make_redis().url
+    config = msgspec.structs.replace(QUICK, storage_lease_s=1.0)
+    first = ControlProcess(tmp_path / "first", url, config=config)
+    processes.append(first)
+    first.ready()
+    first.process.send_signal(signal.SIGSTOP)
+    second = ControlProcess(tmp_path / "second", url, config=config)
+    processes.append(second)
+    second.ready()
+    first.process.send_signal(signal.SIGCONT)
+    assert first.wait() == 1
+    assert "does not lead cluster 'test' any more" in first.log_text()
+    assert second.process.poll() is None
+
+
 def test_it_ends_with_its_starter(processes: list[ControlProcess], tmp_path: Path) -> None:
     control = ControlProcess(tmp_path / "c", "memory:")
     processes.append(control)

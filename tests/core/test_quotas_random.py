@@ -218,9 +218,14 @@ class World:
         raise AssertionError("it does not settle")
 
 
-@pytest.mark.parametrize("spill", [True, False])
-@pytest.mark.parametrize("seed", range(SEEDS))
-def test_a_random_history(seed: int, spill: bool) -> None:
+@pytest.mark.parametrize("seed", range(2 * SEEDS))
+def test_a_random_history(seed: int) -> None:
+    walk(seed)
+
+
+def walk(seed: int) -> None:
+    """Live through one world; with even seeds it spills."""
+    spill = seed % 2 == 0
     world = World(seed, spill=spill)
     for _ in range(200):
         world.step()

@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 OK: Final = "ok"
+FAILED: Final = "failed: "
+"""How the state begins of a storage that does nothing more; then follows why."""
 
 Tables = dict[str, dict[bytes, bytes]]
 """Values by table and key."""

@@ -22,7 +22,7 @@ replica that takes its place, without the last of them gets them again. If it la
 
 **Only one writes.** A control store takes the lead at `load`: a lease that it renews, and a token in front of every commit. Another
 that finds the lease renewed is refused (`StorageInUse`), or waits (`?standby=yes`), and takes over once it expires. The old leader, if it
-still lives, finds its next commit refused: `LeadershipLost`. Between the two it may still answer questions from its memory.
+still lives, finds its next commit or renewal refused: `LeadershipLost`. Between the two it may still answer questions from its memory.
 
 Needs Redis 6 or any Valkey. One commit may have `_MOST_WRITES` writes, a value 512 MB.
 """
@@ -43,6 +43,7 @@ from typing import Any, Final, NoReturn, cast
 import redis.exceptions as errors
 
 from shoal.control.storage import (
+    FAILED,
     OK,
     LeadershipLost,
     StorageAddressError,
@@ -411,7 +412,7 @@ class RedisStorage:
         if self._failure is not None:
             return
         self._failure = error
-        self.state.become(f"failed: {error}")
+        self.state.become(f"{FAILED}{error}")
         self._wake.set()
         while self._pending:
             durable = self._pending.popleft().durable

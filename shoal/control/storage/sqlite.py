@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from shoal.control.storage import (
+    FAILED,
     OK,
     StorageError,
     StorageInUse,
@@ -160,7 +161,7 @@ class SqliteStorage:
             self._failure = error
             commits = commits + self._queue
             self._queue = []
-        self._in_loop(self.state.become, f"failed: {error}")
+        self._in_loop(self.state.become, f"{FAILED}{error}")
         self._in_loop(_fail, [loaded, *(commit.durable for commit in commits)], error)
 
     def _take(self) -> list[_Commit]:
