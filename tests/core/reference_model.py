@@ -155,13 +155,12 @@ class Model:
         for other in cluster.living():
             if other in gone:
                 continue
-            has = self.closure((*self.roots_in(other), *self.sent_to(other)))
-            for object_id in has & held:
+            coming = self.closure(self.sent_to(other))
+            for object_id in (self.closure(self.roots_in(other)) | coming) & held:
                 owner = cluster.owners.get(object_id)
                 if owner is None or not owner.lives or (owner is other and object_id not in sent):
                     continue
-                entry = owner.objects.entries.get(object_id)
-                if entry is None or (entry.borrowers or {}).get(other.address, 0) <= 0:
+                if object_id in coming or not is_registered(other, object_id):
                     self.excused.add(object_id)
 
     def _excuse_what_comes_from_the_dead(self, process: Process) -> None:
@@ -169,11 +168,7 @@ class Model:
         for end in process.peers.ends:
             if not end.peer.lives:
                 sent = [m for m in end.inbox if isinstance(m, Run | Fetched)]
-                for object_id in self.closure(oid for message in sent for oid in refs_of(message)):
-                    owner = self.cluster.owners.get(object_id)
-                    entry = owner and owner.objects.entries.get(object_id)
-                    if not entry or (entry.borrowers or {}).get(process.address, 0) <= 0:
-                        self.excused.add(object_id)
+                self.excused |= self.closure(oid for message in sent for oid in refs_of(message))
 
     def _sent_by(self, process: Process) -> Iterator[bytes]:
         for end in process.peers.ends:
@@ -253,6 +248,13 @@ class Model:
             # What the dead have made, or owned, is found by asking (`node.inquiries`), which is not played here.
             if creator.lives and owner.lives:
                 assert location in cluster.freed, f"{location} of {creator} for {owner} is left"
+
+
+def is_registered(process: Process, object_id: bytes) -> bool:
+    """Whether a borrower is known to the owner, and knows it."""
+    table = process.objects
+    entry = table.entries.get(object_id)
+    return entry is not None and entry.registrations > 0 and entry not in table.unregistered
 
 
 def refs_of(message: Run | Fetched) -> list[bytes]:
