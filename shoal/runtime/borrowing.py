@@ -139,6 +139,8 @@ class Borrowing:
             self._process.peers.watch(voucher)
 
     def _count_vouchers(self, voucher: str, owner: str, object_ids: list[bytes]) -> None:
+        # What is given up already, and not yet said, must be heard before the count that it is not in any more.
+        self.carry_out()
         counts = self._objects.recount(voucher, object_ids)
         self._send_to_owner(owner, Counted(voucher, object_ids, counts))
 
