@@ -411,7 +411,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "shuffle-10gb",
-        "10 GB shuffled (64 × 64) through stores of 1 GB at 4 nodes",
+        "10 GB shuffled (64 × 64) at 4 nodes with stores of 250 MB",
         "s",
         _LESS,
         _ray(1.5),

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Final, get_type_hints
+from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
 
 import msgspec
+
+Fraction = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Positive = Annotated[int, msgspec.Meta(gt=0)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,14 +90,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Calls that an async actor runs at once unless it says otherwise."""
 
     # --- memory -----------------------------------------------------------------------------------------------
-    memory_usage_threshold: float = 0.95
+    memory_usage_threshold: Fraction = 0.95
     """Part of the memory of the machine, or of a control group, from which on the memory monitor of a node ends workers. Higher: more is
     used, and the kernel, which is less choosy, may be quicker."""
 
-    memory_monitor_refresh_ms: int = 250
+    memory_monitor_refresh_ms: Count = 250
     """How often the memory monitor looks; 0 turns it off. Higher: less work, and a quicker growth is noticed too late."""
 
-    memory_limit_bytes: int = 0
+    memory_limit_bytes: Count = 0
     """Memory that the workers of a node, with the object store, may use together, by the same threshold; 0: all that the machine or
     control group has. For machines that have other things to do. Costs a look at every process of the machine each time."""
 
@@ -108,7 +112,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The longest such wait."""
 
     # --- object store -----------------------------------------------------------------------------------------
-    store_fraction: float = 0.3
+    store_fraction: Fraction = 0.3
     """Share of the machine's memory that the object store may take when `object_store_memory` is not given."""
 
     quota_chunk_bytes: int = 64 * 1024 * 1024
@@ -123,11 +127,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     spill_dir: str = ""
     """Where they are written: each session makes a folder of its own in this one. By default in the session's folder."""
 
-    spill_batch_bytes: int = 100 * 1024 * 1024
+    spill_batch_bytes: Positive = 100 * 1024 * 1024
     """Bytes that a process is told to write at a time, but never more than an eighth of the store. Higher: fewer orders; lower: those
     who wait get their room sooner, and less is written than was needed."""
 
-    spill_ask_ms: int = 50
+    spill_ask_ms: Count = 50
     """How long processes may take to say what they have idle before others are told to write to disk; who has not said anything by
     then is passed over. Higher: less is written beside processes that are slow to answer."""
 
@@ -141,7 +145,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     spill_retry_s: float = 10.0
     """How long nothing is spilled after the disk took no more. Lower: room there is noticed sooner."""
 
-    spill_disk_fraction: float = 0.95
+    spill_disk_fraction: Fraction = 0.95
     """How full spilling may make the file system. Higher: more room, and less for everybody else on the machine."""
 
     inquiry_patience_s: float = 2.0
@@ -209,7 +213,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Least time between two batches of changed rows to one node, and between two rows of one node. Higher: fewer messages, older views.
     In a large cluster it is longer (`views_per_s`)."""
 
-    views_per_s: int = 10_000
+    views_per_s: Positive = 10_000
     """Most batches of changed rows to all nodes together in a second, and most rows from all of them: so many messages the control store
     deals with in half a second of one core, however many nodes there are. With n nodes the time between two batches to a node is n /
     `views_per_s` if that is more than `view_ms`: 20 ms up to 200 nodes, 100 ms for 1,000, one second for 10,000 (`view_s`,
@@ -297,11 +301,12 @@ def _parse(name: str, text: str, kind: Any) -> Any:
     try:
         return msgspec.convert(text, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise ValueError(f"{name}={text!r} is not a valid {kind.__name__}: {error}") from None
+        plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+        raise ValueError(f"{name}={text!r} is not a valid {plain.__name__}: {error}") from None
 
 
 # Once, for the zygote and all its forks.
-_HINTS: Final = get_type_hints(Config)
+_HINTS: Final = get_type_hints(Config, include_extras=True)
 
 
 def load_config(
@@ -310,7 +315,7 @@ def load_config(
     """The configuration from the environment and `overrides`.
 
     Raises:
-        ValueError: an override that does not exist, or a value of the wrong type.
+        ValueError: an override that does not exist, or a value of the wrong type or out of bounds.
     """
     environ = os.environ if environ is None else environ
     hints = _HINTS

@@ -272,8 +272,8 @@ class ObjectStoreFullError(ShoalError):
     """Shared memory is full, and stayed full for as long as a creator may wait."""
 
 
-class OutOfDiskError(ShoalError):
-    """The disk that takes spilled objects is full."""
+class OutOfDiskError(ObjectStoreFullError):
+    """Shared memory is full, and so is the disk that takes what it has no room for."""
 
 
 class OutOfMemoryError(ShoalError):

@@ -65,6 +65,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SESSION_ROOT] = root
     config.stash[OUTER_ROOT] = os.environ.get("SHOAL_TMPDIR")
     os.environ["SHOAL_TMPDIR"] = str(root)
+    # What else is on the disk of this machine is no matter of the tests.
+    os.environ.setdefault("SHOAL_SPILL_DISK_FRACTION", "1.0")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -86,7 +86,7 @@ def put(value: T) -> ObjectRef[T]:
     Raises:
         TypeError: `value` is a reference itself.
         UnserializableError: the value cannot be sent; the message says which part of it.
-        ObjectStoreFullError: shared memory is full and stayed full.
+        ObjectStoreFullError: shared memory is full and stayed full; as `OutOfDiskError`, when the disk took nothing either.
     """
     process = current_process.process
     if process is None:

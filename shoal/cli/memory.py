@@ -20,6 +20,7 @@ from shoal.util.records import MOST, MemoryGroup, MemoryObject, NodeMemory
 _MOST_SITES: Final = 20
 """Places in the program that are shown unless it is asked for them."""
 
+# As Ray's command calls them; what is meant, and shown, is KiB and so on.
 _UNITS: Final = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 
 _SORTINGS: Final[dict[str, Callable[[MemoryObject], Any]]] = {

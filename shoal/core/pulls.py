@@ -30,6 +30,7 @@ Y is added only while X receives and Y, which waits for an answer, feeds nobody.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -68,6 +69,7 @@ class Pulls:
         tries: Rule 4.
         feeds: Whether somebody gets this object from here just now.
         on_disk: Whether a whole copy takes room on disk only.
+        capacity: Of the store. What is larger is brought to disk, and takes none of `inflight_bytes`.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Pulls:
         tries: int,
         feeds: Callable[[Key], bool],
         on_disk: Callable[[Key], bool] = lambda _: False,
+        capacity: int = sys.maxsize,
     ) -> None:
         self.outbox: list[Effect] = []
         self._limit_bytes: Final = inflight_bytes
@@ -84,6 +87,7 @@ class Pulls:
         self._tries: Final = tries
         self._feeds: Final = feeds
         self._on_disk: Final = on_disk
+        self._capacity: Final = capacity
         self._attempts = 0
         self._copies: dict[Key, Copy] = {}
         self._queues: Final[dict[Why, dict[Key, None]]] = {why: {} for why in Why}
@@ -323,22 +327,26 @@ class Pulls:
         before, copy.state = copy.state, state
         if state in UNDER_WAY and before not in UNDER_WAY:
             self._under_way[copy.key] = None
-            self._bytes_under_way += copy.size
+            self._bytes_under_way += self._room(copy)
         elif before in UNDER_WAY and state not in UNDER_WAY:
             del self._under_way[copy.key]
-            self._bytes_under_way -= copy.size
+            self._bytes_under_way -= self._room(copy)
         if state is State.QUEUED:
             self._queues[copy.why][copy.key] = None
         elif state is State.GONE:
             del self._copies[copy.key]
+
+    def _room(self, copy: Copy) -> int:
+        """What it takes of the store."""
+        return 0 if copy.size > self._capacity else copy.size
 
     def _admit(self, now: int) -> None:
         """Begin the pulls whose turn it is."""
         for queue in self._queues.values():
             while queue:
                 copy = self._copies[next(iter(queue))]
-                full = self._bytes_under_way + copy.size > self._limit_bytes
-                if len(self._under_way) >= self._limit or (self._under_way and full):
+                full = self._bytes_under_way + self._room(copy) > self._limit_bytes
+                if len(self._under_way) >= self._limit or (self._bytes_under_way and full):
                     return
                 del queue[copy.key]
                 copy.forget_sources()
@@ -463,10 +471,10 @@ class Pulls:
         """Assert the invariants."""
         under_way = [copy for copy in self._copies.values() if copy.state in UNDER_WAY]
         assert {copy.key for copy in under_way} == set(self._under_way)
-        total = sum(copy.size for copy in under_way)
+        total = sum(map(self._room, under_way))
         assert total == self._bytes_under_way
         assert len(under_way) <= self._limit
-        assert total <= self._limit_bytes or len(under_way) == 1
+        assert total <= self._limit_bytes or sum(self._room(copy) > 0 for copy in under_way) == 1
         queued = [key for queue in self._queues.values() for key in queue]
         assert len(queued) == len(set(queued))
         assert set(queued) == {k for k, c in self._copies.items() if c.state is State.QUEUED}

@@ -38,14 +38,15 @@ _MOST_PATIENCE_NS: Final = 1_600_000_000
 
 
 class Granted(NamedTuple):
-    """The answer to a request. Nothing was granted if `explanation` is not empty, or `on_disk` is set: then the object is to be made
-    there."""
+    """The answer to a request. Nothing was granted if `explanation` is not empty (`disk_full`: the disk took nothing either), or if
+    `on_disk` is set: then the object is to be made there."""
 
     holder: Holder
     req: int
     granted: int
     explanation: str = ""
     on_disk: bool = False
+    disk_full: bool = False
 
 
 class Wanted(NamedTuple):
@@ -132,11 +133,14 @@ class StoreQuotas:
 
     # --- events --------------------------------------------------------------------------------------------------
 
-    def on_request(self, holder: Holder, name: str, req: int, needed: int, now: int) -> None:
-        """A process asks for at least `needed` bytes; `name` is how explanations call it."""
+    def on_request(
+        self, holder: Holder, name: str, req: int, needed: int, now: int, *, size: int = 0
+    ) -> None:
+        """A process asks for at least `needed` bytes, for an object of `size`; `name` is how explanations call it."""
         self._names[holder] = name
         waiting = _Waiting(holder, req, max(1, needed), now, now + self._timeout_ns)
-        if needed <= self.capacity:
+        largest = max(needed, size)
+        if largest <= self.capacity:
             self._waiting.append(waiting)
             self._serve()
             if self._waiting and self._waiting[-1] is waiting:
@@ -147,7 +151,7 @@ class StoreQuotas:
             self._beyond.append(waiting)
         else:
             explanation = (
-                f"{needed:,} bytes were asked for, but the whole object store has {self.capacity:,}; "
+                f"{largest:,} bytes were asked for, but the whole object store has {self.capacity:,}; "
                 "start shoal with a larger object_store_memory, or make smaller objects"
             )
             self.outbox.append(Granted(holder, req, 0, explanation))
@@ -209,7 +213,10 @@ class StoreQuotas:
                     self._grant_on_disk(waiting)
                 else:
                     explanation = self._explain(waiting.needed)
-                    self.outbox.append(Granted(waiting.holder, waiting.req, 0, explanation))
+                    disk_full = self._spill is not None
+                    self.outbox.append(
+                        Granted(waiting.holder, waiting.req, 0, explanation, disk_full=disk_full)
+                    )
             self._serve()
             self._advance(now)
 

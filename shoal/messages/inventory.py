@@ -159,7 +159,6 @@ class StoreMemory(msgspec.Struct, array_like=True):
     """The daemon's own, which has the copies."""
     copies: list[Copy]
     copies_count: int
-    copies_bytes: int
     estates: list[Estate]
     strays: list[tuple[str, int]]
     """Files that belong to nobody who is known, and their bytes."""

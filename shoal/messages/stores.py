@@ -10,20 +10,22 @@ from shoal.messages.values import Location
 
 
 class QuotaRequest(msgspec.Struct, array_like=True, tag=50):
-    """Ask for at least `needed` more bytes of object store."""
+    """Ask for at least `needed` more bytes of object store, for an object of `size`: what the client has already may be the rest."""
 
     req: int
     needed: int
+    size: int = 0
 
 
 class QuotaGranted(msgspec.Struct, array_like=True, tag=51):
     """The answer: `granted` bytes. With 0, either `on_disk` is set: the object is to be made in the spill folder, without quota; or the
-    store stayed full, and `explanation` names the biggest holders."""
+    store stayed full, and `explanation` names the biggest holders; `disk_full`: the disk took nothing either."""
 
     req: int
     granted: int
     explanation: str = ""
     on_disk: bool = False
+    disk_full: bool = False
 
 
 class QuotaReturn(msgspec.Struct, array_like=True, tag=52):

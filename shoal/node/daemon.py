@@ -68,7 +68,6 @@ from shoal.messages.node import (
     Watch,
 )
 from shoal.messages.placement import InBundle
-from shoal.node.accounts import Accounts
 from shoal.node.actor_wishes import actor_handlers
 from shoal.node.actors import DIRECTORY, ActorSeats
 from shoal.node.clients import Client, Clients
@@ -79,6 +78,7 @@ from shoal.node.jobs import Jobs
 from shoal.node.leasing import LeaseOwners, Leasing, check_shape
 from shoal.node.queries import Queries
 from shoal.node.showing import Showing, node_row
+from shoal.node.stock import Stock
 from shoal.node.store import StoreKeeper
 from shoal.node.surveys import Surveys
 from shoal.node.workers import Process, Workers
@@ -152,7 +152,7 @@ class Daemon:
             self._actors,
             self._control,
             self._queries,
-            Accounts(boot, self.node_id, self._clients, self._store, self._outside),
+            Stock(boot, self.node_id, self._clients, self._store, self._outside),
             boot.config.task_events * _EVENTS_OF_PAST_PROCESSES,
         )
         self._groups = PlacementGroups(

@@ -50,7 +50,8 @@ class SpillAccounts:
         if since is not None:
             self.spent_ns += now - since
         self.written += written
-        if error and error != self.error:
+        # How full the disk is, in parentheses, is another figure each time.
+        if error and error.partition(" (")[0] != self.error.partition(" (")[0]:
             _log.warning(
                 "spilling to %s has stopped after %d MiB: %s",
                 self._directory,

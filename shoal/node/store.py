@@ -112,7 +112,10 @@ class StoreKeeper:
         """A process wants room."""
         creator = creator_at(client.address)
         self._clients[creator] = client
-        self.quotas.on_request(creator, str(client), message.req, message.needed, monotonic_ns())
+        now = monotonic_ns()
+        self.quotas.on_request(
+            creator, str(client), message.req, message.needed, now, size=message.size
+        )
         self._drain()
 
     def on_return(self, client: Holder, message: QuotaReturn) -> None:
@@ -140,11 +143,11 @@ class StoreKeeper:
             creator = str(effect.holder)
             client = self._clients.get(creator)
             match effect:
-                case Granted(_, req, granted, explanation, on_disk):
+                case Granted(_, req, granted, explanation, on_disk, disk_full):
                     if on_disk:
                         self.disk.on_use()
                     if client is not None:
-                        client.send(QuotaGranted(req, granted, explanation, on_disk))
+                        client.send(QuotaGranted(req, granted, explanation, on_disk, disk_full))
                 case Wanted(_, wanted, itself):
                     if client is not None:
                         client.send(QuotaWanted(wanted, itself))

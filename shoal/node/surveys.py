@@ -49,12 +49,12 @@ from shoal.messages.state import (
     WhyLease,
     WorkerRow,
 )
-from shoal.node.accounts import Accounts
 from shoal.node.actors import ActorSeats
 from shoal.node.clients import Client, Clients
 from shoal.node.hosting import Foreigner
 from shoal.node.leasing import Leasing
 from shoal.node.queries import Queries
+from shoal.node.stock import Stock
 from shoal.node.workers import Workers
 
 _ANSWER_EARLIER: Final = 0.8
@@ -88,7 +88,7 @@ class Surveys:
         seats: ActorSeats,
         control: ControlLink,
         queries: Queries,
-        accounts: Accounts,
+        accounts: Stock,
         remembered: int,
     ) -> None:
         self._loop = loop

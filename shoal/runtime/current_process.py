@@ -49,7 +49,7 @@ def forked_error(pid: int) -> NotInitializedError:
     """The error for what cannot be done in a fork of the process `pid`."""
     return NotInitializedError(
         f"shoal was started in process {pid}, and this one (pid {os.getpid()}) is a fork of it: it has copies of the other's connections and "
-        "memory, and may use neither. Have the work done by a task or an actor, or pass data through pipes and queues; a session of its own, "
+        "memory, and cannot speak for it. Have the work done by a task or an actor, or pass data through pipes and queues; a session of its own, "
         "in which the references of the other mean nothing, is begun by shoal.init(), best in a new interpreter "
         "(multiprocessing.get_context('spawn'))"
     )

@@ -111,16 +111,7 @@ class Inventory:
         """The accounts of this process."""
         process = self._process
         stats = process.store.stats()
-        arena = Arena()
-        if stats is not None:
-            arena = Arena(
-                stats.quota_bytes,
-                stats.backed_bytes,
-                stats.live_bytes,
-                stats.live_blocks,
-                stats.quarantined_bytes,
-                stats.spilled_bytes,
-            )
+        arena = Arena() if stats is None else stats.told()
         blocks = list(self._told())
         limit = limit * _BLOCKS_PER_ROW
         host = process.host

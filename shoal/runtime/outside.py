@@ -1,7 +1,7 @@
 """References and handles that are pickled by anything but shoal: into a file, a queue of multiprocessing, a database.
 
 shoal's own pickler lists what it finds inside a value, so that it is kept for whoever loads it. Another pickler tells nobody. Such a
-pickle keeps nothing alive, which is said once in a session, at the line that made it; `docs/lifetimes.md` says what happens then.
+pickle keeps nothing alive, which is said once in a session for each kind, at the line that made it; `docs/lifetimes.md` says what happens then.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def warn_once(what: str, loses: str, instead: str) -> None:
     if process is not None and not process.is_first(f"pickled outside: {loses}"):
         return
     warnings.warn(
-        f"{what} is pickled outside of shoal, and such a pickle keeps nothing alive: {loses}. {instead}. Said once a session; see "
+        f"{what} is pickled outside of shoal, and such a pickle keeps nothing alive: {loses}. {instead}. Said once a session for each kind; see "
         "docs/lifetimes.md",
         UserWarning,
         # The pickler is written in C: its caller stands right behind `__reduce__`.

@@ -192,6 +192,7 @@ class Process:
             self.settle_now,
             spill_path(self.session_dir) if self.config.spill else "",
             self.config.spill_disk_fraction,
+            self.config.spill_batch_bytes,
         )
         self.deliveries = Deliveries(self.store)
         self.values = Values(self.store, self.config.inline_limit_bytes, address)

@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from shoal.messages.stores import Spilled
+from shoal.store.spilling import SpillResult
 
 if TYPE_CHECKING:
     from shoal.runtime.node_link import NodeLink
@@ -52,11 +53,8 @@ class Spiller:
                 return
             arena = self._arena()
             try:
-                answer = Spilled(0, 0)
-                if arena is not None:
-                    result = arena.spill(wanted)
-                    answer = Spilled(result.freed, result.written, result.error)
+                result = SpillResult(0, 0) if arena is None else arena.spill(wanted)
             except Exception as error:  # noqa: BLE001 - a defect of ours, but the node must hear of an end
                 _log.exception("spilling failed")
-                answer = Spilled(0, 0, f"{type(error).__name__}: {error}")
-            self._node.send(answer)
+                result = SpillResult(0, 0, f"{type(error).__name__}: {error}")
+            self._node.send(Spilled(result.freed, result.written, result.error))

@@ -56,6 +56,7 @@ class ObjectStore:
         settle: Callable[[], None],
         spill_directory: str = "",
         disk_fraction: float = 1.0,
+        spill_batch: int = 0,
     ) -> None:
         self.address = address
         self._node = node
@@ -64,6 +65,7 @@ class ObjectStore:
         self._creator = creator
         self._spill_directory = Path(spill_directory) if spill_directory else None
         self._disk_fraction = disk_fraction
+        self._spill_batch = spill_batch
         self._spiller = Spiller(node, lambda: self._arena)
         # Made on first use: most workers never store anything. By one thread.
         self._making = make_lock()
@@ -120,22 +122,23 @@ class ObjectStore:
             except QuotaExhausted as exhausted:
                 needed = exhausted.needed_bytes
             if settled:
-                if not self._draw(arena, needed):
+                if not self._draw(arena, needed, size):
                     return self._create_on_disk(arena, size)
             else:
                 # This process may have dropped as much itself, and not counted it yet.
                 self._settle()
                 settled = True
 
-    def _draw(self, arena: Arena, needed: int) -> bool:
+    def _draw(self, arena: Arena, needed: int, size: int) -> bool:
         """Get room; False if the object is to be made on disk."""
         # What is needed and no more. While there is room the node grants a whole chunk, and a request for one would wait
         # until there is.
-        answer = self._node.request(lambda req: QuotaRequest(req, needed), QuotaGranted)
+        answer = self._node.request(lambda req: QuotaRequest(req, needed, size), QuotaGranted)
         if answer.on_disk:
             return False
         if answer.granted == 0:
-            raise ObjectStoreFullError(answer.explanation or "the object store is full")
+            kind = OutOfDiskError if answer.disk_full else ObjectStoreFullError
+            raise kind(answer.explanation or "the object store is full")
         arena.grant(answer.granted)
         return True
 
@@ -143,8 +146,9 @@ class ObjectStore:
         try:
             return arena.create(size, on_disk=True)
         except OutOfDiskError as error:
-            # So that the node asks nobody to write there for a while.
-            self._node.send(Spilled(0, 0, str(error)))
+            if size <= self._spill_batch:
+                # So that the node asks nobody to write there for a while. For a larger one it is just this that has no room.
+                self._node.send(Spilled(0, 0, str(error)))
             raise
 
     def view(self, stored: Stored) -> memoryview:
@@ -229,6 +233,8 @@ class ObjectStore:
 
     def close(self, unlink: bool) -> None:
         """Let go of everything; `unlink` removes the segments that this process made."""
+        if self._arena is not None:
+            self._arena.stop_spilling()
         self._spiller.close()
         if self._arena is not None:
             self._arena.close(unlink=unlink)

@@ -13,15 +13,16 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from shoal.errors import InternalError
+from shoal.errors import InternalError, ObjectStoreFullError
 from shoal.lock import make_lock
+from shoal.messages import inventory
 from shoal.messages.values import Location
 from shoal.store import locks
 from shoal.store.idle import Range, SlabSpace, WarmPool
 from shoal.store.layout import check_creator, lock_file, lock_range, segment_range
-from shoal.store.mapping import export, view_of
-from shoal.store.segment import Record, Segment, State
-from shoal.store.spilling import SpillResult, set_spilled, write_out
+from shoal.store.mapping import Mapping, export, view_of
+from shoal.store.segment import FULL, Record, Segment, State
+from shoal.store.spilling import SpillResult, reserve_flag, set_spilled, write_out
 
 
 class QuotaExhausted(Exception):  # noqa: N818 - a condition that the caller mends, by `grant`, not an error
@@ -51,6 +52,17 @@ class ArenaStats(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of freed objects that somebody had views of when they were last looked at."""
     quarantined_blocks: int
     segments: int
+
+    def told(self) -> inventory.Arena:
+        """As `shoal memory` hears of it."""
+        return inventory.Arena(
+            self.quota_bytes,
+            self.backed_bytes,
+            self.live_bytes,
+            self.live_blocks,
+            self.quarantined_bytes,
+            self.spilled_bytes,
+        )
 
 
 class ArenaBlocks(NamedTuple):
@@ -106,6 +118,7 @@ class Accounts:
         self._slabs = SlabSpace()
         self._warm = WarmPool()
         self._can_make_holes = True
+        self._may_not_spill = False
         self._quarantine: deque[Record] = deque()
         self._lock_fd = locks.open_lock_file(directory / lock_file(creator), create=True)
 
@@ -183,22 +196,39 @@ class Accounts:
         """Others need room: bring live objects that nobody views to disk, at least `wanted_bytes` if there are as many; the quota
         shrinks by what came free. Writes in the calling thread, one segment after the other."""
         freed = written = 0
+        refused = ""
         folder = self._spill_directory
         if folder is None:
             return SpillResult(0, 0)
         for segment in self._by_age():
-            if freed >= wanted_bytes:
+            if freed >= wanted_bytes or self._may_not_spill:
                 break
             ranges = self._begin_to_leave(segment)
             if not ranges:
                 continue
+            mapping, path = segment.mapping, segment.path
+            assert mapping is not None
+            left, size = False, 0
             try:
-                written += self._write_out(segment, folder, ranges)
+                size = self._write_out(segment, folder, ranges)
+                left = self._end_to_leave(segment, folder)
             except OSError as error:
-                self._take_back(segment)
-                return SpillResult(freed, written, error.strerror or str(error))
-            freed += self._end_to_leave(segment, folder)
-        return SpillResult(freed, written)
+                refused = error.strerror or str(error)
+                if error.errno not in FULL:
+                    break
+                # There may be room for a smaller one.
+            finally:
+                if segment.state is State.LEAVING:
+                    (folder / segment.name).unlink(missing_ok=True)
+                    self._take_back(segment)
+            if left:
+                freed += self._drop_memory(segment, mapping, path)
+                written += size
+        return SpillResult(freed, written, "" if freed else refused)
+
+    def stop_spilling(self) -> None:
+        """The process ends: begin with no more segments. Any thread."""
+        self._may_not_spill = True
 
     def _by_age(self) -> list[Segment]:
         with self._lock:
@@ -214,21 +244,21 @@ class Accounts:
         """What of a segment is to be written; nothing if it must stay."""
         with self._lock:
             movable = (
-                segment.state is State.ACTIVE
+                not self._closed_because
+                and segment.state is State.ACTIVE
                 and self._may_leave(segment)
-                and not self._is_looked_at(segment)
+                and not self._is_viewed(segment)
+                and not locks.is_held(self._lock_fd, *segment_range(segment.number))
             )
-            if not movable or self._closed_because:
+            if not movable:
                 return []
             if segment.slab:
                 self._slabs.put_aside(segment)
             segment.state = State.LEAVING
             return [(record.offset, record.length) for record in segment.blocks.values()]
 
-    def _is_looked_at(self, segment: Segment) -> bool:
-        return any(record.is_viewed for record in segment.blocks.values()) or locks.is_held(
-            self._lock_fd, *segment_range(segment.number)
-        )
+    def _is_viewed(self, segment: Segment) -> bool:
+        return any(record.is_viewed for record in segment.blocks.values())
 
     def _write_out(self, segment: Segment, folder: Path, ranges: list[tuple[int, int]]) -> int:
         mapping = segment.mapping
@@ -236,24 +266,26 @@ class Accounts:
         source = view_of(export(mapping, 0, mapping.length), mapping.length)
         return write_out(source, folder, segment.name, ranges, self._disk_fraction)
 
-    def _end_to_leave(self, segment: Segment, folder: Path) -> int:
-        """It is written: let everybody find it there, unless somebody looks at it by now. The bytes that came free."""
-        written, path, mapping = folder / segment.name, segment.path, segment.mapping
-        assert mapping is not None
+    def _end_to_leave(self, segment: Segment, folder: Path) -> bool:
+        """It is written: let everybody find it there, unless somebody looks at it by now."""
+        everything = segment_range(segment.number)
         with self._lock:
-            left = not self._closed_because and self._may_leave(segment)
-            if left:
-                # In this order, see `shoal.store.spilling`.
-                set_spilled(self._lock_fd, segment.number, True)
-                left = not self._is_looked_at(segment)
-                if left:
-                    self._note_left(segment, written)
-                else:
-                    set_spilled(self._lock_fd, segment.number, False)
-        if not left:
-            written.unlink(missing_ok=True)
-            self._take_back(segment)
-            return 0
+            if (
+                self._closed_because
+                or not self._may_leave(segment)
+                or self._is_viewed(segment)
+                or not locks.claim(self._lock_fd, *everything)
+            ):
+                return False
+            try:
+                set_spilled(self._lock_fd, segment.number)
+                self._note_left(segment, folder / segment.name)
+            finally:
+                locks.release(self._lock_fd, *everything)
+            return True
+
+    def _drop_memory(self, segment: Segment, mapping: Mapping, path: Path) -> int:
+        """Nobody will look for it there. The bytes that came free."""
         mapping.discard(0, segment.length)
         path.unlink(missing_ok=True)
         with self._lock:
@@ -344,6 +376,19 @@ class Accounts:
         given = max(0, min(wanted, self._quota - self._backed))
         self._quota -= given
         return given
+
+    def _next_number(self) -> int:
+        """Of a new segment (under the lock)."""
+        number = next(self._numbers)
+        if self._spill_directory is not None:
+            try:
+                reserve_flag(self._lock_fd, number)
+            except OSError as error:
+                raise ObjectStoreFullError(
+                    f"shared memory in {self._directory} is full to the last page: {error.strerror}. Drop objects, give the object "
+                    "store less memory than the file system has, or make that larger (in a container: --shm-size)."
+                ) from error
+        return number
 
     def _choose_victims(self, wanted: int, *, holes: bool) -> _Victims:
         """Take idle memory of about `wanted` bytes out of the books: segments longest idle first, then, if `holes`,

@@ -24,7 +24,7 @@ are needed. Warm means: the pages exist and this process has them mapped, so tha
 memory rather than of the kernel's page allocator, which is ten times slower.
 
 Guarantees
-- The bytes of all files never exceed the quota granted, and every page is reserved before anybody writes to it.
+- The bytes of all files in memory never exceed the quota granted, and every page is reserved before anybody writes to it.
 - A block is not used again while any view of it lives, in this process or in any other that reads through `Reader`.
 - No two blocks of a creator have the same location, however often their place is used: each has a serial number.
 - Any method may be called from any thread. The lock is held for bookkeeping only: files are made, grown and removed, and
@@ -211,11 +211,16 @@ class Arena(Accounts):
     def _mapping_of(self, segment: Segment) -> Mapping:
         if segment.mapping is not None:
             return segment.mapping
+        mapping = None if segment.mapped is None else segment.mapped()
+        if mapping is not None:
+            return mapping
         fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            return Mapping(fd, os.fstat(fd).st_size, writable=False)
+            mapping = Mapping(fd, os.fstat(fd).st_size, writable=False)
         finally:
             os.close(fd)
+        segment.mapped = weakref.ref(mapping)
+        return mapping
 
     def _create_on_disk(self, size: int) -> Block:
         folder = self._spill_directory
@@ -224,7 +229,7 @@ class Arena(Accounts):
         capacity = round_up(max(size, 1), PAGE)
         with self._lock:
             self._check_open()
-            number = next(self._numbers)
+            number = self._next_number()
         try:
             check_disk(folder, capacity, self._disk_fraction)
             segment = Segment(folder, self._creator, number, capacity, slab=False, on_disk=True)
@@ -235,9 +240,9 @@ class Arena(Accounts):
                 "object_spilling_directory"
             ) from error
         with self._lock:
-            set_spilled(self._lock_fd, number, True)
-            segment.busy = 1
             self._adopt(segment)
+            set_spilled(self._lock_fd, number)
+            segment.busy = 1
             block = self._open_block(segment, 0, capacity, size)
             self._live_bytes -= size
             self._spilled_bytes += size
@@ -337,7 +342,7 @@ class Arena(Accounts):
             if segment is not None:
                 segment.busy = 1
                 return self._open_block(segment, 0, segment.length, size)
-            number = next(self._numbers)
+            number = self._next_number()
         self._charge(capacity, recycle)
         try:
             segment = Segment(self._directory, self._creator, number, capacity, slab=False)
@@ -386,7 +391,7 @@ class Arena(Accounts):
                 place = self._slabs.take_hollow(chunk)
                 if place is not None:
                     return place
-                number = next(self._numbers)
+                number = self._next_number()
             slab = Segment(self._directory, self._creator, number, self._slab_bytes, slab=True)
             with self._lock:
                 self._adopt(slab)

@@ -9,7 +9,9 @@ again, whether anybody does. Rules:
    `shoal.store.forking`), and while it lives they outlive the parent.
 2. One lock file for each creator, instead of locks on the segments themselves, so that a reader needs one descriptor for
    each creator that it holds objects of, not one for each object.
-3. The kernel keeps the locks of a file in a list. Neighbours of the same holder are joined, so it stays short as long as
+3. Who moves a segment *claims* it first: locks all of it, alone. That fails if anybody looks at any of it, and takes microseconds, for which
+   readers wait.
+4. The kernel keeps the locks of a file in a list. Neighbours of the same holder are joined, so it stays short as long as
    objects are held and dropped in about the order in which they were made.
 
 Where there are no such locks (`SUPPORTED` is false), every block counts as held for ever: memory is never used again
@@ -18,6 +20,7 @@ under a reader's eyes, but freed segments can only be unlinked, not kept warm.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -30,6 +33,7 @@ _pack: Final = _FLOCK.pack
 _control: Final = fcntl.fcntl
 
 _SET: Final = getattr(fcntl, "F_OFD_SETLK", 0)
+_SET_WAITING: Final = getattr(fcntl, "F_OFD_SETLKW", 0)
 _GET: Final = getattr(fcntl, "F_OFD_GETLK", 0)
 _READ: Final = fcntl.F_RDLCK
 _WRITE: Final = fcntl.F_WRLCK
@@ -46,15 +50,31 @@ def open_lock_file(path: Path | str, *, create: bool) -> int:
 
 
 def share(fd: int, start: int, length: int) -> None:
-    """Hold a range as a reader."""
+    """Hold a range as a reader. Waits while somebody has claimed it, which takes microseconds."""
     if SUPPORTED:
-        _control(fd, _SET, _pack(_READ, os.SEEK_SET, start, length, 0))
+        _control(fd, _SET_WAITING, _pack(_READ, os.SEEK_SET, start, length, 0))
 
 
 def release(fd: int, start: int, length: int) -> None:
-    """Stop holding a range."""
+    """Stop holding a range, or claiming it."""
     if SUPPORTED:
         _control(fd, _SET, _pack(_NONE, os.SEEK_SET, start, length, 0))
+
+
+def claim(fd: int, start: int, length: int) -> bool:
+    """Have a range alone, unless anybody holds any byte of it; whether it is so. To be released at once: readers wait meanwhile."""
+    if not SUPPORTED:
+        return False
+    try:
+        _control(fd, _SET, _pack(_WRITE, os.SEEK_SET, start, length, 0))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        # The other answer that POSIX allows.
+        if error.errno != errno.EACCES:
+            raise
+        return False
+    return True
 
 
 def is_held(fd: int, start: int, length: int) -> bool:

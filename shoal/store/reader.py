@@ -10,7 +10,7 @@ Guarantees
   dropped then, and by the kernel if the process dies.
 - A bounded number of descriptors: one for each creator of which objects are viewed, and a few more.
 - A mapping kept for later holds no lock. It costs address space; its pages are the creator's, which takes them back
-  when it removes the segment.
+  when it removes the segment. Mappings of what was spilled are not kept.
 - Any method may be called from any thread.
 
 A view dies wherever its last reference does, perhaps inside the garbage collector while this very thread holds the lock.
@@ -294,9 +294,10 @@ class Reader:
         """Keep the mapping for later, if there may be a later."""
         self._idle[attached.name] = attached
         self._idle_bytes += attached.mapping.length
-        # A large segment may have been removed because of this view, and then only we hold its memory.
-        alone = attached.spilled or not attached.slab
-        if self._closed or (alone and not self._exists(attached)):
+        # A large segment may have been removed because of this view, and then only we hold its memory. What is on disk is not kept: a
+        # mapping would hold its room there after the object is dead, and nobody could take it away.
+        gone = attached.spilled or (not attached.slab and not self._exists(attached))
+        if self._closed or gone:
             self._detach(attached, trash)
         while len(self._idle) > self._max_idle or self._idle_bytes > self._max_idle_bytes:
             self._detach(next(iter(self._idle.values())), trash)

@@ -13,7 +13,7 @@ from shoal.errors import ObjectStoreFullError
 from shoal.store.layout import SEGMENT_SHIFT, segment_name
 from shoal.store.mapping import Mapping
 
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM})
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM})
 
 
 class Record:
@@ -58,6 +58,7 @@ class Segment:
         blocks: The live objects in it, by offset.
         busy: Live and quarantined blocks, and changes under way: it may be removed when this is 0.
         state: Whether it is in use, and where it is.
+        mapped: Of one that is spilled: the mapping of the file on disk, if any view of it lives.
         free, hollow: Of a slab that is LEAVING: ranges in it with pages and no block, and those without pages.
         backed_bytes: Bytes of it that have pages. All of a large segment's, those that were needed of a slab's.
         freed_at: Number of the event that made it idle; smaller is longer ago.
@@ -72,6 +73,7 @@ class Segment:
         "freed_at",
         "hollow",
         "length",
+        "mapped",
         "mapping",
         "name",
         "number",
@@ -105,6 +107,7 @@ class Segment:
         self.blocks: dict[int, Record] = {}
         self.busy = 0
         self.freed_at = 0
+        self.mapped: ReferenceType[Mapping] | None = None
         self.free: list[tuple[int, int]] = []
         self.hollow: list[tuple[int, int]] = []
         self.state = State.SPILLED if on_disk else State.ACTIVE
@@ -163,7 +166,7 @@ def _allocate(fd: int, offset: int, length: int, path: Path) -> None:
     try:
         os.posix_fallocate(fd, offset, length)
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
         raise ObjectStoreFullError(
             f"no room for {length:,} more bytes of shared memory in {path.parent}: {error.strerror}. Drop objects "

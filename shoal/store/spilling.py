@@ -4,19 +4,18 @@ A segment is *spilled* whole: its file is written to the spill folder under the 
 one in shared memory goes. So no location changes, nobody need be told, and nothing is ever brought back: readers map the file
 on disk, which then is the page cache's business.
 
-The order makes it safe. For each segment there is a flag in the lock file of its creator, which lives as long as the objects do,
-also when the creator does not::
+For each segment there is a flag in the lock file of its creator, which lives as long as the objects do, also when the creator does
+not. Locks make it safe::
 
-    who spills                                   who reads
-    ──────────                                   ─────────
-    1 write the file                             1 lock the block
-    2 set the flag                               2 look at the flag
-    3 does anybody hold a block of it?           3 map the file that the flag speaks of
-      yes: clear the flag, remove the new file
-      no:  remove the old file, and its pages
+    who spills                                      who reads
+    ──────────                                      ─────────
+    1 write the file                                1 lock the block; wait if the segment is claimed
+    2 claim the segment: lock all of it, alone      2 look at the flag
+      somebody holds a block: remove the new file   3 map the file that the flag speaks of
+    3 set the flag, give up the claim
+    4 remove the old file, and its pages
 
-A reader that locks before 3 is seen and keeps what it found; one that locks after 3 finds the flag set. In between it may find the flag
-set and then no file, since that was taken back: then it looks again.
+So a flag that was set stays set, and what somebody has locked stays where it is.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from typing import Final
 
 import msgspec
 
-from shoal.store import locks
+from shoal.store import forking, locks
 from shoal.store.layout import PAGE, lock_file, parse_segment, round_up, segment_range
 
 DISK_FRACTION: Final = 0.95
@@ -43,9 +42,7 @@ _DIRECT: Final = getattr(os, "O_DIRECT", 0)
 copying into fresh pages takes longer than the disk does (on a virtual machine, 2 s of a processor for each GB)."""
 
 _BLOCK: Final = 512
-_TRIES: Final = 8
 _SPILLED: Final = b"\1"
-_RESIDENT: Final = b"\0"
 
 
 class SpillResult(msgspec.Struct, frozen=True):
@@ -54,14 +51,23 @@ class SpillResult(msgspec.Struct, frozen=True):
     freed: int
     """Bytes of shared memory that came free."""
     written: int
-    """Bytes that went to disk."""
+    """Bytes that went to disk, and stayed there."""
     error: str = ""
     """Why it ended early, if the disk was the reason."""
 
 
-def set_spilled(lock_fd: int, number: int, spilled: bool) -> None:
-    """Say where a segment is to be looked for."""
-    os.pwrite(lock_fd, _SPILLED if spilled else _RESIDENT, number)
+def reserve_flag(lock_fd: int, number: int) -> None:
+    """Have room for the flag of a segment, which is not set. When it is to be set, shared memory may be full.
+
+    Raises:
+        OSError: it is full already.
+    """
+    os.pwrite(lock_fd, b"\0", number)
+
+
+def set_spilled(lock_fd: int, number: int) -> None:
+    """Say that a segment is to be looked for on disk. Who does has claimed it, unless nobody can know of it yet."""
+    os.pwrite(lock_fd, _SPILLED, number)
 
 
 def is_spilled(lock_fd: int, number: int) -> bool:
@@ -77,17 +83,11 @@ def open_block(
     Raises:
         FileNotFoundError: it is nowhere.
     """
-    for _ in range(_TRIES):
-        spilled = is_spilled(lock_fd, number)
-        folder = spill_directory if spilled else directory
-        if folder is None:
-            break
-        try:
-            return os.open(f"{folder}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), spilled
-        except FileNotFoundError:
-            if is_spilled(lock_fd, number) == spilled:
-                raise
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    spilled = is_spilled(lock_fd, number)
+    folder = spill_directory if spilled else directory
+    if folder is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    return os.open(f"{folder}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), spilled
 
 
 def check_disk(folder: Path, wanted: int, disk_fraction: float) -> None:
@@ -148,18 +148,30 @@ def _whole_pages(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _write(source: memoryview, path: Path, ranges: list[tuple[int, int]], flags: int) -> None:
-    flags |= os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(path, flags, 0o600)
+    output = _Output(path, flags)
     try:
         # All of it can be mapped, as of the other file.
-        os.ftruncate(fd, len(source))
+        os.ftruncate(output.fd, len(source))
         for offset, length in ranges:
             end = offset + length
             while offset < end:
                 with source[offset : min(end, offset + _WRITE_BYTES)] as piece:
-                    offset += os.pwrite(fd, piece, offset)
+                    offset += os.pwrite(output.fd, piece, offset)
     finally:
-        os.close(fd)
+        os.close(output.fd)
+
+
+class _Output:
+    """A file that is being written. A child that is forked meanwhile lets go of it: it would keep the disk's room for as long as it lives."""
+
+    def __init__(self, path: Path, flags: int) -> None:
+        flags |= os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        self.fd = os.open(path, flags, 0o600)
+        forking.watch(self)
+
+    def after_fork_in_child(self) -> None:
+        """As of an `Arena`."""
+        os.close(self.fd)
 
 
 def spill_segment(
@@ -182,16 +194,20 @@ def spill_segment(
         if locks.is_held(lock_fd, *everything):
             return None
         with open(path, "r+b") as file:
-            freed = os.fstat(file.fileno()).st_blocks * _BLOCK
+            found = os.fstat(file.fileno())
+            if not found.st_size:
+                # Its creator was ended in the middle of making it.
+                return None
+            freed = found.st_blocks * _BLOCK
             with mmap.mmap(file.fileno(), 0) as memory:
                 with memoryview(memory) as source:
                     ranges = _data(file.fileno())
                     write_out(source, spill_directory, name, ranges, disk_fraction)
-                set_spilled(lock_fd, number, True)
-                if locks.is_held(lock_fd, *everything):
-                    set_spilled(lock_fd, number, False)
+                if not locks.claim(lock_fd, *everything):
                     (spill_directory / name).unlink(missing_ok=True)
                     return None
+                set_spilled(lock_fd, number)
+                locks.release(lock_fd, *everything)
                 memory.madvise(mmap.MADV_REMOVE)
         path.unlink(missing_ok=True)
         return freed

@@ -35,7 +35,6 @@ BULK: Final = "bulk"
 """The daemon of the node, for the bytes of objects."""
 
 _MAGIC: Final = b"shoal\x01"
-_NAME_BYTES: Final = PREFACE_BYTES - len(_MAGIC)
 _MOST_AT_ONCE: Final = 64
 
 

@@ -231,18 +231,6 @@ def test_an_actor_that_may_not_restart_is_dead_and_says_why(traces: Callable[[st
         get(glutton.pid.remote())
 
 
-@pytest.mark.cluster(_system_config=TIGHT | {"memory_monitor_refresh_ms": 0})
-def test_without_the_monitor_nobody_is_ended(
-    gates: Callable[[str], Gate], traces: Callable[[str], Trace]
-) -> None:
-    gate, trace = gates("gate"), traces("trace")
-    ref = hog.remote(450, trace, gate)
-    wait_until(lambda: len(trace), "it has its memory")
-    gate.open()
-    assert get(ref) == 450 * MIB
-    assert len(trace) == 1
-
-
 def test_the_driver_and_the_log_of_the_node_tell(tmp_path: Path) -> None:
     result = run_script(
         tmp_path,

@@ -283,6 +283,18 @@ def test_copies_on_disk_are_no_room() -> None:
     assert drain(machine) == [Discard(key(1))]
 
 
+def test_what_is_larger_than_the_store_holds_up_nobody() -> None:
+    """It is brought to disk, and may take an hour."""
+    machine = Pulls(100, 4, 3, feeds=lambda _key: False, capacity=200)
+    huge = key(0, size=1_000)
+    wish(machine, huge, req=0)
+    for number in range(1, 12):
+        wish(machine, key(number), req=number)
+    assert keys_of(drain(machine)) == [huge, key(1), key(2), key(3)]
+    machine.on_arrived(key(1), 2, HERE, 0)
+    assert keys_of(drain(machine)) == [key(4)]
+
+
 def test_what_somebody_gets_from_here_is_no_room() -> None:
     machine = Pulls(100, 4, 3, feeds=lambda of: of == key(0))
     wish(machine, key())

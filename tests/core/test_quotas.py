@@ -355,3 +355,11 @@ def test_new_requests_do_not_keep_orders_from_being_given() -> None:
                 orders += 1
                 machine.on_spilled("a", 1, "", number * MS)
     assert orders > 0
+
+
+def test_an_object_larger_than_the_store_does_not_wait_for_what_its_maker_keeps() -> None:
+    """Or all others would write theirs to disk for a room that can never be."""
+    machine = StoreQuotas(100, 10, TIMEOUT, TERMS)
+    machine.on_request("a", "process a", 1, 10, 0)
+    machine.on_request("a", "process a", 2, 95, 0, size=105)
+    assert drain(machine) == [Granted("a", 1, 10), Granted("a", 2, 0, on_disk=True)]

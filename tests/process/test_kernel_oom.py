@@ -66,7 +66,7 @@ def test_a_worker_that_the_kernel_ends_is_told_as_out_of_memory(
         import shoal
         shoal.init(num_cpus=1, object_store_memory=64 << 20, _system_config={{
             # The kernel is to be quicker.
-            "memory_usage_threshold": 100, "oom_retry_ms": 50, "task_oom_retries": 1,
+            "memory_usage_threshold": 1.0, "oom_retry_ms": 50, "task_oom_retries": 1,
         }})
 
         @shoal.remote(max_retries=3)

@@ -168,6 +168,19 @@ def test_far_from_the_limit_no_process_is_looked_at_or_asked(bench: Bench) -> No
     assert not bench.crew.ended
 
 
+def test_turned_off_it_never_looks(bench: Bench) -> None:
+    bench.boot.config = msgspec.structs.replace(Config(), memory_monitor_refresh_ms=0)  # type: ignore[misc]  # not a real Boot
+    bench.crew.lease(1, 900, bench.kernel)
+    bench.fill()
+
+    async def story() -> None:
+        # Twenty times as long as another test's monitor waits.
+        await asyncio.sleep(0.1)
+
+    bench.run(story)
+    assert bench.kernel.looks == 0
+
+
 def test_one_is_ended_at_a_time(bench: Bench) -> None:
     crew = bench.crew
     first, second = (crew.lease(1, 300, bench.kernel) for _ in range(2))

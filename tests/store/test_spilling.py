@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from shoal.errors import InternalError, ObjectFreedError, OutOfDiskError
+from shoal.errors import InternalError, ObjectFreedError, ObjectStoreFullError, OutOfDiskError
 from shoal.store import Arena, Location, Reader, accounts, locks, spilling, sweep
-from shoal.store.layout import PAGE
+from shoal.store.layout import PAGE, segment_range
 from shoal.store.spilling import SpillResult, spill_segment
 from tests.store.conftest import MB, bytes_in_files, mappings_of, open_descriptors
 from tests.store.peer import Peer, content, digest
@@ -177,7 +177,7 @@ def test_a_file_system_without_direct_writes_takes_it_too(
     arena: Arena, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
-    real = os.open
+    real: Any = os.open
 
     def refuse(path: Any, flags: int, mode: int = 0o777) -> int:
         opened.append(flags & os.O_DIRECT)
@@ -193,6 +193,114 @@ def test_a_file_system_without_direct_writes_takes_it_too(
     assert arena.view(location) == content(3 * MB, 1)
 
 
+def test_smaller_ones_go_where_a_large_one_has_no_room(
+    arena: Arena, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large, small = put(arena, 20 * MB, 1), put(arena, MB, 2)
+
+    def nearly_full(folder: Path, wanted: int, disk_fraction: float) -> None:
+        if wanted > 5 * MB:
+            raise OSError(errno.ENOSPC, "nearly full")
+
+    monkeypatch.setattr(spilling, "check_disk", nearly_full)
+    assert arena.spill(EVERYTHING) == SpillResult(MB, MB)
+    assert is_on_disk(arena, small, disk)
+    assert not is_on_disk(arena, large, disk)
+    assert arena.spill(EVERYTHING) == SpillResult(0, 0, "nearly full")
+
+
+def test_shared_memory_that_is_full_to_the_last_page_changes_nothing(
+    arena: Arena, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flags are in it."""
+    location = put(arena, 3 * MB, 1)
+    before = arena.stats()
+
+    def full(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(accounts, "set_spilled", full)
+        assert arena.spill(1) == SpillResult(0, 0, "No space left on device")
+        patch.setattr(accounts, "reserve_flag", full)
+        with pytest.raises(ObjectStoreFullError, match="full to the last page"):
+            arena.create(4 * MB)
+    assert arena.stats() == before
+    assert list(disk.iterdir()) == []
+    assert arena.view(location) == content(3 * MB, 1)
+    assert arena.spill(1).freed == 3 * MB
+
+
+def test_views_of_one_spilled_segment_share_a_mapping_and_leave_none(
+    arena: Arena, reader: Reader, disk: Path
+) -> None:
+    locations = [put(arena, 1_000, seed) for seed in range(50)]
+    arena.spill(1)
+    for looks in (arena, reader):
+        views = [looks.view(location) for location in locations]
+        assert len(mappings_of(disk)) == 1
+        views.clear()
+        assert mappings_of(disk) == []
+    assert all(reader.view(at) == content(1_000, seed) for seed, at in enumerate(locations))
+
+
+def test_who_reads_waits_while_a_segment_is_claimed(
+    arena: Arena, reader: Reader, directory: Path, disk: Path
+) -> None:
+    """For as long as it takes to set the flag: what is found then is on disk."""
+    location = put(arena, 3 * MB, 1)
+    (disk / location.segment).write_bytes(content(3 * MB, 1))
+    fd = os.open(directory / "abc.locks", os.O_RDWR)
+    try:
+        assert locks.claim(fd, *segment_range(0))
+        found: list[bytes] = []
+        looks = threading.Thread(target=lambda: found.append(bytes(reader.view(location))))
+        looks.start()
+        looks.join(0.05)
+        assert looks.is_alive()
+        spilling.set_spilled(fd, 0)
+        locks.release(fd, *segment_range(0))
+        looks.join(30)
+        assert found == [content(3 * MB, 1)]
+    finally:
+        os.close(fd)
+        (disk / location.segment).unlink()
+
+
+def test_a_child_that_is_forked_meanwhile_does_not_keep_the_file(
+    arena: Arena, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children = []
+
+    def forks(source: memoryview, folder: Path, name: str, *rest: Any) -> int:
+        real = spilling.os.ftruncate
+
+        def meanwhile(fd: int, length: int) -> None:
+            real(fd, length)
+            child = os.fork()
+            if not child:
+                held = [line for line in open_descriptors() if str(disk) in line]
+                os._exit(len(held))
+            children.append(child)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(spilling.os, "ftruncate", meanwhile)
+            return spilling.write_out(source, folder, name, *rest)
+
+    put(arena, 3 * MB, 1)
+    monkeypatch.setattr(accounts, "write_out", forks)
+    assert arena.spill(1).freed == 3 * MB
+    assert os.waitpid(children[0], 0)[1] == 0
+
+
+def test_nothing_more_is_begun_when_the_process_ends(arena: Arena) -> None:
+    put(arena, 3 * MB, 1)
+    arena.stop_spilling()
+    assert arena.spill(1) == SpillResult(0, 0)
+    arena.close(unlink=True)
+    assert arena.spill(1) == SpillResult(0, 0)
+
+
 def test_a_full_disk_changes_nothing(
     arena: Arena, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +311,6 @@ def test_a_full_disk_changes_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        # The flags are written by the same function, and are not reached.
         patch.setattr(spilling.os, "pwrite", full)
         result = arena.spill(EVERYTHING)
     assert (result.freed, result.written) == (0, 0)

@@ -34,6 +34,8 @@ from shoal.wire.handshake import HANDSHAKE_BYTES, UNDECODABLE, ClientHandshake
 from shoal.wire.tls import explain
 
 _MESSAGE_BYTES: Final = 16 * 1024 * 1024
+_SECURE_BYTES: Final = 4 * 1024 * 1024
+"""Of a file that TLS must see, so much is in memory at a time."""
 """A batch of dead copies is the longest message."""
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -213,7 +215,11 @@ class Link:
             LinkBrokenError: the peer does not take it, or the file is shorter.
         """
         if self._secure:
-            self.send_bytes(read_range(fd, offset, count))
+            while count:
+                piece = min(count, _SECURE_BYTES)
+                self.send_bytes(read_range(fd, offset, piece))
+                offset += piece
+                count -= piece
             return
         try:
             while count:

@@ -1,6 +1,6 @@
 """The daemon as a holder of quota among its clients: what it gives back, and what it writes to disk, when others need room.
 
-Both take their time, and have a thread of their own for it, so that they do not wait for those that talk with other nodes. The keeper
+Both take their time, and have threads of their own for it, so that they do not wait for those that talk with other nodes. The keeper
 gets every answer, in the loop.
 """
 
@@ -14,11 +14,12 @@ from typing import Any
 from shoal.messages.stores import QuotaReturn, Spilled
 from shoal.node.store import StoreKeeper
 from shoal.store import Arena
+from shoal.store.spilling import SpillResult
 
 _log = logging.getLogger("shoal.node")
 
 
-class Share:
+class DaemonQuota:
     """See the module's docstring.
 
     Args:
@@ -61,19 +62,19 @@ class Share:
         """Write copies to disk: those that somebody is about to map, or that others get from here, cannot be dropped."""
 
         def work() -> None:
-            answer = Spilled(0, 0)
             try:
                 result = arena.spill(wanted)
-                answer = Spilled(result.freed, result.written, result.error)
-            except Exception:  # noqa: BLE001 - a defect of ours, but who waits for room must have an answer
+            except Exception as error:  # noqa: BLE001 - a defect of ours, but who waits for room must have an answer
                 _log.exception("spilling copies failed")
+                result = SpillResult(0, 0, f"{type(error).__name__}: {error}")
+            answer = Spilled(result.freed, result.written, result.error)
             self._tell_loop(self._keeper.on_spilled, self, answer)
 
         self._have_done(work)
 
     def _have_done(self, work: Callable[[], None]) -> None:
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "shoal-room")
+            self._thread = ThreadPoolExecutor(2, "shoal-room")
         self._thread.submit(work)
 
     def close(self) -> None:

@@ -56,7 +56,7 @@ from shoal.node.transfer.admission import admit
 from shoal.node.transfer.blocks import CopySource, Incoming, LockedSource, Source
 from shoal.node.transfer.links import Link, LinkBrokenError, LinkPool
 from shoal.node.transfer.pulling import Arrived, Attempt, Broken, Full, Outcome, Short
-from shoal.node.transfer.room import Share
+from shoal.node.transfer.room import DaemonQuota
 from shoal.node.transfer.serving import Serving, Terms, Upload
 from shoal.store import Arena, ArenaStats
 from shoal.wire.addresses import creator_at, place_of
@@ -109,7 +109,12 @@ class Transfers:
         self._context = context
         limit = min(config.pull_inflight_bytes, keeper.quotas.capacity // 2)
         self._pulls = Pulls(
-            limit, config.pulls_at_once, config.pull_tries, self._feeds, self._is_on_disk
+            limit,
+            config.pulls_at_once,
+            config.pull_tries,
+            self._feeds,
+            self._is_on_disk,
+            keeper.quotas.capacity,
         )
         self._uploads = Uploads(self._place, config.uploads_per_object, self._pulls.stage)
         self._terms = Terms(
@@ -120,7 +125,7 @@ class Transfers:
             2 * config.bulk_idle_s + _LATE_S,
         )
         self._pool = LinkPool(config.bulk_idle_s)
-        self._share = Share(address, keeper, self._take_quota, self._tell_loop)
+        self._share = DaemonQuota(address, keeper, self._take_quota, self._tell_loop)
         self._arena: Arena | None = None
         self._incoming: dict[Key, Incoming] = {}
         self._attempts: dict[int, Attempt] = {}
@@ -352,7 +357,7 @@ class Transfers:
             case Missing(reason):
                 self._pulls.on_missing(key, number, reason, now)
             case Full(reason):
-                if attempt.on_disk:
+                if attempt.on_disk and key.location.size <= self._config.spill_batch_bytes:
                     # The disk was full: nobody else need try.
                     self._keeper.on_spilled(self._share, Spilled(0, 0, reason))
                 self._pulls.on_no_room(key, number, reason, now)

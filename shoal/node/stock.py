@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _BLOCK: Final = 512
 
 
-class Accounts:
+class Stock:
     """See the module's docstring. A session of one machine has no `outside`."""
 
     def __init__(
@@ -62,14 +62,7 @@ class Accounts:
             unknown, freed = transfers.other_blocks()
             stats = transfers.stats()
             if stats is not None:
-                arena = Arena(
-                    stats.quota_bytes,
-                    stats.backed_bytes,
-                    stats.live_bytes,
-                    stats.live_blocks,
-                    stats.quarantined_bytes,
-                    stats.spilled_bytes,
-                )
+                arena = stats.told()
         return StoreMemory(
             self._node_id,
             self._place,
@@ -81,7 +74,6 @@ class Accounts:
                 for c in copies[:limit]
             ],
             len(copies),
-            sum(copy.size for copy in copies),
             [_estate(estate, limit) for estate in left[:limit]],
             self._strays({creator_at(estate.address) for estate in left})[:limit],
             unknown[:limit],
