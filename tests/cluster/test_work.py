@@ -279,8 +279,9 @@ def test_tasks_go_where_the_bytes_of_their_arguments_are(number: int, nodes: lis
     get(where.remote())
     assert [get(where_is.remote(large)) for _ in range(3)] == [nodes[number]] * 3
     assert get(where_is.remote(small, large)) == nodes[number]
-    # One that is not there yet when it is submitted.
-    late = make_large.options(**on(number)).remote(32)
+    # One that is not there yet when it is submitted. So large that moving it takes longer than waiting, also if the driver still sees
+    # there the leases of the tasks before.
+    late = make_large.options(**on(number)).remote(256)
     assert get(where_is.remote(late)) == nodes[number]
 
 

@@ -92,7 +92,7 @@ def test_of_objects_the_largest_are_kept_and_of_memory_all_that_was_told() -> No
                     for size in (number, 10 * number)
                 ]
                 process = ProcessMemory(f"a/d-{number}", number, "driver", Arena(), [], [])
-                store = StoreMemory(node.node_id, "a", 1, [], Arena(), [], 0, 0, [], [], [], [])
+                store = StoreMemory(node.node_id, "a", 1, [], Arena(), [], 0, [], [], [], [])
                 found = Findings(objects=rows, processes=[process], stores=[store])
                 node.link.post(NodeFound(order.number, found))
             found = await answer

@@ -37,7 +37,7 @@ def store(
     unknown: list[Location] | None = None,
 ) -> StoreMemory:
     return StoreMemory(
-        b"n" * 16, PLACE, 1, [], Arena(), [], 0, 0, estates or [], strays or [], unknown or [], []
+        b"n" * 16, PLACE, 1, [], Arena(), [], 0, estates or [], strays or [], unknown or [], []
     )
 
 
