@@ -65,6 +65,9 @@ def main() -> int:
         "--lease-s", type=float, default=4.0, help="mean time of a lease, s (default: 4)"
     )
     parser.add_argument("--homes", type=int, default=20, help="nodes with drivers (default: 20)")
+    parser.add_argument(
+        "--deaths", type=float, default=0.01, help="share of the machines that fail (default: 0.01)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     plans = [
@@ -74,6 +77,7 @@ def main() -> int:
             options.load,
             options.lease_s,
             options.homes,
+            options.deaths,
             seed=options.seed,
         )
         for nodes in options.nodes
