@@ -129,19 +129,6 @@ class Accounts:
         with self._lock:
             self._quota += quota_bytes
 
-    def release_idle(self, keep_bytes: int) -> int:
-        """Give back what is granted and not in use, but for `keep_bytes`; the quota shrinks by the result.
-
-        Unused quota goes first, then the memory that has been idle longest.
-        """
-        with self._lock:
-            self._settle(len(self._quarantine))
-            idle_slabs = sum(slab.backed_bytes for slab in self._slabs.idle())
-            wanted = self._quota - self._backed + self._warm.bytes + idle_slabs - keep_bytes
-            given = self._give_unused(wanted)
-            victims = self._choose_victims(wanted - given, holes=False)
-        return given + self._remove(victims, discard=True, shrink_quota=True)
-
     def reclaim(self, wanted_bytes: int, *, unused: bool = True) -> int:
         """Others need room: give back `wanted_bytes` if that can be done, and at times more; the quota shrinks by the result.
 
@@ -152,7 +139,7 @@ class Accounts:
         with self._lock:
             self._settle(len(self._quarantine))
             given = self._give_unused(wanted_bytes) if unused else 0
-            victims = self._choose_victims(wanted_bytes - given, holes=True)
+            victims = self._choose_victims(wanted_bytes - given)
         given += self._remove(victims, discard=True, shrink_quota=True)
         if given < wanted_bytes:
             with self._lock:
@@ -363,7 +350,7 @@ class Accounts:
                 if not recycle:
                     raise QuotaExhausted(short)
                 self._settle(len(self._quarantine))
-                victims = self._choose_victims(short, holes=True)
+                victims = self._choose_victims(short)
             if not victims.segments and not victims.holes:
                 raise QuotaExhausted(short)
             self._remove(victims, discard=True, shrink_quota=False)
@@ -390,9 +377,9 @@ class Accounts:
                 ) from error
         return number
 
-    def _choose_victims(self, wanted: int, *, holes: bool) -> _Victims:
-        """Take idle memory of about `wanted` bytes out of the books: segments longest idle first, then, if `holes`,
-        the free ranges of slabs in use."""
+    def _choose_victims(self, wanted: int) -> _Victims:
+        """Take idle memory of about `wanted` bytes out of the books: segments longest idle first, then the
+        free ranges of slabs in use."""
         victims = _Victims([], [])
         if wanted <= 0:
             return victims
@@ -405,7 +392,7 @@ class Accounts:
             del self._segments[segment.name]
             victims.segments.append(segment)
             wanted -= segment.backed_bytes
-        if holes and self._can_make_holes:
+        if self._can_make_holes:
             victims.holes.extend(self._slabs.take_holes(wanted))
         return victims
 

@@ -13,7 +13,7 @@
      │ quota ── backed bytes  │     ┌────┴───▼─┐                    └─────┬──────┘
      └────▲───────────────────┘     │   warm   │                          │ reclaim: memory is short
           │                         └────┬─────┘                          ▼
-          │   release_idle, reclaim      ▼                          unlinked; views stay valid
+          │   reclaim                    ▼                          unlinked; views stay valid
           └──────────────────────── unlinked
 
 When memory is short, whole segments of live objects that nobody views are *spilled* (`spill`, see `shoal.store.spilling`), those made

@@ -163,10 +163,6 @@ class Reader:
         """As of an `Arena`."""
         return self._lock._is_owned()
 
-    def trim(self) -> None:
-        """Drop the mappings kept for later whose files are gone."""
-        self._drop_idle(lambda attached: not self._exists(attached))
-
     def forget(self, creator: str) -> None:
         """Drop the mappings kept for later of a creator that has ended."""
         self._drop_idle(lambda attached: attached.creator == creator)

@@ -204,23 +204,6 @@ def test_free_ranges_between_live_objects_give_their_pages_to_a_large_one(direct
     arena.close(unlink=True)
 
 
-def test_release_idle_keeps_what_is_asked_and_gives_back_the_rest(
-    arena: Arena, directory: Path
-) -> None:
-    live = put(arena, b"live" * MB)
-    for location in [put(arena, bytes(8 * MB)) for _ in range(4)]:
-        arena.free(location)
-    before = arena.stats()
-    released = arena.release_idle(keep_bytes=16 * MB)
-    after = arena.stats()
-    assert after.quota_bytes == before.quota_bytes - released
-    assert after.warm_bytes == 16 * MB
-    assert after.backed_bytes == after.quota_bytes == 20 * MB == bytes_in_files(directory)
-    assert arena.view(live) == b"live" * MB
-    assert arena.release_idle(keep_bytes=0) == 16 * MB
-    assert arena.release_idle(keep_bytes=0) == 0
-
-
 def test_reclaim_takes_unused_quota_first_then_the_longest_idle(directory: Path) -> None:
     arena = Arena(directory, "q", quota_bytes=40 * MB)
     first, second = (put(arena, bytes(16 * MB)) for _ in range(2))
@@ -247,7 +230,7 @@ def test_reclaim_removes_dead_objects_that_are_viewed_last(directory: Path, size
     assert view == content
     del view
     # Nothing of it is kept for later: the memory is free.
-    reader.trim()
+    reader.forget("q")
     arena.close(unlink=True)
     assert mappings_of(directory) == []
     reader.close()
@@ -267,7 +250,7 @@ def test_memory_removed_is_free_at_once_even_if_readers_keep_its_mapping(directo
         assert reader.stats().idle_mappings == 1
     finally:
         os.close(held)
-    reader.trim()
+    reader.forget("q")
     assert reader.stats().mappings == 0
     reader.close()
     arena.close(unlink=True)

@@ -136,10 +136,6 @@ class ArenaMachine(RuleBasedStateMachine):
         self.arena.free(location)
         del self.live[location]
 
-    @rule(keep=st.sampled_from([0, 64 * KB, 512 * KB]))
-    def release_idle(self, keep: int) -> None:
-        self.granted -= self.arena.release_idle(keep)
-
     @rule(wanted=st.sampled_from([4 * KB, 100 * KB, MOST]))
     def reclaim(self, wanted: int) -> None:
         self.granted -= self.arena.reclaim(wanted)

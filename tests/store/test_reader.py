@@ -157,7 +157,7 @@ def test_mappings_of_removed_files_are_dropped(
     views.clear()
     assert reader.stats().mappings == 1
     (directory / small.segment).unlink()
-    reader.trim()
+    reader.forget("abc")
     assert reader.stats().mappings == 0
 
 

@@ -85,7 +85,6 @@ def test_an_object_on_disk_is_read_as_before(
     assert arena.spill(EVERYTHING).freed == 0
     arena.free(location)
     assert list(disk.iterdir()) == []
-    fresh.trim()
     with pytest.raises(ObjectFreedError):
         fresh.view(location)
     fresh.close()
@@ -327,7 +326,7 @@ def test_a_full_disk_changes_nothing(
     for seed, location in enumerate(locations):
         assert arena.view(location) == content(location.size, seed)
         arena.free(location)
-    arena.release_idle(0)
+    arena.reclaim(EVERYTHING)
     assert arena.stats().backed_bytes == 0
 
 
@@ -357,7 +356,7 @@ def test_blocks_come_and_go_while_their_slab_is_written(
     for location in [after, *locations[5:]]:
         arena.free(location)
     arena._slabs.check()
-    arena.release_idle(0)
+    arena.reclaim(EVERYTHING)
     assert arena.stats().backed_bytes == 0
 
 
