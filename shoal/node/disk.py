@@ -6,9 +6,9 @@ How much is there is not counted but looked up, since whoever frees a spilled ob
 from __future__ import annotations
 
 import logging
-import os
-from pathlib import Path
 from typing import Final
+
+from shoal.node.memory_reading import folder_bytes
 
 _log = logging.getLogger("shoal.node")
 
@@ -67,6 +67,4 @@ class SpillAccounts:
 
     def on_disk(self) -> int:
         """Bytes of the disk that the files there take now. Looks at each of them."""
-        from shoal.store.spilling import disk_bytes
-
-        return disk_bytes(Path(self._directory)) if os.path.isdir(self._directory) else 0
+        return folder_bytes(self._directory)

@@ -23,7 +23,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -230,17 +229,3 @@ def _data(fd: int) -> list[tuple[int, int]]:
         offset = os.lseek(fd, start, os.SEEK_HOLE)
         ranges.append((start, offset - start))
     return ranges
-
-
-def disk_bytes(folder: Path) -> int:
-    """Bytes that the files in a spill folder take up, now."""
-    total = 0
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            try:
-                found = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            if stat.S_ISREG(found.st_mode):
-                total += found.st_blocks * _BLOCK
-    return total
