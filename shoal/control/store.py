@@ -8,9 +8,10 @@ A control store that starts where another has ended takes up its actors, keys an
 become of them meanwhile the nodes tell. A message that is numbered (`Heard`) leaves its number with what it changes, in one commit, so
 that it takes effect once also if it comes again to another control store (`Answers`).
 
-Leaves to its parts: where actors are sent (`ActorPlaces`), how orders leave (`Orders`), jobs, keys, placement groups. Leaves to nodes: processes. An order to place an actor goes to a node; what becomes of it comes back as a post. Leaves to the storage:
-whether it may write at all; of two control stores over one storage only one may. Leaves to others: connections, and when a node counts as
-dead (`control.sessions`).
+Leaves to its parts: where actors are sent (`ActorPlaces`), how orders leave (`Orders`), jobs, keys, placement groups. Leaves to nodes:
+processes. An order to place an actor goes to a node; what becomes of it comes back as a post. Leaves to the storage: whether it may write
+at all; of two control stores over one storage only one may. Leaves to others: connections, and when a node counts as dead
+(`control.sessions`).
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ class ControlStore:
             home_of=self._jobs.node_of,
             on_due=self._settle,
             on_removed=self._actors.on_group_removed,
-            on_placed=lambda: self._places.place_again(),
+            on_placed=lambda: self._places.place_again(),  # noqa: PLW0108 - which are made after these
         )
         self._surveys = Surveys(loop, self.nodes, self._orders.give)
         self._rows = ActorRows()
