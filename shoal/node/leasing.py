@@ -198,7 +198,7 @@ class Leasing:
         if change.state != "REMOVED":
             return
         for request in list(self._queue.requests):
-            source = request.claim.source
+            source = request.claimant.source
             if source is not None and source.group_id == change.group_id:
                 client = self._clients.get(request.owner)
                 if client is not None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from shoal.clock import monotonic_ns
 from shoal.core.memory_policy import Kill, Kind, Occupant, Retire, Wait, decide
-from shoal.core.memory_report import Bound, Share, in_use, kernel_clause, monitor_clause, report
+from shoal.core.memory_report import Bound, MemoryUse, in_use, kernel_clause, monitor_clause, report
 from shoal.core.pool import WorkerState
 from shoal.messages.memory import MemoryEnd, Runs, WhatRuns
 from shoal.node.memory_reading import Level, MemoryReading, folder_bytes
@@ -226,13 +226,13 @@ class MemoryMonitor:
         )
 
     def _report(self, private: dict[bytes, int]) -> str:
-        workers: list[Share] = []
+        workers: list[MemoryUse] = []
         for worker_id, used in private.items():
             process = self._workers.process(worker_id)
             if process is not None:
-                workers.append(Share(self._name(process), used))
+                workers.append(MemoryUse(self._name(process), used))
         others = [
-            Share(f"{usage.name} (pid {usage.pid})", usage.private_bytes)
+            MemoryUse(f"{usage.name} (pid {usage.pid})", usage.private_bytes)
             for usage in self._reading.biggest(self._workers.pids(), _MOST_OTHERS)
         ]
         return report(folder_bytes(self._shm_dir), workers, others)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from shoal.core.holdings import Holdings
 from shoal.core.tasks import Task
 from shoal.core.waits import name_of
-from shoal.messages.inventory import CLAIMED, FREED, MADE, VIEWED, Arena, Block, ObjectGroup
+from shoal.messages.inventory import COUNTED, FREED, MADE, VIEWED, Arena, Block, ObjectGroup
 from shoal.messages.inventory import ProcessMemory as Memory
 from shoal.messages.state import ObjectRow
 from shoal.messages.values import Failed, Inline, Location, Stored
@@ -156,14 +156,14 @@ class Inventory:
         # Of these, their rows tell that they are looked at.
         told: set[Place] = set()
         own: set[Location] = set()
-        claimed: set[Place] = set()
+        counted: set[Place] = set()
         for stored in self._counted_on():
             key = (place_of(stored.creator), stored.location)
             told.add(key)
             if stored.creator == process.address:
                 own.add(stored.location)
             else:
-                claimed.add(key)
+                counted.add(key)
         blocks = self._blocks
         owners = process.deliveries.owners()
         viewed = self._viewed
@@ -175,8 +175,8 @@ class Inventory:
             yield Block(FREED, place, location)
         for origin, location in viewed - told:
             yield Block(VIEWED, origin, location)
-        for origin, location in claimed:
-            yield Block(CLAIMED, origin, location)
+        for origin, location in counted:
+            yield Block(COUNTED, origin, location)
 
     def _counted_on(self) -> Iterator[Stored]:
         """What entries, arguments and code of this process are in shared memory."""

@@ -136,12 +136,12 @@ def unaccounted(found: Findings) -> dict[BlockKey, Leak]:
     processes = {process.address: process for process in found.processes}
     cut = {process.address for process in found.processes if process.blocks_left_out}
     complete = not cut and not found.silent
-    claimed: set[tuple[str, Location]] = set()
+    counted: set[tuple[str, Location]] = set()
     segments: set[tuple[str, str]] = set()
     for process in found.processes:
         for block in process.blocks:
-            if block.kind == inventory.CLAIMED:
-                claimed.add((block.place, block.location))
+            if block.kind == inventory.COUNTED:
+                counted.add((block.place, block.location))
                 segments.add((block.place, block.location.segment))
     leaks: dict[BlockKey, Leak] = {}
 
@@ -151,7 +151,7 @@ def unaccounted(found: Findings) -> dict[BlockKey, Leak]:
 
     for process in found.processes:
         for block in process.blocks:
-            if block.kind != inventory.MADE or (block.place, block.location) in claimed:
+            if block.kind != inventory.MADE or (block.place, block.location) in counted:
                 continue
             if complete or (block.owner in processes and block.owner not in cut):
                 leak(block.place, block.location, _why_leaked(process, block, processes))
