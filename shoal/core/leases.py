@@ -7,9 +7,9 @@ Rule 1. When resources are free, the claimant that holds the fewest leases comes
         waited longest since it began to ask or last had one, however many requests it has.
 Rule 2. A request whose resources are free but that has no worker yet keeps them while a worker is forked for it, so that
         nobody younger slips in between; forks in flight are therefore bounded by free resources.
-Rule 3. A lease older than `fair_share_ns` is asked back, once, when a claimant that holds none (or at least two fewer)
-        waits for what it holds. What its owner has nothing to do for, it gives back before that if something else of its own waits:
-        therefore it is told of what is not served at once. Leases of workers that wait themselves are left alone: they have lent their CPUs.
+Rule 3. A lease older than `fair_share_ns` is asked back, once, when a claimant that holds none (or at least two fewer) waits for what it
+        holds. What its owner has nothing to do for, it gives back before that if something else of its own waits: therefore it is told of
+        what is not served at once. Leases of workers that wait themselves are left alone: they have lent their CPUs.
 Rule 4. A request too big to be served from what small ones leave over reserves what it needs, in bursts that double: a
         quarter of the time in the long run. Never reserving would starve it; reserving always would let one request idle
         the node behind a holder that never ends, or deadlock with it.

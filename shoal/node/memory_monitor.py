@@ -1,4 +1,5 @@
-"""The memory monitor: sees to it that this node does not run out of memory. Near the limit it ends a worker, before the kernel ends anything.
+"""The memory monitor: sees to it that this node does not run out of memory. Near the limit it ends a worker, before the kernel ends
+anything.
 
 ::
 
@@ -9,8 +10,8 @@ While memory is not short, a look costs a few small files; processes are looked 
 a time, and the next look waits until it is gone. A task that was ended is tried again by its owner (`runtime.shortages`), an
 actor restarts if it may.
 
-The kernel may be quicker. Then a worker ends by a SIGKILL that nobody here ordered while the kernel's own count of such kills went up: it is
-told as what it most likely is.
+The kernel may be quicker. Then a worker ends by a SIGKILL that nobody here ordered while the kernel's own count of such kills went up: it
+is told as what it most likely is.
 
 Everything runs in the daemon's event loop.
 """

@@ -1,6 +1,7 @@
 """The objects of one process, what counts on them, and the blocks that it has made or counts on: one look at all of it.
 
-Called with the runtime's lock held; some 2 µs for each object, and 10 for each that is told of by itself. While nobody asks it costs nothing.
+Called with the runtime's lock held; some 2 µs for each object, and 10 for each that is told of by itself. While nobody asks it costs
+nothing.
 """
 
 from __future__ import annotations
@@ -149,8 +150,8 @@ class Inventory:
     # --- blocks --------------------------------------------------------------------------------------------------
 
     def _told(self) -> Iterator[Block]:
-        """Blocks of which others must be asked: what this process has made and does not count on itself, what it counts on and has not made,
-        what it looks at."""
+        """Blocks of which others must be asked: what this process has made and does not count on itself, what it counts on and has not
+        made, what it looks at."""
         process = self._process
         place = self._place
         # Of these, their rows tell that they are looked at.

@@ -9,8 +9,8 @@ again, whether anybody does. Rules:
    `shoal.store.forking`), and while it lives they outlive the parent.
 2. One lock file for each creator, instead of locks on the segments themselves, so that a reader needs one descriptor for
    each creator that it holds objects of, not one for each object.
-3. Who moves a segment *seizes* it first: locks all of it, alone. That fails if anybody looks at any of it, and takes microseconds, for which
-   readers wait.
+3. Who moves a segment *seizes* it first: locks all of it, alone. That fails if anybody looks at any of it, and takes microseconds, for
+   which readers wait.
 4. The kernel keeps the locks of a file in a list. Neighbours of the same holder are joined, so it stays short as long as
    objects are held and dropped in about the order in which they were made.
 

@@ -161,7 +161,8 @@ def _write(source: memoryview, path: Path, ranges: list[tuple[int, int]], flags:
 
 
 class _Output:
-    """A file that is being written. A child that is forked meanwhile lets go of it: it would keep the disk's room for as long as it lives."""
+    """A file that is being written. A child that is forked meanwhile lets go of it: it would keep the disk's room for as long as it
+    lives."""
 
     def __init__(self, path: Path, flags: int) -> None:
         flags |= os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW

@@ -1,8 +1,8 @@
-"""All live objects of a cluster with what keeps each alive, and what the stores of its nodes hold: the answers of all processes and nodes put
-together.
+"""All live objects of a cluster with what keeps each alive, and what the stores of its nodes hold: the answers of all processes and nodes
+put together.
 
-An object is known to its owner, to those who borrow it and to those who look at its bytes; each tells its part (`runtime.inventory`), and here
-they become one `MemoryObject`. Totals count what the owners have, also of objects that are not listed by themselves.
+An object is known to its owner, to those who borrow it and to those who look at its bytes; each tells its part (`runtime.inventory`), and
+here they become one `MemoryObject`. Totals count what the owners have, also of objects that are not listed by themselves.
 
 A block *leaks* if it is live and nobody counts on it. The answers of several processes are no snapshot: a result that is on its way is
 known to neither side. So whatever seems to leak is looked for again, and only what still does is said to.
@@ -30,7 +30,8 @@ GROUPINGS: Final = ("owner", "node", "call-site", "type")
 """What objects can be grouped by."""
 
 _LOOKS_S: Final = (0.25, 1.5)
-"""Pauses before what seems to leak is looked for again. The last must be longer than it takes until processes have heard of the end of another."""
+"""Pauses before what seems to leak is looked for again. The last must be longer than it takes until processes have heard of the end of
+another."""
 
 FREED: Final = "FREED"
 LEAKED: Final = "LEAKED"
@@ -53,7 +54,8 @@ class MemoryReport:
     _keys: dict[str, Callable[[str, str, str, str], str]] = field(default_factory=dict)
 
     def groups(self, by: str) -> list[MemoryGroup]:
-        """All objects, also those that are not listed, counted by their "owner", "node" (of the owner), "call-site" or "type"; those with most bytes first.
+        """All objects, also those that are not listed, counted by their "owner", "node" (of the owner), "call-site" or "type"; those with
+        most bytes first.
 
         Raises:
             ValueError: they cannot be grouped by that.

@@ -1,4 +1,5 @@
-"""Whose turn it is in the lease queue: the trees against plain lists, a pass against one that looks at every claimant, and what it costs."""
+"""Whose turn it is in the lease queue: the trees against plain lists, a pass against one that looks at every claimant, and what it
+costs."""
 
 from __future__ import annotations
 
