@@ -28,9 +28,10 @@ import msgspec
 
 from shoal.clock import monotonic_ns
 from shoal.config import Config, view_s
+from shoal.control.answers import Heard
 from shoal.control.encoded_rows import EncodedRows
 from shoal.control.node_session import NodeSession, answer_of
-from shoal.control.store import ControlStore, Heard
+from shoal.control.store import ControlStore
 from shoal.core.membership import Identity, Membership, MemberState, NodeDown, NodeUp
 from shoal.errors import ProtocolError
 from shoal.messages.control import (

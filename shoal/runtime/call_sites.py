@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shoal.core.references import Entry, ObjectTable
 from shoal.ids import FIRST_RETURN
-from shoal.runtime.owner import Owner
 from shoal.runtime.refs import ObjectRef
+from shoal.runtime.submitting import Submissions
 
 if TYPE_CHECKING:
     from shoal.core.calls import ActorCalls
@@ -56,7 +56,7 @@ class SitedObjects(ObjectTable):
         return entry
 
 
-class SitedOwner(Owner):
+class SitedSubmissions(Submissions):
     """Submits tasks whose results know where that was. (All but the common case enter them in the table, which knows.)"""
 
     def submit(

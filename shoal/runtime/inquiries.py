@@ -36,7 +36,7 @@ class Inquiries:
                 gone.setdefault(address, []).append(number)
             else:
                 self._open.setdefault(address, []).append(number)
-                process.on_peer_gone(PeerGone(address, cause))
+                process.deaths.on_peer_gone(PeerGone(address, cause))
         if gone:
             self._answer(gone)
 
