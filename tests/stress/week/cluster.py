@@ -277,10 +277,10 @@ def _there_is(cluster: Any, sampler: Sampler) -> list[str]:
         if actor.state != "DEAD"
     ][:20]
     left += [
-        f"task: {task.asdict()}"
-        for task in state.list_tasks(cluster.address, limit=10_000, raise_on_missing_output=False)
-        if task.state not in {"FINISHED", "FAILED"}
-    ][:20]
+        f"node {row.node_id.hex()[:8]} has leased out: {row.total} of which {row.available}"
+        for row in cluster.rows()
+        if row.alive and row.available != row.total
+    ]
     sampler.look()
     stores = sampler.stores[-1]
     if stores.disk_files:

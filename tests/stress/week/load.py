@@ -241,7 +241,9 @@ class Load:
 
     def _borrow(self, refs: list[Any], specs: list[Spec], size: int, fragile: bool) -> None:
         """By one that will be killed, perhaps by two; with us or alone."""
-        first, second = self.rng.sample(self._borrowers, 2)
+        # To a later one only: two that wait for each other would wait for ever.
+        places = sorted(self.rng.sample(range(len(self._borrowers)), 2))
+        first, second = (self._borrowers[place] for place in places)
         self._key += 1
         key = self._key
         self.tally.calls += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -81,23 +81,24 @@ def figures(outcome: Outcome) -> Figures:
     """From all samples."""
     sampler = outcome.sampler
     assert sampler is not None
-    of_process: dict[tuple[int, str], list[Row]] = defaultdict(list)
-    seen: dict[str, set[int]] = defaultdict(set)
+    of_process: dict[int, list[Row]] = defaultdict(list)
     for row in sampler.rows:
-        of_process[row.pid, row.kind].append(row)
-        seen[row.kind.rstrip("0123456789 ")].add(row.pid)
+        of_process[row.pid].append(row)
+    # Whether a worker is an actor is known somewhat later than that it lives.
+    kinds = {pid: rows[-1].kind for pid, rows in of_process.items()}
+    seen = Counter(kind.rstrip("0123456789 ") for kind in kinds.values())
     load = [stores.seconds for stores in sampler.stores if stores.phase == "load"]
     warm_from = load[0] + WARM * (load[-1] - load[0])
     processes = [
         one
-        for (pid, kind), rows in of_process.items()
-        if (one := _process(pid, kind, rows, warm_from, load[-1])) is not None
+        for pid, rows in of_process.items()
+        if (one := _process(pid, kinds[pid], rows, warm_from, load[-1])) is not None
     ]
     return Figures(
         outcome.done,
         outcome.load_s,
         sorted(processes, key=lambda one: (one.kind, one.pid)),
-        {kind: len(pids) for kind, pids in sorted(seen.items())},
+        dict(sorted(seen.items())),
         max(stores.memory for stores in sampler.stores),
         max(stores.disk for stores in sampler.stores),
         sampler.stores[-1].memory,
@@ -110,7 +111,7 @@ def _process(
 ) -> Process | None:
     warm = [row for row in rows if row.phase == "load" and row.seconds >= warm_from]
     idle = [row for row in rows if row.phase == "idle"]
-    if len(warm) < 4 or warm[0].seconds > warm_from + 0.1 * (load_until - warm_from):
+    if len(warm) < 4 or warm[0].seconds > warm_from + 0.2 * (load_until - warm_from):
         return None
     times = [row.seconds for row in warm]
     sizes = [row.usage.unique for row in warm]
