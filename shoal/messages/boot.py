@@ -95,8 +95,8 @@ BootAnswer = Ready | BootFailed
 
 
 class NodeFile(msgspec.Struct, kw_only=True):
-    """What the session folder of a node says of it, as JSON. It is there as soon as the node serves. `control` is empty if the node is all of
-    a program's own session."""
+    """What the session folder of a node says of it, as JSON. It is there as soon as the node serves. `control` is empty if the node is
+    all of a program's own session."""
 
     node_id: str
     node_name: str

@@ -1,7 +1,7 @@
 """Where a question about the cluster goes: through the node of this process, or straight to the control store of an address.
 
-Programs that use shoal ask their node. Whoever is no process of the cluster (the command line, a program before `init`) asks the control store,
-as `shoal status` does. The answers are the same.
+Programs that use shoal ask their node. Whoever is no process of the cluster (the command line, a program before `init`) asks the control
+store, as `shoal status` does. The answers are the same.
 
 Guarantees: every wait is bounded.
 """

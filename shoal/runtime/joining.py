@@ -1,8 +1,8 @@
 """Finding a node to join, or a cluster to ask: those of this user on this machine, by the files that they leave in their session folders.
 
 A driver joins a cluster through a node on its own machine, since it shares memory with that. So an address does not say where to
-connect to, but which cluster is meant: the one whose control store is there. The session that a program has for itself alone cannot be joined,
-but asked: its address is "pid:" and the program's pid.
+connect to, but which cluster is meant: the one whose control store is there. The session that a program has for itself alone cannot be
+joined, but asked: its address is "pid:" and the program's pid.
 
 Guarantees: only nodes whose processes live are found; nothing is asked over a network, but names of hosts may be looked up.
 """

@@ -48,6 +48,7 @@ from shoal.runtime.entrance import Entrance
 from shoal.runtime.environment import merge_envs
 from shoal.runtime.groups import Groups
 from shoal.runtime.inquiries import Inquiries
+from shoal.runtime.news import News
 from shoal.runtime.node_link import NodeLink
 from shoal.runtime.node_messages import NodeMessages
 from shoal.runtime.owner import Owner
@@ -127,6 +128,7 @@ class Process:
 
         sited = self.config.record_call_sites
         self.objects = SitedObjects(address) if sited else ObjectTable(address)
+        self.news = News(self.objects)
         self.store = ObjectStore(
             self.registered.shm_dir,
             creator_at(address),
@@ -136,6 +138,8 @@ class Process:
             spill_path(self.session_dir) if self.config.spill else "",
             self.config.spill_disk_fraction,
             self.config.spill_batch_bytes,
+            self.config.store_idle_s,
+            self.reactor.call_later,
         )
         self.deliveries = Deliveries(self.store)
         self.values = Values(self.store, self.config.inline_limit_bytes, address)
@@ -287,8 +291,9 @@ class Process:
         self, entry: Entry, value: Any, refs: list[Ref], registered: bool | None, voucher: str = ""
     ) -> None:
         """The value of an entry is known: tell everybody who waits for it."""
-        for waiter in self.objects.complete(entry, value, refs, registered, voucher) or ():
-            waiter(entry)
+        waiters = self.objects.complete(entry, value, refs, registered, voucher)
+        if waiters:
+            self.news.tell(waiters, entry)
 
     def when_known(self, entry: Entry, waiter: Callable[[Entry], None]) -> None:
         """Call `waiter(entry)`, with the lock held, once the entry's value is known."""
