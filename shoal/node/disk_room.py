@@ -1,8 +1,8 @@
 """Room on the disk for what is about to be written there: where it is short, copies that nobody uses go first, as in memory.
 
-Whoever writes finds out itself whether the disk takes it (`store.spilling`). But only the node knows what need not be there: copies of objects
-of other nodes can be got again. So before it has anybody write, it looks at the disk, in a thread, and has as many copies dropped as are in
-the way. While there are none that could be, nothing is looked at and nobody waits.
+Whoever writes finds out itself whether the disk takes it (`store.spilling`). But only the node knows what need not be there: copies of
+objects of other nodes can be got again. So before it has anybody write, it looks at the disk, in a thread, and has as many copies dropped
+as are in the way. While there are none that could be, nothing is looked at and nobody waits.
 
 All else runs in the daemon's event loop.
 """
@@ -25,12 +25,12 @@ class Copies(Protocol):
         """Whether there may be any on disk."""
 
     def drop_from_disk(self, wanted: int, then: Callable[[], None]) -> bool:
-        """Drop copies that nobody uses for `wanted` bytes of room on the disk, those unused for longest first. Whether there are any;
-        `then` is called when they are gone."""
+        """Drop copies that nobody uses for `wanted` bytes of room on the disk, those unused for longest first. Whether there are
+        any; `then` is called when they are gone."""
 
 
 class DiskRoom:
-    """See the module's docstring. `folder` is where things are written, if they are; `disk_fraction` is how full its file system may become.
+    """See the module's docstring. `folder` is where things are written, if they are; `disk_fraction` is how full its disk may become.
 
     Attributes:
         copies: Where copies are, if the node is one of several.
@@ -46,7 +46,7 @@ class DiskRoom:
         self._chores = Chores("shoal-disk-room")
 
     def before(self, wanted: int, then: Callable[[], None]) -> None:
-        """Call `then` when there is room for `wanted` bytes, or nothing more can be done about that: at once, unless copies are in the way."""
+        """Call `then` when there is room for `wanted` bytes, or nothing more can be done about that; at once, if no copies are there."""
         copies = self.copies
         if self._folder is None or copies is None or not copies.some_on_disk():
             then()
