@@ -118,6 +118,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     quota_chunk_bytes: int = 64 * 1024 * 1024
     """Bytes of store that a process draws from its node at a time. Higher: fewer requests, more unused share."""
 
+    store_idle_s: float = 10.0
+    """How long memory of dead objects is kept warm for the next ones, before it goes back to the system. Higher: objects that are made more
+    rarely find memory that is quick to write to. Lower: the rest of the machine has it sooner."""
+
     store_full_timeout_s: float = 20.0
     """How long a creator waits for room before its object is made on disk, or, where that cannot be, before `ObjectStoreFullError`."""
 

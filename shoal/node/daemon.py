@@ -525,11 +525,9 @@ class Daemon:
         self._control.post(
             ClientGone(number, process.address, f"the worker, pid {process.pid}", cause)
         )
-        left_objects = self._store.on_process_gone(process.address, process.job.job_id)
+        self._store.on_process_gone(process.address, process.job.job_id)
         end = process.occupation.end
         self._tell_end(PeerGone(process.address, cause, process.expected, end))
-        if left_objects:
-            self._store.ask_who_uses(process.address)
         self._finish_goodbye(process.job.job_id)
 
     def _on_goodbye(self, client: Client, message: Goodbye) -> None:

@@ -145,6 +145,8 @@ class Process:
             spill_path(self.session_dir) if self.config.spill else "",
             self.config.spill_disk_fraction,
             self.config.spill_batch_bytes,
+            self.config.store_idle_s,
+            self.reactor.call_later,
         )
         self.deliveries = Deliveries(self.store)
         self.values = Values(self.store, self.config.inline_limit_bytes, address)

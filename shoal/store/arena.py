@@ -39,6 +39,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -92,6 +93,7 @@ class Arena(Accounts):
         quota_bytes: What may be used before the first `grant`.
         spill_directory: The spill folder; without one nothing goes to disk.
         disk_fraction: How full its file system may become.
+        when_idle: Called when there is memory, or quota, of which `rest` is to see how long it stays unused; in any thread.
         large_bytes: Objects of this size and more have segments of their own. Lower: more files and mappings. Higher: more
             fragmentation, and dead objects hold back more memory.
         slab_bytes: Address space of a slab; its pages are reserved as needed.
@@ -105,6 +107,7 @@ class Arena(Accounts):
         *,
         spill_directory: Path | None = None,
         disk_fraction: float = DISK_FRACTION,
+        when_idle: Callable[[], object] | None = None,
         large_bytes: int = DEFAULT_LARGE_BYTES,
         slab_bytes: int = DEFAULT_SLAB_BYTES,
     ) -> None:
@@ -113,10 +116,9 @@ class Arena(Accounts):
                 f"slab_bytes={slab_bytes} must be at least twice large_bytes={large_bytes}, and at most "
                 f"{MAX_SLAB_BYTES}"
             )
-        super().__init__(directory, creator, quota_bytes, spill_directory, disk_fraction)
+        super().__init__(directory, creator, quota_bytes, spill_directory, disk_fraction, when_idle)
         self._large_bytes: Final = large_bytes
         self._slab_bytes: Final = round_up(slab_bytes, PAGE)
-        self._serial = 0
         forking.watch(self)
 
     def is_entered(self) -> bool:
@@ -195,6 +197,9 @@ class Arena(Accounts):
                 else:
                     self._recycle(record)
                 gone = None
+            watch, self._watched = not self._watched, True
+        if watch and self._when_idle is not None:
+            self._when_idle()
         if gone is not None:
             gone.destroy(discard=False)
 

@@ -223,7 +223,7 @@ class _Program:
 
     def sweep(self) -> None:
         """The maker has ended, and its job with it."""
-        self.keeper._estates._end(self.maker_name[2:], "")
+        self.keeper.on_estate_gone(self.maker_name[2:], "")
 
     def served(self) -> int:
         """How many connections of others there are for objects."""

@@ -125,7 +125,9 @@ class Transfers:
             2 * config.bulk_idle_s + _LATE_S,
         )
         self._pool = LinkPool(config.bulk_idle_s)
-        self._share = DaemonQuota(address, keeper, self._take_quota, self._tell_loop)
+        self._share = DaemonQuota(
+            address, keeper, self._take_quota, self._tell_loop, config.store_idle_s
+        )
         self._arena: Arena | None = None
         self._incoming: dict[Key, Incoming] = {}
         self._attempts: dict[int, Attempt] = {}
@@ -291,6 +293,7 @@ class Transfers:
                 creator_at(self._address),
                 spill_directory=self._spill_directory,
                 disk_fraction=self._config.spill_disk_fraction,
+                when_idle=lambda: self._tell_loop(self._share.rest_later, self._arena),
             )
         incoming = self._incoming.get(fetch.key)
         if incoming is None:
