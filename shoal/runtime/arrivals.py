@@ -1,9 +1,9 @@
 """Values with very many references inside, entered a batch at a time.
 
 Each of these references is an entry of the table of objects, and of fetched ones the owner must hear. For a million of them that takes
-seconds, in which this process would answer nobody. So a value that has more than a batch becomes known when the last of them is entered, and
-what else there is to do is done in between. Meanwhile its entry is held; and nothing may end that covers the references that are still to
-be entered: whoever counts them (`Borrowing`) asks for the rest at once (`finish_arrivals`).
+seconds, in which this process would answer nobody. So a value that has more than a batch becomes known when the last of them is entered,
+and other things are done in between. Meanwhile its entry is held; and nothing may end that covers the references that are still to be
+entered: whoever counts them (`Borrowing`) asks for the rest at once (`finish_arrivals`).
 
 All methods are called with the runtime's lock held, but `_go_on`, which takes it.
 """
