@@ -10,8 +10,9 @@
         head                     text: the pid of the head, which is also the number of its terminal session
         starter                  text: who starts it (`runtime.starters`), if `shoal start` does  0600
         node.json                what it is a node of (`messages.boot.NodeFile`)   0600
-        token                    the token of its cluster                          0600
+        token                    of its cluster, or of look.sock                   0600
         node.sock                the node daemon listens here                     0600
+        look.sock                there, too, for those who look at a program's own session  0600
         w-<8 hex>.sock           worker                                            0600
         d-<8 hex>.sock           driver                                            0600
         w-<8 hex>.door           where a process gets connections from other nodes 0600
@@ -58,6 +59,11 @@ _LONGEST_NAME: Final = "/w-00000000.sock"
 def node_path(session_dir: str) -> str:
     """Where the node daemon listens for the processes of its node."""
     return f"{session_dir}/node.sock"
+
+
+def look_path(session_dir: str) -> str:
+    """Where the node daemon of a program's own session listens for those who only look."""
+    return f"{session_dir}/look.sock"
 
 
 def socket_path(session_dir: str, name: str) -> str:
