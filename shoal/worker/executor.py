@@ -387,6 +387,9 @@ class Executor:
         message = outcome.message
         process = self.process
         objects = process.objects
+        if objects.unregistered:
+            # What the call has dropped it does not keep. There may be very much of it.
+            process.settle_now()
         with process.lock:
             if type(message) is Results:
                 if connection.closed:
