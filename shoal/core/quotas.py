@@ -343,9 +343,10 @@ class StoreQuotas:
             rest = sum(held for _, held in biggest[_NAMED_HOLDERS:])
             holders.append(f"{len(biggest) - _NAMED_HOLDERS} others {rest:,}")
         spill = self._spill
-        disk, advice = (
-            "",
-            "Drop references to large objects, or start shoal with a larger object_store_memory",
+        disk = " Spilling to disk is turned off."
+        advice = (
+            "Drop references to large objects, turn spilling on (SHOAL_SPILL=true), or start shoal with a larger "
+            "object_store_memory"
         )
         if spill is not None:
             disk = f" Spilling to {spill.terms.place} has stopped: {spill.error}."
