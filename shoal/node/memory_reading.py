@@ -13,8 +13,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from shoal.kernel.control_groups import memory_groups
-from shoal.kernel.processes import pids, stat_of
+from shoal.store.control_groups import memory_groups
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _BLOCK: Final = 512
@@ -107,12 +106,16 @@ class MemoryReading:
         return [Usage(pid, self._name(pid), used) for used, pid in found[:most] if used]
 
     def _pids(self) -> list[int]:
-        return pids(self._proc)
+        return [int(name) for name in os.listdir(self._proc) if name.isdigit()]
 
     def _leader_of(self, pid: int) -> int:
         """The leader of a process's group; 0 if it is gone."""
-        stat = stat_of(pid, self._proc)
-        return 0 if stat is None else stat.group
+        try:
+            # The name stands in brackets and may have any character in it.
+            after_name = (self._proc / str(pid) / "stat").read_bytes().rpartition(b")")[2]
+            return int(after_name.split()[2])
+        except (OSError, ValueError, IndexError):
+            return 0
 
     def _name(self, pid: int) -> str:
         try:
