@@ -118,6 +118,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     quota_chunk_bytes: int = 64 * 1024 * 1024
     """Bytes of store that a process draws from its node at a time. Higher: fewer requests, more unused share."""
 
+    store_idle_s: float = 10.0
+    """How long memory of dead objects is kept warm for the next ones, before it goes back to the system. Higher: objects that are made more
+    rarely find memory that is quick to write to. Lower: the rest of the machine has it sooner."""
+
     store_full_timeout_s: float = 20.0
     """How long a creator waits for room before its object is made on disk, or, where that cannot be, before `ObjectStoreFullError`."""
 
@@ -161,8 +165,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Most objects that a node is getting at once; it has a thread and a connection for each."""
 
     pull_tries: int = 3
-    """How often in a row a node may fail to send a byte of an object before it is asked no more. The node where the object was made is
-    asked for `node_timeout_s` at least, since by then it is known whether it has died."""
+    """How often in a row a node may fail to send a byte of an object before it is asked no more."""
 
     pull_stall_s: float = 10.0
     """How long the other side of a transfer may send (or take) nothing before another source is tried. Lower: a node that hangs

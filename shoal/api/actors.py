@@ -164,7 +164,7 @@ class ActorClass:
         process = current_process.require()
         Signature(self._described.init, self._name).check(args, kwargs)
         options = self._checked
-        packed, deps, holds = process.owner.pack_args(args, kwargs, f"{self._name}.__init__")
+        packed, deps, holds = process.submissions.pack_args(args, kwargs, f"{self._name}.__init__")
         code = register(process, self._cls, self._name)
         here = partial(process.shape_here, capturable=options.capturable, inherits=options.inherits)
         spec = ActorSpec(
@@ -428,7 +428,9 @@ class ActorMethod:
         if retries is None:
             retries = handle._max_task_retries
         if options is _PLAIN or options == _PLAIN:
-            return process.owner.submit_call(link, self._name, args, kwargs, retries, handle._life)
+            return process.submissions.submit_call(
+                link, self._name, args, kwargs, retries, handle._life
+            )
         task = Task(process.ids.task_id(), None, link, b"", (), retries)
         task.method = self._name
         task.error_retry = options.retry_exceptions

@@ -90,7 +90,9 @@ class RemoteFunction(Generic[P, R]):
         signature.check(args, kwargs)
         checked = self._checked
         if self._returns == 1 and not checked.name and not checked.retry_exceptions:
-            return process.owner.submit(self._record, self._queue, args, kwargs, self._retries)
+            return process.submissions.submit(
+                self._record, self._queue, args, kwargs, self._retries
+            )
         task = Task(process.ids.task_id(), self._record, self._queue, b"", (), self._retries)
         task.error_retry = checked.retry_exceptions
         task.name = checked.name
@@ -222,7 +224,7 @@ def launch(
     target: Any,
 ) -> Any:
     """Submit a task (or call) with any number of results; see `RemoteFunction.remote` for what comes back."""
-    packed, deps, holds = process.owner.pack_args(args, kwargs, target)
+    packed, deps, holds = process.submissions.pack_args(args, kwargs, target)
     task.args = packed
     task.return_count = returns
     extra = task.holds
@@ -231,7 +233,7 @@ def launch(
     task.holds = None
     reentered = is_reentered(process)
     with process.lock:
-        task.returns = process.owner.make_returns(
+        task.returns = process.submissions.make_returns(
             task.task_id, 1 if returns == STREAMING else returns
         )
         for entry in task.returns:
@@ -239,15 +241,15 @@ def launch(
         if returns == STREAMING:
             task.stream = process.make_stream(task)
         if reentered:
-            process.owner.start_later(task, deps, holds)
+            process.submissions.start_later(task, deps, holds)
         else:
-            process.owner.start(task, deps, holds)
+            process.submissions.start(task, deps, holds)
     refs: list[ObjectRef[Any]] = [ObjectRef._of(entry, process.drop) for entry in task.returns]
     generator: ObjectRefGenerator[Any] | None = (
         ObjectRefGenerator(process, task, task.stream, refs[0]) if returns == STREAMING else None
     )
     if not reentered:
-        process.owner.after_submit()
+        process.submissions.after_submit()
     if generator is not None:
         return generator
     if returns == 0:

@@ -12,6 +12,7 @@ import signal
 import time
 from typing import Final
 
+from shoal.kernel.processes import has_variable
 from shoal.runtime.joining import FoundControl, FoundNode
 from shoal.runtime.session_folder import SESSION_VARIABLE, kill_orphans, shm_of
 from shoal.runtime.starters import Starting
@@ -87,9 +88,7 @@ def _await_end(directory: str, timeout_s: float) -> bool:
 
 
 def _signal(directory: str, pid: int, number: int) -> None:
-    mark = f"{SESSION_VARIABLE}={os.path.basename(directory)}".encode()
-    with contextlib.suppress(OSError):
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            if mark not in file.read().split(b"\0"):
-                return
-        os.kill(pid, number)
+    if has_variable(pid, SESSION_VARIABLE, os.path.basename(directory)):
+        # It may have ended just now.
+        with contextlib.suppress(OSError):
+            os.kill(pid, number)

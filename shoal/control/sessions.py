@@ -7,9 +7,10 @@
                        │  └──────── NodeSession.give (orders) ◄──────┘
                        └─► views, as each node takes them
 
-A `NodeSession` (`control.node_session`) is the control store's end of the two streams with a node; connections come and go under it. Guarantees: what a node says takes effect once and is acknowledged when that is durable; what it is told arrives once and in
-order; a node that takes nothing costs bounded memory, gets the newest state of everything when it takes something again, and ends
-when its time is up. Whoever only looks is answered over his connection, which is closed if he does not read.
+A `NodeSession` (`control.node_session`) is the control store's end of the two streams with a node; connections come and go under it.
+Guarantees: what a node says takes effect once and is acknowledged when that is durable; what it is told arrives once and in order; a node
+that takes nothing costs bounded memory, gets the newest state of everything when it takes something again, and ends when its time is up.
+Whoever only looks is answered over his connection, which is closed if he does not read.
 
 A control store that was stopped itself (a debugger, a laptop that slept) cannot tell who lives: it gives the nodes time to be heard first.
 
@@ -28,24 +29,19 @@ import msgspec
 
 from shoal.clock import monotonic_ns
 from shoal.config import Config, view_s
+from shoal.control.answers import Heard
 from shoal.control.encoded_rows import EncodedRows
-from shoal.control.node_session import NodeSession, answer_of
-from shoal.control.store import ControlStore, Heard
+from shoal.control.node_session import NodeSession
+from shoal.control.store import ControlStore
+from shoal.control.visitors import LOOKS, Visitors
 from shoal.core.membership import Identity, Membership, MemberState, NodeDown, NodeUp
 from shoal.errors import ProtocolError
 from shoal.messages.control import (
-    ClusterStatus,
     FindActor,
     GetKey,
-    ListActors,
-    ListEndedProcesses,
-    ListGroups,
-    ListJobs,
     ListKeys,
     ListNames,
-    ListNodes,
     NodeView,
-    SurveyNodes,
 )
 from shoal.messages.membership import (
     Alive,
@@ -70,18 +66,7 @@ from shoal.wire.handshake import ServerHandshake
 
 _log = logging.getLogger("shoal.control")
 _SECOND: Final = 1_000_000_000
-_LOOKS: Final = (
-    ClusterStatus,
-    ListNodes,
-    ListJobs,
-    ListActors,
-    ListEndedProcesses,
-    ListGroups,
-    SurveyNodes,
-)
-"""What may be asked without being a node."""
-
-_READS: Final = (*_LOOKS, FindActor, GetKey, ListKeys, ListNames)
+_READS: Final = (*LOOKS, FindActor, GetKey, ListKeys, ListNames)
 """What changes nothing, so that it may be asked again."""
 
 
@@ -94,6 +79,7 @@ class Sessions:
         self.loop = loop
         self.config = config
         self._store = store
+        self._visitors = Visitors(functools.partial(store.call, b""))
         self._token = token
         self._number = int.from_bytes(os.urandom(7), "big") + 1
         self._decoder = msgspec.msgpack.Decoder(list[ToControl])
@@ -161,7 +147,7 @@ class Sessions:
             session: NodeSession | None = connection.user
             if session is None:
                 if isinstance(message, Ask):
-                    self._on_visitor(connection, message)
+                    self._visitors.on_ask(connection, message)
                     continue
                 if not isinstance(message, Join):
                     raise ProtocolError(f"{type(message).__name__} from a node that has not joined")
@@ -172,15 +158,6 @@ class Sessions:
                 return
         if connection.user is not None:
             self._on_end_of_batch(connection, connection.user)
-
-    def _on_visitor(self, connection: PeerConnection, message: Ask) -> None:
-        """A question of somebody who is no node, and only looks."""
-        if not isinstance(message.call, _LOOKS):
-            raise ProtocolError(f"{type(message.call).__name__} from somebody who is no node")
-        answer = self._store.call(b"", message.call)
-        answer.add_done_callback(
-            lambda done: None if done.cancelled() else connection.send(answer_of(message.req, done))
-        )
 
     def _on_end_of_batch(self, connection: PeerConnection, session: NodeSession) -> None:
         refusal = self._members.on_heard(session.node_id, session.session, monotonic_ns())

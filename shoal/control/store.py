@@ -6,11 +6,12 @@ depends on what is not written, and goes on where it was when the storage is bac
 
 A control store that starts where another has ended takes up its actors, keys and jobs (`load`), before the first node connects. What has
 become of them meanwhile the nodes tell. A message that is numbered (`Heard`) leaves its number with what it changes, in one commit, so
-that it takes effect once also if it comes again to another control store.
+that it takes effect once also if it comes again to another control store (`Answers`).
 
-Leaves to nodes: processes. An order to place an actor goes to a node; what becomes of it comes back as a post. Leaves to the storage:
-whether it may write at all; of two control stores over one storage only one may. Leaves to others: connections, and when a node counts as
-dead (`control.sessions`).
+Leaves to its parts: where actors are sent (`ActorPlaces`), how orders leave (`Orders`), jobs, keys, placement groups. Leaves to nodes:
+processes. An order to place an actor goes to a node; what becomes of it comes back as a post. Leaves to the storage: whether it may write
+at all; of two control stores over one storage only one may. Leaves to others: connections, and when a node counts as dead
+(`control.sessions`).
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
 from shoal.config import Config
+from shoal.control.actor_places import ActorPlaces
+from shoal.control.answers import Answers, Heard
 from shoal.control.groups import Groups
 from shoal.control.history import History, latest
 from shoal.control.jobs import Jobs
@@ -33,18 +36,15 @@ from shoal.control.keys import Keys
 from shoal.control.link import ControlError, OnOrder
 from shoal.control.local_link import LocalLink
 from shoal.control.nodes import Nodes
-from shoal.control.placing import Chosen
+from shoal.control.orders import Orders
 from shoal.control.restoring import (
     ACTORS,
-    ANSWERS,
     CLUSTER,
     CLUSTER_ID,
     FORGOTTEN,
-    HEARD,
     NODES,
     SPECS,
     Restored,
-    key_of_answer,
     restored_from,
 )
 from shoal.control.storage import FAILED, Storage, StorageError, StorageState
@@ -54,13 +54,11 @@ from shoal.core.actors import ActorDirectory, NameTaken
 from shoal.core.demands import Demands
 from shoal.ids import ID_SIZE
 from shoal.messages.control import (
-    ActorChanged,
     ActorGone,
     ActorLeaves,
     ActorPlaced,
     ActorRefused,
     ActorRuns,
-    ActorWaits,
     BundlesPrepared,
     BundlesReleased,
     Call,
@@ -89,7 +87,6 @@ from shoal.messages.control import (
     NodeJoined,
     NodeState,
     NodeView,
-    Order,
     PlaceActor,
     Post,
     PutKey,
@@ -100,9 +97,9 @@ from shoal.messages.control import (
     WatchActor,
     WatchGroup,
 )
-from shoal.messages.node import GROUP_REMOVED, UNPLACEABLE, NodeRow
+from shoal.messages.node import NodeRow
 from shoal.messages.placement import BundleHeld
-from shoal.messages.records import HeardRecord, LivingActor, NodeRecord
+from shoal.messages.records import LivingActor, NodeRecord
 from shoal.version import __version__
 from shoal.wire.addresses import place_of
 
@@ -110,14 +107,6 @@ _MOST_DEMANDS: Final = 200
 """Different demands of actors and placement groups that the status of a cluster shows."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
-
-
-class Heard(NamedTuple):
-    """Which message of a node this is. `req` is the number of a question, 0 for a post."""
-
-    session: int
-    number: int
-    req: int
 
 
 class ControlStore:
@@ -147,6 +136,7 @@ class ControlStore:
         self._storage_since_ns = time.time_ns()
         storage.state.listen(self._on_storage_state)
         self._journal = Journal(storage, on_storage_failure)
+        self._orders = Orders(loop, self.nodes, self._journal)
         self._actors = ActorDirectory()
         self._keys = Keys(self._journal)
         config = config or Config()
@@ -157,21 +147,18 @@ class ControlStore:
             self.nodes,
             self._journal,
             config,
-            order=self._order,
+            order=self._orders.give,
             home_of=self._jobs.node_of,
             on_due=self._settle,
             on_removed=self._actors.on_group_removed,
-            on_placed=self.place_again,
+            on_placed=lambda: self._places.place_again(),  # noqa: PLW0108 - which are made after these
         )
-        self._surveys = Surveys(loop, self.nodes, self._order)
+        self._surveys = Surveys(loop, self.nodes, self._orders.give)
         self._rows = ActorRows()
-        # Where each life of an actor was sent, and which were not sent anywhere because they fit nowhere.
-        self._placed_on: dict[bytes, bytes] = {}
-        self._unplaced: dict[bytes, tuple[PlaceActor, str]] = {}
-        # After a restart, that no node fits says nothing until those have come back that are expected.
-        self._expecting = False
-        # By node, the questions that changed something and whose answers it may not have: these are written down.
-        self._answered: dict[bytes, dict[int, bool]] = {}
+        self._places = ActorPlaces(
+            self.nodes, self._actors, self._jobs, self._groups, self._orders, self._save
+        )
+        self._answers = Answers(self._journal)
         actors, keys, history = self._actors, self._keys, self._history
         self._calls: dict[type, Callable[[Any], Any]] = {
             CreateActor: self._create_actor,
@@ -188,7 +175,7 @@ class ControlStore:
             CreateGroup: self._create_group,
             RemoveGroup: self._groups.remove,
             ListGroups: self._groups.list,
-            ListActors: lambda _: self._rows.listed(self._why_unplaced),
+            ListActors: lambda _: self._rows.listed(self._places.why_unplaced),
             SurveyNodes: self._surveys.ask,
         }
 
@@ -203,14 +190,11 @@ class ControlStore:
         self._keys.restore(restored.keys)
         self._jobs.restore(restored.jobs)
         self._groups.restore(restored.groups)
-        self._placed_on = restored.placed_on
-        self._expecting = bool(restored.nodes)
+        self._places.restore(restored.placed_on, expecting=bool(restored.nodes))
         self._actors.restore(restored.living, restored.dead, restored.forgotten)
         for actor_id in self._actors.known():
             self._note(actor_id)
-        self._answered = {
-            node_id: dict.fromkeys(answers, True) for node_id, answers in restored.answers.items()
-        }
+        self._answers.restore(restored.answers)
         self.cluster_id = restored.cluster_id
         if not self.cluster_id:
             self.cluster_id = os.urandom(ID_SIZE)
@@ -242,7 +226,7 @@ class ControlStore:
     def connect(self, row: NodeRow, on_order: OnOrder) -> LocalLink:
         """A node of this process joins; its way here."""
         self.nodes.add(row, on_order, local=True)
-        self.place_again()
+        self._places.place_again()
         self._settle()
         return LocalLink(self, row.node_id)
 
@@ -254,14 +238,14 @@ class ControlStore:
         """A node of another process has joined."""
         self.nodes.add(row, on_order)
         self._journal.write(NODES, row.node_id, _encode(NodeRecord(row, session)))
-        self._tell_nodes(NodeJoined(row), but=row.node_id)
-        self.place_again()
+        self._orders.give_all(NodeJoined(row), but=row.node_id)
+        self._places.place_again()
         self._settle()
 
     def on_node_back(self, row: NodeRow, on_order: OnOrder) -> None:
         """A node has come back that was never given up."""
         self.nodes.add(row, on_order)
-        self.place_again()
+        self._places.place_again()
         self._settle()
 
     def on_node_down(self, node_id: bytes, name: str, cause: str, *, stopped: bool = False) -> None:
@@ -270,15 +254,13 @@ class ControlStore:
         self._surveys.on_node_gone(node_id)
         row = self.nodes.remove(node_id, cause, known.row if known is not None else None)
         self._journal.write(NODES, node_id, None)
-        self._journal.write(HEARD, node_id, None)
-        for req in self._answered.pop(node_id, {}):
-            self._journal.write(ANSWERS, key_of_answer(node_id, req), None)
+        self._answers.on_node_down(node_id)
         self._groups.on_node_gone(node_id)
         actors = self._actors
         died = f"its node {name} died: it {cause}"
         if row is not None:
             row.stopped = stopped
-            self._tell_nodes(NodeDied(row, cause))
+            self._orders.give_all(NodeDied(row, cause))
             place = row.place
             for owner in [owner for owner in actors.owners() if place_of(owner) == place]:
                 actors.on_owner_gone(
@@ -291,8 +273,7 @@ class ControlStore:
             self._end_job(
                 record.job.job_id, f"the node of its driver, {name}, died: it {cause}", kill=True
             )
-        placed_there = [actor_id for actor_id, at in self._placed_on.items() if at == node_id]
-        actors.on_node_gone(placed_there, died)
+        actors.on_node_gone(self._places.sent_to(node_id), died)
         self._settle()
 
     def on_claims(
@@ -305,30 +286,27 @@ class ControlStore:
         reserved for placement groups."""
         self._groups.on_claims(node_id, bundles)
         for actor_id, incarnation in lives:
-            sent_here = self._placed_on.get(actor_id) == node_id
+            sent_here = self._places.node_of(actor_id) == node_id
             if not (sent_here and self._actors.on_claim(actor_id, incarnation)):
                 reason = "the control store has restarted, and knows no such life of this actor on this node"
-                self._order(node_id, StopActor(actor_id, incarnation, reason, StopHow.KILL.value))
+                self._orders.give(
+                    node_id, StopActor(actor_id, incarnation, reason, StopHow.KILL.value)
+                )
         self._settle()
 
     def on_claims_over(self) -> None:
         """No more nodes are expected to come back."""
-        self._expecting = False
-        # Of these nobody has heard yet.
-        self._place_unplaced(again=False)
+        self._places.expect_no_more()
         self._actors.on_claims_over()
         self._settle()
 
     def forget_answers(self, node_id: bytes, reqs: Iterable[int] = (), *, before: int = 0) -> None:
         """A node has the answers to these questions, and to all before one."""
-        kept = self._answered.get(node_id, {})
-        # Acknowledgements name them; only who comes back has some that are older, and looks at all.
-        older = [req for req in kept if req < before] if before else []
-        for req in [*older, *reqs]:
-            if kept.pop(req, False):
-                if self.restored is not None:
-                    self.restored.answers.get(node_id, {}).pop(req, None)
-                self._journal.write_with_next(ANSWERS, key_of_answer(node_id, req), None)
+        taken = self._answers.forget(node_id, reqs, before)
+        if self.restored is not None:
+            restored = self.restored.answers.get(node_id, {})
+            for req in taken:
+                restored.pop(req, None)
 
     # --- calls ---------------------------------------------------------------------------------------------------
 
@@ -371,21 +349,18 @@ class ControlStore:
 
     def _note(self, actor_id: bytes) -> None:
         """What lists show of an actor."""
-        node_id = self._placed_on.get(actor_id, b"")
+        node_id = self._places.node_of(actor_id)
         record = self._actors.record(actor_id)
         self._rows.on_saved(actor_id, self._actors.get(actor_id), record, node_id)
 
-    def _why_unplaced(self, actor_id: bytes) -> str:
-        return self._unplaced[actor_id][1] if actor_id in self._unplaced else ""
-
     def _status(self) -> StatusOfCluster:
         waiting = [
-            f"{order.spec.class_name} ({actor_id.hex()[:8]}): {reason}"
-            for actor_id, (order, reason) in islice(self._unplaced.items(), _MOST_DEMANDS)
+            f"{order.spec.class_name} ({order.spec.actor_id.hex()[:8]}): {reason}"
+            for order, reason in islice(self._places.unplaced(), _MOST_DEMANDS)
         ]
         demands = Demands()
         self._groups.count(demands)
-        self._rows.count(demands, (order.spec for order, _ in self._unplaced.values()))
+        self._rows.count(demands, (order.spec for order, _ in self._places.unplaced()))
         return StatusOfCluster(
             self.name,
             self.cluster_id,
@@ -410,10 +385,10 @@ class ControlStore:
         match message:
             case NodeState(row):
                 if self.nodes.set_row(row):
-                    self.place_again()
+                    self._places.place_again()
             case NodeView(view):
                 if self.nodes.set_view(view):
-                    self.place_again()
+                    self._places.place_again()
                 self._groups.on_view_changed()
             case BundlesPrepared():
                 self._groups.on_prepared(node_id, message)
@@ -456,7 +431,7 @@ class ControlStore:
         ended = self._history.end_of(owner)
         if ended is not None:
             self._actors.on_owner_gone(owner, ended.who, ended.how)
-        elif not self._expecting and not self.nodes.home_of(owner):
+        elif not self._places.expecting and not self.nodes.home_of(owner):
             self._actors.on_owner_gone(owner, "a process of a node that is not there", "ended")
 
     def _end_job(self, job_id: bytes, reason: str, *, kill: bool, but: bytes = b"") -> None:
@@ -464,7 +439,7 @@ class ControlStore:
         self._jobs.end(job_id, reason)
         self._groups.on_job_gone(job_id, reason)
         self._actors.on_job_gone(job_id, reason)
-        self._tell_nodes(EndJob(job_id, reason, kill), but=but)
+        self._orders.give_all(EndJob(job_id, reason, kill), but=but)
 
     # --- what follows --------------------------------------------------------------------------------------------
 
@@ -482,15 +457,14 @@ class ControlStore:
                 case SaveForgotten(process):
                     self._journal.write(FORGOTTEN, process, self._actors.forgotten(process))
                 case Place(spec, incarnation, job_id):
-                    self._place(PlaceActor(spec, incarnation, job_id))
+                    self._places.place(PlaceActor(spec, incarnation, job_id))
                     # After a restart, the node that it was sent to is the one whose claim counts.
                     changed.setdefault(spec.actor_id, False)
                 case Stop(actor_id, incarnation, reason, how):
-                    node_id_of_life = self._placed_on.get(actor_id, b"")
                     stop = StopActor(actor_id, incarnation, reason, how.value)
-                    self._order(node_id_of_life, stop)
+                    self._orders.give(self._places.node_of(actor_id), stop)
                 case Tell(watchers, change):
-                    self._tell(watchers, change)
+                    self._orders.tell(watchers, change)
         self._actors.outbox.clear()
         for actor_id, new in changed.items():
             self._save(actor_id, new)
@@ -500,14 +474,10 @@ class ControlStore:
                 if self._groups.on_job_gone(job_id, "nothing of it lives any more"):
                     self._loop.call_soon(self._settle)
         if heard is not None and self._journal.dirty:
-            record = HeardRecord(heard.session, heard.number)
-            self._journal.write(HEARD, node_id, _encode(record))
-            if heard.req:
-                self._answered.setdefault(node_id, {})[heard.req] = True
-                self._journal.write(ANSWERS, key_of_answer(node_id, heard.req), _encode(result))
+            self._answers.keep(node_id, heard, result)
         self._journal.flush()
 
-    def _save(self, actor_id: bytes, new: bool) -> None:
+    def _save(self, actor_id: bytes, new: bool = False) -> None:
         self._note(actor_id)
         record = self._actors.record(actor_id)
         write = self._journal.write
@@ -516,72 +486,9 @@ class ControlStore:
             actor = self._actors.get(actor_id)
             if new and actor is not None:
                 write(SPECS, actor_id, _encode(actor.spec))
-            record.node_id = self._placed_on.get(actor_id, b"")
+            record.node_id = self._places.node_of(actor_id)
         else:
             self._jobs.on_actor_gone()
-            self._placed_on.pop(actor_id, None)
-            self._unplaced.pop(actor_id, None)
+            self._places.forget(actor_id)
             write(SPECS, actor_id, None)
         write(ACTORS, actor_id, None if record is None else _encode(record))
-
-    def _place(self, order: PlaceActor, *, again: bool = False) -> bool:
-        """Send a life somewhere; whether that was possible. What fits nowhere waits, and its driver hears so once."""
-        spec = order.spec
-        gone = self._groups.why_gone(spec.placement_shape.strategy)
-        chosen = Chosen(b"", gone, never=True) if gone else self.nodes.choose(spec)
-        if chosen.node_id:
-            self._unplaced.pop(spec.actor_id, None)
-            self._placed_on[spec.actor_id] = chosen.node_id
-            # As they are now: it may have waited for long.
-            order.job = self._jobs.get(order.job_id)
-            order.job_over = self._jobs.is_over(order.job_id)
-            self._order(chosen.node_id, order)
-            return True
-        if chosen.never:
-            self._unplaced.pop(spec.actor_id, None)
-            kind = GROUP_REMOVED if gone else UNPLACEABLE
-            self._actors.on_refused(spec.actor_id, order.incarnation, chosen.reason, kind)
-            return False
-        self._placed_on.pop(spec.actor_id, None)
-        self._unplaced[spec.actor_id] = order, chosen.reason
-        if not again and not chosen.soon and not self._expecting:
-            waits = ActorWaits(order.job_id, spec.name, spec.class_name, chosen.reason)
-            # The driver's node; of a job whose driver has gone, that of its creator.
-            self._order(self._jobs.node_of(order.job_id) or self.nodes.home_of(spec.owner), waits)
-        return False
-
-    def place_again(self) -> None:
-        """Nodes have more than before, or something else has changed: what fitted nowhere may fit now. `_settle` follows."""
-        self._place_unplaced(again=True)
-
-    def _place_unplaced(self, *, again: bool) -> None:
-        for actor_id, (order, _) in list(self._unplaced.items()):
-            actor = self._actors.get(actor_id)
-            if actor is None or actor.incarnation != order.incarnation:
-                del self._unplaced[actor_id]
-            elif self._place(order, again=again):
-                self._save(actor_id, new=False)
-
-    def _order(self, node_id: bytes, order: Order) -> None:
-        def give() -> None:
-            way = self.nodes.way(node_id)
-            if way is not None:
-                way(order)
-
-        # In a turn of its own, as if it came through a socket: what a node posts while it obeys must not find the
-        # store in the middle of something.
-        def soon() -> None:
-            self._loop.call_soon(give)
-
-        self._journal.then(soon)
-
-    def _tell_nodes(self, order: Order, but: bytes = b"") -> None:
-        for node_id in self.nodes.others(but):
-            self._order(node_id, order)
-
-    def _tell(self, watchers: tuple[Any, ...], change: Any) -> None:
-        by_node: dict[bytes, list[int]] = {}
-        for node_id, client in watchers:
-            by_node.setdefault(node_id, []).append(client)
-        for node_id, clients in by_node.items():
-            self._order(node_id, ActorChanged(clients, change))

@@ -4,26 +4,28 @@ What an estate holds is measured, not believed: the blocks that its files have. 
 (or the node, for others) has spilled it; of one that was just being written there are two files, of which the flag says which is right
 (see `store.spilling`).
 
-Everything runs in the daemon's event loop, but for the writing: that has a thread, one segment at a time. Until it is back, what is
-to be done with that segment waits.
+The books and the files belong to one thread (`node.chores`), in which everything here runs; the daemon's event loop knows them by way of
+`node.inheritance`. Only the writing has another thread, one segment at a time: until it is back, what is to be done with that
+segment waits.
+
+The books come first, and `_tidy` brings a file in line with them. Where the disk fails, it is tried again until it works: meanwhile the
+segment is charged, and the log has it once. A file system that cannot make holes gives back nothing before a slab's last block is dead.
 
 Limit: which blocks of a dead process live, the node does not know. A process that ends in order gives its idle memory back
-first; what one that crashed had idle stays until its job ends, and so do the pages at the edges of freed blocks.
+first; what one that crashed had idle stays until everybody has said what is in use, and so do the pages at the edges of freed blocks.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-import mmap
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from shoal.messages.values import Location
+from shoal.node.chores import Chores
 from shoal.node.inquiries import Used
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ _log = logging.getLogger("shoal.node")
 
 _BLOCK: Final = 512
 _HELD_RETRY_S: Final = 1.0
+_FAILED_RETRY_S: Final = 1.0
+_LONGEST_RETRY_S: Final = 60.0
 
 
 class Estate:
@@ -43,16 +47,18 @@ class Estate:
         job_id: Its job.
         segments: The bytes that each takes, wherever it is.
         on_disk: Those of them that are in the spill folder.
+        dead: Those of which nobody uses any block: their files are to be removed.
         freed: What was freed of each slab.
-        moving: The one that is just being written to disk; "" if none is.
+        holes: What of that has pages to be given back, as offsets and lengths.
+        moving: The segment that is just being written to disk; "" if none is.
         postponed: Blocks of it that have died since.
-        doomed: Whether nobody uses any block of it.
     """
 
     __slots__ = (
         "address",
-        "doomed",
+        "dead",
         "freed",
+        "holes",
         "job_id",
         "moving",
         "on_disk",
@@ -65,10 +71,11 @@ class Estate:
         self.job_id = job_id
         self.segments: dict[str, int] = {}
         self.on_disk: set[str] = set()
+        self.dead: set[str] = set()
         self.freed: dict[str, Extents] = {}
+        self.holes: dict[str, list[tuple[int, int]]] = {}
         self.moving = ""
         self.postponed: list[Location] = []
-        self.doomed = False
 
     def bytes(self) -> int:
         """What it takes of shared memory."""
@@ -78,11 +85,16 @@ class Estate:
         """A segment is gone."""
         del self.segments[segment]
         self.on_disk.discard(segment)
+        self.dead.discard(segment)
         self.freed.pop(segment, None)
+        self.holes.pop(segment, None)
 
 
 class Heir(Protocol):
-    """Who hears of the estates."""
+    """Who hears of the estates, in their thread."""
+
+    def on_found(self, creator: str) -> None:
+        """A process that has ended has left something."""
 
     def on_estate(self, creator: str, left: int) -> None:
         """An estate takes `left` bytes of shared memory."""
@@ -110,7 +122,7 @@ class Estates:
     """See the module's docstring. Processes are known by the short name that their segments carry.
 
     Args:
-        loop: The daemon's.
+        chores: The thread in which all methods are called.
         directory: The shared memory of the session.
         spill_directory: Where segments are spilled; None if none are.
         disk_fraction: How full that disk may become.
@@ -119,35 +131,34 @@ class Estates:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        chores: Chores,
         directory: Path,
         spill_directory: Path | None,
         disk_fraction: float,
         heir: Heir,
     ) -> None:
-        self._loop = loop
+        self._chores = chores
         self._directory = directory
         self._spill_directory = spill_directory
         self._disk_fraction = disk_fraction
         self._heir = heir
         self._estates: dict[str, Estate] = {}
         self._held: list[Location] = []
-        self._retry: asyncio.TimerHandle | None = None
-        self._writer: ThreadPoolExecutor | None = None
-        self._closed = False
+        # Segments (or "" for what is left in the end, such as the lock file) of creators with which the disk has failed, and of what
+        # the log has been told.
+        self._failed: dict[tuple[str, str], None] = {}
+        self._told: set[tuple[Path, int | None]] = set()
+        self._retry_s = _FAILED_RETRY_S
+        self._retrying = False
+        self._writer = Chores("shoal-spilling")
 
     def __iter__(self) -> Iterator[Estate]:
         return iter(self._estates.values())
 
-    def of(self, address: str, creator: str) -> Estate | None:
-        """The estate of the process that was there. Processes of other nodes may have the same name."""
-        estate = self._estates.get(creator)
-        return estate if estate is not None and estate.address == address else None
-
     # --- from death to the last block ----------------------------------------------------------------------------
 
-    def on_death(self, creator: str, address: str, job_id: bytes) -> bool:
-        """A process has ended: what it left is the node's now. Whether there is anything."""
+    def on_death(self, creator: str, address: str, job_id: bytes) -> None:
+        """A process has ended: what it left is the node's now."""
         estate = self._estates[creator] = Estate(address, job_id)
         for name in self._files_of(creator, self._directory):
             estate.segments[name] = self._taken(self._directory / name)
@@ -157,16 +168,20 @@ class Estates:
                     continue
                 estate.segments[name] = self._taken(self._spill_directory / name)
                 estate.on_disk.add(name)
-        left = bool(estate.segments)
+        if estate.segments:
+            self._heir.on_found(creator)
         self._account(creator, estate)
-        return left
 
     def _files_of(self, creator: str, directory: Path) -> list[str]:
         from shoal.store.layout import parse_segment
 
+        names: list[str] = []
+        with contextlib.suppress(FileNotFoundError):
+            # The folder goes with the session.
+            names = os.listdir(directory)
         return [
             name
-            for name in os.listdir(directory)
+            for name in names
             if (parts := parse_segment(name)) is not None and parts[0] == creator
         ]
 
@@ -189,11 +204,18 @@ class Estates:
             finally:
                 os.close(fd)
         wrong = self._directory if spilled else self._spill_directory
-        (wrong / name).unlink(missing_ok=True)
+        try:
+            (wrong / name).unlink(missing_ok=True)
+        except OSError as error:
+            # What is left of it goes with the last of the estate.
+            self._complain(wrong / name, error)
         return spilled
 
     def _taken(self, path: Path) -> int:
-        return path.stat().st_blocks * _BLOCK
+        try:
+            return path.stat().st_blocks * _BLOCK
+        except FileNotFoundError:
+            return 0
 
     def _size(self, slab: str) -> int:
         """The length of its file, wherever that is: it may have been written to disk just now."""
@@ -209,15 +231,14 @@ class Estates:
             return self._spill_directory / segment
         return self._directory / segment
 
-    def on_job_gone(self, job_id: bytes) -> list[str]:
-        """A job has ended: nobody refers to what its dead processes left. Where these were."""
-        addresses = []
-        for creator in [c for c, estate in self._estates.items() if estate.job_id == job_id]:
-            estate = self._estates.pop(creator)
-            addresses.append(estate.address)
-            self._end(creator, estate.address)
-            self._heir.on_estate(creator, 0)
-        return addresses
+    def on_job_gone(self, job_id: bytes) -> None:
+        """A job has ended: nobody refers to what its dead processes left."""
+        for creator, estate in list(self._estates.items()):
+            if estate.job_id == job_id:
+                estate.dead.update(estate.segments)
+                for segment in list(estate.segments):
+                    self._tidy(creator, estate, segment)
+                self._account(creator, estate)
 
     def sweep(self, creator: str) -> None:
         """Remove all files of a creator, its lock file too."""
@@ -225,36 +246,42 @@ class Estates:
 
         for directory in (self._directory, self._spill_directory):
             if directory is not None:
-                sweep(directory, creator)
-
-    def _end(self, creator: str, address: str) -> None:
-        self.sweep(creator)
-        self._heir.on_estate_gone(creator, address)
+                with contextlib.suppress(FileNotFoundError):
+                    # The folder goes with the session.
+                    sweep(directory, creator)
 
     def _account(self, creator: str, estate: Estate) -> None:
         if not estate.segments:
-            # Its lock file.
-            del self._estates[creator]
-            self._end(creator, estate.address)
+            self._end(creator, estate)
         self._heir.on_estate(creator, estate.bytes())
+
+    def _end(self, creator: str, estate: Estate) -> None:
+        """Of what was known nothing is left: remove its lock file, and what else there may be."""
+        try:
+            self.sweep(creator)
+        except OSError as error:
+            self._fail(creator, "", self._directory / creator, error)
+            return
+        self._failed.pop((creator, ""), None)
+        del self._estates[creator]
+        self._heir.on_estate_gone(creator, estate.address)
 
     # --- freeing -------------------------------------------------------------------------------------------------
 
-    def free_unused(self, creator: str, estate: Estate, used: Used) -> None:
+    def free_unused(self, creator: str, used: Used) -> None:
         """Everybody has said what they use of an estate: free all else."""
+        estate = self._estates.get(creator)
+        if estate is None:
+            return
         unused: list[Location] = []
         for segment in list(estate.segments):
             blocks = used.get(segment)
             if blocks and segment.endswith("s"):
                 unused += self._gaps(estate, segment, blocks)
-            elif blocks:
-                continue
-            elif segment == estate.moving:
-                estate.doomed = True
-            else:
+            elif not blocks:
                 # Unlinking is safe at any time: whoever has it mapped keeps it.
-                self._path(estate, segment).unlink(missing_ok=True)
-                estate.forget(segment)
+                estate.dead.add(segment)
+                self._tidy(creator, estate, segment)
         self._account(creator, estate)
         self.free(unused)
 
@@ -280,37 +307,35 @@ class Estates:
         """Owners say that these objects are dead; their creators are too."""
         from shoal.store.layout import parse_segment
 
-        touched: dict[str, Estate] = {}
+        touched: dict[str, tuple[Estate, dict[str, None]]] = {}
         for location in locations:
-            parts = parse_segment(location.segment)
+            segment = location.segment
+            parts = parse_segment(segment)
             estate = None if parts is None else self._estates.get(parts[0])
             # An unknown one has been swept already, or its creator lives and will hear of it from the owner.
-            if parts is None or estate is None or location.segment not in estate.segments:
+            if parts is None or estate is None or segment not in estate.segments:
                 continue
-            if location.segment == estate.moving:
+            if segment == estate.moving:
                 estate.postponed.append(location)
                 continue
             creator, number, slab = parts
-            try:
-                if not slab:
-                    # Unlinking is safe at any time: whoever has it mapped keeps it.
-                    self._path(estate, location.segment).unlink(missing_ok=True)
-                    estate.forget(location.segment)
-                elif self._is_held(creator, number, location):
-                    self._held.append(location)
-                    continue
-                else:
-                    self._free_block(estate, location)
-            except OSError as error:
-                _log.warning("cannot free %s: %s", location, error)
-            touched[creator] = estate
-        for creator, estate in touched.items():
+            if not slab:
+                # Unlinking is safe at any time: whoever has it mapped keeps it.
+                estate.dead.add(segment)
+            elif self._is_held(creator, number, location):
+                if not self._held:
+                    self._chores.do_in(_HELD_RETRY_S, self._retry_held)
+                self._held.append(location)
+                continue
+            else:
+                self._note_freed(estate, location)
+            touched.setdefault(creator, (estate, {}))[1][segment] = None
+        for creator, (estate, segments) in touched.items():
+            for segment in segments:
+                self._tidy(creator, estate, segment)
             self._account(creator, estate)
-        if self._held and self._retry is None:
-            self._retry = self._loop.call_later(_HELD_RETRY_S, self._retry_held)
 
     def _retry_held(self) -> None:
-        self._retry = None
         held, self._held = self._held, []
         self.free(held)
 
@@ -329,24 +354,101 @@ class Estates:
         finally:
             os.close(fd)
 
-    def _free_block(self, estate: Estate, location: Location) -> None:
-        """Give a block's pages back to the system (or the disk): those that no block shares which still lives."""
+    def _note_freed(self, estate: Estate, location: Location) -> None:
+        """A block of a slab is dead: the pages that no block shares which still lives can be given back (to the system, or the disk)."""
         from shoal.store.extents import Extents
         from shoal.store.layout import ALIGNMENT, PAGE, round_up
 
         freed = estate.freed.setdefault(location.segment, Extents())
-        start, size = freed.give(location.offset, round_up(max(1, location.size), ALIGNMENT))
-        first, end = round_up(start, PAGE), (start + size) // PAGE * PAGE
-        path = self._path(estate, location.segment)
-        if first < end:
-            with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-                memory.madvise(mmap.MADV_REMOVE, first, min(end, len(memory)) - first)
-        left = self._taken(path)
-        if left:
-            estate.segments[location.segment] = left
+        length = round_up(max(1, location.size), ALIGNMENT)
+        start, size = freed.give(location.offset, length)
+        # Of what was freed around it before, only the pages at its edges are new.
+        start, end = (
+            max(start, location.offset - PAGE),
+            min(start + size, location.offset + length + PAGE),
+        )
+        first, last = round_up(start, PAGE), end // PAGE * PAGE
+        if first < last:
+            estate.holes.setdefault(location.segment, []).append((first, last - first))
+
+    # --- files ---------------------------------------------------------------------------------------------------
+
+    def _tidy(self, creator: str, estate: Estate, segment: str) -> None:
+        """Bring the file of a segment in line with the books, as far as the disk lets us."""
+        if segment == estate.moving:
+            return
+        path = self._path(estate, segment)
+        try:
+            left = 0 if segment in estate.dead else self._punch(estate, segment, path)
+            if left:
+                estate.segments[segment] = left
+            else:
+                path.unlink(missing_ok=True)
+                estate.forget(segment)
+        except OSError as error:
+            self._fail(creator, segment, path, error)
         else:
-            path.unlink(missing_ok=True)
-            estate.forget(location.segment)
+            self._failed.pop((creator, segment), None)
+
+    def _punch(self, estate: Estate, segment: str, path: Path) -> int:
+        """Give back what pages of a slab can be; what it takes then, and 0 if nothing in it lives."""
+        from shoal.store.mapping import Mapping
+
+        freed = estate.freed.get(segment)
+        try:
+            with open(path, "r+b") as file:
+                length = os.fstat(file.fileno()).st_size
+                if freed is not None and freed.size_at(0) >= length:
+                    return 0
+                holes = estate.holes.get(segment)
+                if holes:
+                    mapping = Mapping(file.fileno(), length, writable=True)
+                    for offset, size in holes:
+                        # Where the file system cannot, nothing was given back.
+                        mapping.discard(offset, min(size, length - offset))
+                    del estate.holes[segment]
+                left = os.fstat(file.fileno()).st_blocks * _BLOCK
+                # Some file systems count late what was written, so that 0 means nothing there.
+                return max(left, _BLOCK) if segment in estate.on_disk else left
+        except FileNotFoundError:
+            # With the session's folder.
+            return 0
+
+    def _fail(self, creator: str, segment: str, path: Path, error: OSError) -> None:
+        """It is tried again."""
+        if not self._retrying:
+            self._retrying = True
+            self._chores.do_in(self._retry_s, self._retry_failed)
+        self._failed[creator, segment] = None
+        self._complain(path, error)
+
+    def _complain(self, path: Path, error: OSError) -> None:
+        """Once for each folder and kind of error, however many files there are."""
+        if (path.parent, error.errno) not in self._told:
+            self._told.add((path.parent, error.errno))
+            _log.warning(
+                "cannot remove or shrink %s, which a process has left that has ended: %s. It is tried again, and stays charged "
+                "meanwhile; the same of other files is not said",
+                path,
+                error.strerror or error,
+            )
+
+    def _retry_failed(self) -> None:
+        self._retrying = False
+        failed, self._failed = self._failed, {}
+        self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+        touched: dict[str, Estate] = {}
+        for creator, segment in failed:
+            estate = self._estates.get(creator)
+            if estate is None:
+                continue
+            touched[creator] = estate
+            if segment in estate.segments:
+                self._tidy(creator, estate, segment)
+        for creator, estate in touched.items():
+            self._account(creator, estate)
+        if not self._failed:
+            self._retry_s = _FAILED_RETRY_S
 
     # --- writing to disk -----------------------------------------------------------------------------------------
 
@@ -354,8 +456,10 @@ class Estates:
         """Write `wanted` bytes of an estate to disk. `done` hears, in any case, how many bytes of memory came free, how many were
         written, and what went wrong with the disk."""
         estate = self._estates.get(creator)
-        names = [] if estate is None else [n for n in estate.segments if n not in estate.on_disk]
+        names: list[str] = []
         if estate is not None:
+            gone = estate.on_disk | estate.dead
+            names = [name for name in estate.segments if name not in gone]
             # The largest one first: of slabs only parts may live.
             names.sort(key=estate.segments.__getitem__)
         self._write_next(_Writing(creator, wanted, names, done))
@@ -369,17 +473,14 @@ class Estates:
             and not writing.error
         ):
             name = writing.names.pop()
-            if name in estate.segments:
+            if name in estate.segments and name not in estate.dead:
                 estate.moving = name
-                if self._writer is None:
-                    self._writer = ThreadPoolExecutor(1, "shoal-spilling")
-                self._writer.submit(self._write, writing, estate, name)
+                self._writer.do(self._write, writing, estate, name)
                 return
-        # Not from inside the call that ordered it.
-        self._loop.call_soon(writing.done, writing.freed, writing.written, writing.error)
+        writing.done(writing.freed, writing.written, writing.error)
 
     def _write(self, writing: _Writing, estate: Estate, name: str) -> None:
-        """In the thread."""
+        """In the writer's thread."""
         from shoal.store.spilling import spill_segment
 
         freed: int | None = None
@@ -388,49 +489,34 @@ class Estates:
             assert self._spill_directory is not None
             freed = spill_segment(self._directory, self._spill_directory, name, self._disk_fraction)
         except FileNotFoundError:
-            # It is gone: its job has ended.
+            # With the session's folder.
             pass
         except OSError as failure:
             error = failure.strerror or str(failure)
         except Exception as failure:  # noqa: BLE001 - a defect of ours, but who waits for room must hear of an end
             _log.exception("spilling %s failed", name)
             error = str(failure)
-        if not self._closed:
-            with contextlib.suppress(RuntimeError):
-                # The loop may have ended.
-                self._loop.call_soon_threadsafe(
-                    self._on_written, writing, estate, name, freed, error
-                )
+        self._chores.do(self._on_written, writing, estate, name, freed, error)
 
     def _on_written(
         self, writing: _Writing, estate: Estate, name: str, freed: int | None, error: str
     ) -> None:
         assert self._spill_directory is not None
-        creator, path = writing.creator, self._spill_directory / name
+        creator = writing.creator
         estate.moving = ""
         writing.error = error
-        if self._estates.get(creator) is not estate:
-            # Nobody refers to any of it any more: its job has ended in the meantime.
-            self.sweep(creator)
-        else:
-            if freed is not None:
-                writing.freed += freed
-                estate.segments[name] = self._taken(path)
-                estate.on_disk.add(name)
-                writing.written += estate.segments[name]
-            if estate.doomed:
-                self._path(estate, name).unlink(missing_ok=True)
-                estate.forget(name)
-            estate.doomed = False
-            postponed, estate.postponed = estate.postponed, []
-            self._account(creator, estate)
-            self.free(postponed)
+        if freed is not None:
+            writing.freed += freed
+            estate.on_disk.add(name)
+            estate.segments[name] = self._taken(self._spill_directory / name)
+            writing.written += estate.segments[name]
+        if name in estate.dead:
+            self._tidy(creator, estate, name)
+        postponed, estate.postponed = estate.postponed, []
+        self._account(creator, estate)
+        self.free(postponed)
         self._write_next(writing)
 
     def close(self) -> None:
-        """Stop the timer; what is being written nobody waits for."""
-        self._closed = True
-        if self._retry is not None:
-            self._retry.cancel()
-        if self._writer is not None:
-            self._writer.shutdown(wait=False, cancel_futures=True)
+        """Write nothing more; what is being written nobody waits for. Any thread."""
+        self._writer.close()

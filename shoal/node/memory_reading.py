@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from shoal.store.control_groups import memory_groups
+from shoal.kernel.control_groups import memory_groups
+from shoal.kernel.processes import pids, stat_of
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _BLOCK: Final = 512
@@ -106,16 +107,12 @@ class MemoryReading:
         return [Usage(pid, self._name(pid), used) for used, pid in found[:most] if used]
 
     def _pids(self) -> list[int]:
-        return [int(name) for name in os.listdir(self._proc) if name.isdigit()]
+        return pids(self._proc)
 
     def _leader_of(self, pid: int) -> int:
         """The leader of a process's group; 0 if it is gone."""
-        try:
-            # The name stands in brackets and may have any character in it.
-            after_name = (self._proc / str(pid) / "stat").read_bytes().rpartition(b")")[2]
-            return int(after_name.split()[2])
-        except (OSError, ValueError, IndexError):
-            return 0
+        stat = stat_of(pid, self._proc)
+        return 0 if stat is None else stat.group
 
     def _name(self, pid: int) -> str:
         try:

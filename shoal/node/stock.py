@@ -1,14 +1,16 @@
 """What the store of this node holds, told when somebody asks: who has drawn how much, copies, what the dead left, and files of nobody.
 
-Read off the tables of the daemon and one listing of the store's folders, in memory and on disk. Everything runs in the daemon's event loop; while nobody asks it
-costs nothing.
+Read off the tables of the daemon, in its event loop, and one listing of the store's folders, in memory and on disk: that is done by the
+thread that has the estates (`node.inheritance`). While nobody asks it costs nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from shoal.core import pull_records
 from shoal.messages.boot import Boot
@@ -25,6 +27,13 @@ if TYPE_CHECKING:
     from shoal.node.outside import Outside
 
 _BLOCK: Final = 512
+
+
+class _Found(NamedTuple):
+    """By the thread: what the dead have left, and the segments of those that nobody knew then, as maker, name and bytes."""
+
+    estates: list[Estate]
+    others: list[tuple[str, str, int]]
 
 
 class Stock:
@@ -47,11 +56,35 @@ class Stock:
         self._keeper = keeper
         self._transfers = None if outside is None else outside.transfers
 
-    def tell(self, limit: int) -> StoreMemory:
-        """Everything, of lists at most `limit` entries."""
+    def tell(self, limit: int, then: Callable[[StoreMemory], None]) -> None:
+        """Everything, of lists at most `limit` entries; `then` gets it in the loop."""
+        look = partial(self._look, limit, self._living())
+        self._keeper.inheritance.look(look, partial(self._compose, limit, then))
+
+    def _living(self) -> set[str]:
+        """Those that may have segments, by short name."""
+        living = {creator_at(client.address) for client in self._clients}
+        living.add(creator_at(make_address(self._place, daemon_name(self._node_id))))
+        return living
+
+    def _look(self, limit: int, living: set[str], left: Iterable[estates.Estate]) -> _Found:
+        """In the thread."""
+        from shoal.store.layout import parse_segment
+
+        left = list(left)
+        dead = {creator_at(estate.address) for estate in left}
+        others: list[tuple[str, str, int]] = []
+        for directory in self._directories:
+            for entry in os.scandir(directory) if os.path.isdir(directory) else ():
+                parts = parse_segment(entry.name)
+                if parts is not None and parts[0] not in dead and parts[0] not in living:
+                    with contextlib.suppress(FileNotFoundError):
+                        others.append((parts[0], entry.name, entry.stat().st_blocks * _BLOCK))
+        return _Found([_estate(estate, limit) for estate in left[:limit]], others)
+
+    def _compose(self, limit: int, then: Callable[[StoreMemory], None], found: _Found) -> None:
         quotas = self._keeper.quotas
         held = sorted(quotas.holdings().items(), key=lambda item: -item[1])
-        left = self._keeper.estates()
         arena = Arena()
         copies: list[pull_records.Copy] = []
         unknown: list[Location] = []
@@ -63,7 +96,10 @@ class Stock:
             stats = transfers.stats()
             if stats is not None:
                 arena = stats.told()
-        return StoreMemory(
+        # Whoever has come while the folders were listed is no stranger either.
+        living = self._living()
+        strays = [(name, size) for creator, name, size in found.others if creator not in living]
+        told = StoreMemory(
             self._node_id,
             self._place,
             quotas.capacity,
@@ -74,26 +110,12 @@ class Stock:
                 for c in copies[:limit]
             ],
             len(copies),
-            [_estate(estate, limit) for estate in left[:limit]],
-            self._strays({creator_at(estate.address) for estate in left})[:limit],
+            found.estates,
+            strays[:limit],
             unknown[:limit],
             freed[:limit],
         )
-
-    def _strays(self, dead: set[str]) -> list[tuple[str, int]]:
-        """Segments of processes that neither live nor have left anything that is known, and their bytes."""
-        from shoal.store.layout import parse_segment
-
-        known = dead | {creator_at(client.address) for client in self._clients}
-        known.add(creator_at(make_address(self._place, daemon_name(self._node_id))))
-        strays = []
-        for directory in self._directories:
-            for entry in os.scandir(directory) if os.path.isdir(directory) else ():
-                parts = parse_segment(entry.name)
-                if parts is not None and parts[0] not in known:
-                    with contextlib.suppress(FileNotFoundError):
-                        strays.append((entry.name, entry.stat().st_blocks * _BLOCK))
-        return strays
+        then(told)
 
 
 def _estate(estate: estates.Estate, limit: int) -> Estate:

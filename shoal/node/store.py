@@ -2,7 +2,8 @@
 
 A process manages its own segments; the node knows only how many bytes it may use. When it has ended, its segments still
 hold objects that others refer to: from then on the node frees them, block by block, as their owners say so, and
-the rest when the job ends (see `node.estates`).
+the rest when the job ends (see `node.estates`, which has a thread of its own: everything here runs in the daemon's event loop, and waits
+for no disk).
 
 Some of it nobody will ever speak of: what the process itself owned, and what its owners told it to free when it could not
 hear them any more. So when a process has left anything, every client is asked what of it it still uses (see
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,7 +43,8 @@ from shoal.messages.stores import (
 from shoal.messages.values import Location
 from shoal.node.clients import Client, Clients
 from shoal.node.disk import SpillAccounts
-from shoal.node.estates import Estate, Estates
+from shoal.node.disk_room import DiskRoom
+from shoal.node.inheritance import Inheritance, Left
 from shoal.node.inquiries import Inquiries, Used
 from shoal.node.store_row import StoreRows
 from shoal.wire.addresses import creator_at
@@ -62,6 +65,8 @@ class StoreKeeper:
     """See the module's docstring. Processes are known by the short name that their segments carry.
 
     Attributes:
+        room: Room on the disk.
+        inheritance: What processes have left that have ended.
         when_swept: Called with the name of each process that has ended and of which nothing is left.
     """
 
@@ -69,14 +74,18 @@ class StoreKeeper:
         self._loop = loop
         config = boot.config
         spill_directory = spill_path(boot.session_dir) if config.spill else ""
+        terms = _terms(config, boot.store_bytes, spill_target(boot.session_dir) or spill_directory)
+        self._batch = 0 if terms is None else terms.batch
         self.quotas = StoreQuotas(
             boot.store_bytes,
             config.quota_chunk_bytes,
             int(config.store_full_timeout_s * 1e9),
-            _terms(config, boot.store_bytes, spill_target(boot.session_dir) or spill_directory),
+            terms,
             config.spill_ask_ms * 1_000_000,
         )
         self.disk = SpillAccounts(spill_directory)
+        folder = Path(spill_directory) if spill_directory else None
+        self.room = DiskRoom(loop, folder, config.spill_disk_fraction)
         self.rows = StoreRows(loop, self.quotas, self.disk)
         # Those that have drawn quota, by short name.
         self._clients: dict[str, Holder] = {}
@@ -88,10 +97,10 @@ class StoreKeeper:
         self._abandoned: dict[str, dict[str, set[Location]]] = {}
         # The job of whoever was the first to say so: of the same circle as the owner's (`core.circles`).
         self._abandoned_in: dict[str, bytes] = {}
-        self._estates = Estates(
+        self.inheritance = Inheritance(
             loop,
             Path(boot.shm_dir),
-            Path(spill_directory) if spill_directory else None,
+            folder,
             config.spill_disk_fraction,
             self,
         )
@@ -129,6 +138,11 @@ class StoreKeeper:
         self._on_spilled(creator_at(client.address), message.freed, message.written, message.error)
 
     def _on_spilled(self, creator: str, freed: int, written: int, error: str) -> None:
+        if error and self.room.on_full(
+            self._batch, partial(self._on_spilled, creator, freed, written, "")
+        ):
+            # There will be room there in a moment.
+            return
         now = monotonic_ns()
         self.disk.on_spilled(creator, written, error, now)
         self.quotas.on_spilled(creator, freed, error, now)
@@ -141,22 +155,20 @@ class StoreKeeper:
         outbox.clear()
         for effect in effects:
             creator = str(effect.holder)
-            client = self._clients.get(creator)
             match effect:
                 case Granted(_, req, granted, explanation, on_disk, disk_full):
+                    answer = QuotaGranted(req, granted, explanation, on_disk, disk_full)
                     if on_disk:
                         self.disk.on_use()
-                    if client is not None:
-                        client.send(QuotaGranted(req, granted, explanation, on_disk, disk_full))
-                case Wanted(_, wanted, itself):
-                    if client is not None:
-                        client.send(QuotaWanted(wanted, itself))
-                case SpillOrder(_, wanted):
-                    self.disk.on_order(creator, monotonic_ns())
-                    if client is not None:
-                        client.send(SpillWanted(wanted))
+                        wanted = effect.size + self.disk.ordered
+                        self.room.before(wanted, partial(self._send, creator, answer))
                     else:
-                        self._spill_estate(creator, wanted)
+                        self._send(creator, answer)
+                case Wanted(_, wanted, itself):
+                    self._send(creator, QuotaWanted(wanted, itself))
+                case SpillOrder(_, wanted):
+                    self.disk.on_order(creator, wanted, monotonic_ns())
+                    self.room.before(self.disk.ordered, partial(self._spill, creator, wanted))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -164,6 +176,17 @@ class StoreKeeper:
         if deadline is not None:
             delay_s = max(0, deadline - monotonic_ns()) / 1e9
             self._timer = self._loop.call_later(delay_s, self._tick)
+
+    def _send(self, creator: str, message: Any) -> None:
+        client = self._clients.get(creator)
+        if client is not None:
+            client.send(message)
+
+    def _spill(self, creator: str, wanted: int) -> None:
+        if creator in self._clients:
+            self._send(creator, SpillWanted(wanted))
+        else:
+            self._spill_estate(creator, wanted)
 
     def _tick(self) -> None:
         self.quotas.on_tick(monotonic_ns())
@@ -174,25 +197,29 @@ class StoreKeeper:
             # The machine knows already what came free.
             self._on_spilled(creator, freed, written, error)
 
-        self._estates.spill(creator, wanted, done)
+        self.inheritance.spill(creator, wanted, done)
 
     # --- the dead ------------------------------------------------------------------------------------------------
 
-    def on_process_gone(self, address: str, job_id: bytes) -> bool:
-        """A process has ended: what it left is the node's now. Whether there is anything."""
+    def on_process_gone(self, address: str, job_id: bytes) -> None:
+        """A process has ended: what it left is the node's now."""
         creator = creator_at(address)
         drew = self._clients.pop(creator, None) is not None
         self.disk.on_holder_gone(creator)
         self.quotas.on_holder_gone(creator, monotonic_ns())
-        # One that never drew has made nothing.
-        left = drew and self._estates.on_death(creator, address, job_id)
+        if drew:
+            # Others have made nothing.
+            self.inheritance.on_death(creator, address, job_id)
         self._drain()
-        return left
+
+    def on_left(self, address: str) -> None:
+        """A process has left something: ask everybody what they use of it."""
+        self.inquiries.ask([address])
 
     def on_estate(self, creator: str, left: int) -> None:
-        """What a process has left takes so much memory now. Whoever brought that about drains."""
+        """What a process has left takes so much memory now."""
         self.quotas.on_swept(creator, left, monotonic_ns())
-        self._loop.call_soon(self._drain)
+        self._drain()
 
     def on_estate_gone(self, creator: str, address: str) -> None:
         """Nothing is left of what a process made."""
@@ -200,10 +227,6 @@ class StoreKeeper:
             self.inquiries.forget(address)
         for listener in self.when_swept:
             listener(creator)
-
-    def ask_who_uses(self, address: str) -> None:
-        """Ask everybody what they use of what a process has left."""
-        self.inquiries.ask([address])
 
     def on_in_use(self, client: Client, message: InUse) -> None:
         """A client says what it uses of what a process has left."""
@@ -219,16 +242,16 @@ class StoreKeeper:
     def on_let_go(self, _client: Client, message: LetGo) -> None:
         """A client uses less of what processes left that have ended."""
         for address in message.addresses:
-            if address in self._abandoned or self._estate_of(address) is not None:
+            if address in self._abandoned or self._left_by(address) is not None:
                 self.inquiries.ask_later(address)
             self.inquiries.on_let_go(address)
 
-    def _estate_of(self, address: str) -> Estate | None:
-        return self._estates.of(address, creator_at(address))
+    def _left_by(self, address: str) -> Left | None:
+        return self.inheritance.of(address, creator_at(address))
 
     def _job_of(self, address: str) -> bytes:
-        estate = self._estate_of(address)
-        return self._abandoned_in.get(address, b"") if estate is None else estate.job_id
+        left = self._left_by(address)
+        return self._abandoned_in.get(address, b"") if left is None else left.job_id
 
     def on_client_gone(self, client: Client) -> None:
         """A client has ended: it uses nothing."""
@@ -249,31 +272,26 @@ class StoreKeeper:
         if not makers:
             self._abandoned.pop(address, None)
             self._abandoned_in.pop(address, None)
-        estate = self._estate_of(address)
-        if estate is not None:
-            self._estates.free_unused(creator_at(address), estate, used)
+        if self._left_by(address) is not None:
+            self.inheritance.free_unused(creator_at(address), used)
         elif not makers:
             self.inquiries.forget(address)
 
     def on_job_gone(self, job_id: bytes) -> None:
         """A job has ended: nobody refers to what its dead processes left."""
-        for address in self._estates.on_job_gone(job_id):
+        for address in self.inheritance.on_job_gone(job_id):
             self.inquiries.forget(address)
         self._drain()
 
     def free(self, locations: list[Location]) -> None:
         """Owners say that these objects are dead; their creators are too."""
-        self._estates.free(locations)
-        self._drain()
-
-    def estates(self) -> list[Estate]:
-        """What the processes have left that have ended."""
-        return list(self._estates)
+        self.inheritance.free(locations)
 
     def close(self) -> None:
         """Stop the timers."""
         self.inquiries.close()
-        self._estates.close()
+        self.inheritance.close()
+        self.room.close()
         self.rows.close()
         if self._timer is not None:
             self._timer.cancel()

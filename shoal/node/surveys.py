@@ -1,8 +1,8 @@
 """Answers what others want to know of this node: from what the daemon knows itself, or by asking the processes of the node.
 
-Questions of clients go to the control store, which asks the nodes; what is asked of this node comes as its order (see `messages.state`). Every
-question has a time limit: whoever has not answered by then is named as silent. Questions that are under way at the same time are bounded by the
-control store.
+Questions of clients go to the control store, which asks the nodes; what is asked of this node comes as its order (see `messages.state`).
+Every question has a time limit: whoever has not answered by then is named as silent. Questions that are under way at the same time are
+bounded by the control store.
 
 Keeps what workers that have ended remembered of their tasks, the latest `remembered` of them.
 
@@ -15,6 +15,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -28,6 +29,7 @@ from shoal.core.lease_records import Lease
 from shoal.core.pool import WorkerState
 from shoal.core.task_rows import cut, largest, row_of
 from shoal.messages.control import NodeFound, SurveyNode, SurveyNodes
+from shoal.messages.inventory import StoreMemory
 from shoal.messages.node import Events, Reply, TaskEvent
 from shoal.messages.state import (
     AskActor,
@@ -60,6 +62,9 @@ from shoal.node.workers import Workers
 _ANSWER_EARLIER: Final = 0.8
 """Which part of the time the processes have; the rest is for the way back."""
 
+_STORE: Final = 0
+"""Stands for the store of this node among those that answer; clients count from 1."""
+
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -71,7 +76,7 @@ class _Collection:
     def __init__(self, question: Question) -> None:
         self.question = question
         self.findings = Findings([], [], [], [], processes=[], stores=[])
-        self.asked: dict[int, Client] = {}
+        self.asked: dict[int, Client | str] = {}
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -160,13 +165,20 @@ class Surveys:
             for address, job_id, events in self._past:
                 collection.findings.tasks += [row_of(event, address, job_id) for event in events]
         if isinstance(question, AskMemory):
-            collection.findings.stores.append(self._accounts.tell(question.limit))
+            collection.asked[_STORE] = "the object store of the node, which waits for its disk"
+            self._accounts.tell(question.limit, partial(self._on_store_told, number))
         for client in self._clients:
             collection.asked[client.number] = client
             client.send(Inquire(number, question))
         patience_s = within_ms / 1_000 * _ANSWER_EARLIER
         collection.timer = self._loop.call_later(patience_s, self._finish, number)
         self._look(number, collection)
+
+    def _on_store_told(self, number: int, store: StoreMemory) -> None:
+        collection = self._collections.get(number)
+        if collection is not None and collection.asked.pop(_STORE, None) is not None:
+            collection.findings.stores.append(store)
+            self._look(number, collection)
 
     def _on_found(self, client: Client, message: Found) -> None:
         collection = self._collections.get(message.number)

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shoal.core.references import Entry, ObjectTable
 from shoal.ids import FIRST_RETURN
-from shoal.runtime.owner import Owner
 from shoal.runtime.refs import ObjectRef
+from shoal.runtime.submitting import Submissions
 
 if TYPE_CHECKING:
     from shoal.core.calls import ActorCalls
     from shoal.core.lanes import SchedulingClass
     from shoal.core.tasks import Function
-    from shoal.messages.values import Ref
 
 _PACKAGE: Final = str(Path(__file__).parents[1]) + "/"
 
@@ -49,14 +48,14 @@ class SitedObjects(ObjectTable):
             entry.site = getattr(first, "site", ("", 0))[0], time_ns()
         return entry
 
-    def borrow(self, ref: Ref | tuple[bytes, str]) -> Entry:
+    def borrow(self, ref: tuple[bytes, str]) -> Entry:
         entry = super().borrow(ref)
         if not hasattr(entry, "site"):
             entry.site = "", time_ns()
         return entry
 
 
-class SitedOwner(Owner):
+class SitedSubmissions(Submissions):
     """Submits tasks whose results know where that was. (All but the common case enter them in the table, which knows.)"""
 
     def submit(

@@ -93,7 +93,7 @@ class Census:
             for link in process.actors.links():
                 yield from link.queue
                 yield from link.inflight.values()
-            yield from process.owner.not_begun()
+            yield from process.submissions.not_begun()
             for entry in process.objects.entries.values():
                 if isinstance(entry.task, Task):
                     yield entry.task

@@ -105,7 +105,7 @@ class Driver:
         process.env = job.env
         process.node_handlers[Log] = self._on_log
         process.node_handlers[Exit] = self._on_exit
-        process.on_node_lost = self._on_node_lost
+        process.node_messages.on_lost = self._on_node_lost
         process.reactor.interrupted = interrupted
         current_process.set_process(process)
         process.begin()
@@ -121,7 +121,7 @@ class Driver:
             self._arm_console()
 
     def _on_exit(self, message: Exit) -> None:
-        self.process.last_words = message.reason
+        self.process.node_messages.last_words = message.reason
 
     def _arm_console(self) -> None:
         """See to it that the counts of repeated lines are told in time (with the lock held)."""
@@ -141,8 +141,8 @@ class Driver:
         logger.error("%s%s", why, said)
 
     def close(self) -> None:
-        """End the session, or leave the cluster. Leaves no process, file or shared memory behind, also if Ctrl-C interrupts it: that ends the waiting
-        for a goodbye, and is raised when everything has gone."""
+        """End the session, or leave the cluster. Leaves no process, file or shared memory behind, also if Ctrl-C interrupts it: that ends
+        the waiting for a goodbye, and is raised when everything has gone."""
         if os.getpid() != self._pid or self._closed:
             return
         try:

@@ -36,7 +36,7 @@ class Inquiries:
                 gone.setdefault(address, []).append(number)
             else:
                 self._open.setdefault(address, []).append(number)
-                process.on_peer_gone(PeerGone(address, cause))
+                process.deaths.on_peer_gone(PeerGone(address, cause))
         if gone:
             self._answer(gone)
 
@@ -44,6 +44,8 @@ class Inquiries:
         process = self._process
         # What nobody here looks at any more is not in use.
         process.settle()
+        while process.is_unsettled():
+            process.settle()
         found: dict[str, list[Location]] = {address: [] for address in asked}
         for entry in list(process.objects.entries.values()):
             value = entry.value

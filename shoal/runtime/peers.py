@@ -5,7 +5,7 @@ Owns the registry and what both sides have told each other on a connection: whic
 a timer, as it is when this one can have no more descriptors; what is to be sent to it is kept meanwhile.
 
 The end of a process is declared by the node daemon (`PeerGone`), which knows its exit status; the end of a connection
-alone is not an end. What follows when one breaks and the node says nothing is decided in `Process.on_closed`.
+alone is not an end. What follows when one breaks and the node says nothing is decided in `deaths`.
 """
 
 from __future__ import annotations

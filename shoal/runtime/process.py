@@ -6,125 +6,79 @@ Everything that the parts share is guarded by one lock (`lock`); no user code, n
 reactor's leader (see `wire.reactor`) feeds messages in; user threads submit and ask. `settle` is the one place where
 consequences are drawn after any change: dead handles are counted, lanes refilled, effects carried out.
 
-Who owns what: `objects` the table of objects, `owner` the tasks and leases, `actors` the calls, `borrowing` what is said to other
-owners, `store` the shared memory of this process, `peers` and `node` the connections.
+Who owns what: `objects` the table of objects, `submissions` the way in for tasks and calls, `owner` the tasks and leases, `actors` the
+calls, `borrowing` what is said to other owners, `store` the shared memory of this process, `peers` the connections to others, `node`
+that to the node daemon, `node_messages` what comes from there, `deaths` what follows when another process ends.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import socket
 import sys
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from shoal.config import Config
-from shoal.core.references import ObjectTable
+from shoal.core.references import BATCH, ObjectTable
 from shoal.core.tasks import Task
-from shoal.errors import AuthenticationError, NodeDiedError, NotInitializedError, ShoalError
+from shoal.errors import NotInitializedError, ShoalError
 from shoal.ids import IdSource, return_id
 from shoal.lock import make_lock
 from shoal.messages.node import (
-    FromNode,
-    KillProcess,
     PeerGone,
     RegisterDriver,
-    Registered,
     RegisterWorker,
-    Reply,
     Shape,
 )
 from shoal.messages.placement import InBundle
-from shoal.messages.stores import QuotaGranted, QuotaWanted, SpillWanted
+from shoal.messages.stores import QuotaWanted, SpillWanted
 from shoal.messages.values import Failed
 from shoal.runtime.actors import Actors
+from shoal.runtime.arrivals import Arrivals
 from shoal.runtime.borrowing import Borrowing
-from shoal.runtime.call_sites import SitedObjects, SitedOwner
+from shoal.runtime.call_sites import SitedObjects, SitedSubmissions
 from shoal.runtime.census import Census
 from shoal.runtime.context import TaskContext, current
+from shoal.runtime.deaths import Deaths
 from shoal.runtime.deliveries import Deliveries
 from shoal.runtime.entrance import Entrance
 from shoal.runtime.environment import merge_envs
 from shoal.runtime.groups import Groups
+from shoal.runtime.heap import trim_heap
 from shoal.runtime.inquiries import Inquiries
+from shoal.runtime.news import News
 from shoal.runtime.node_link import NodeLink
+from shoal.runtime.node_messages import NodeMessages
 from shoal.runtime.owner import Owner
 from shoal.runtime.peers import Peers
 from shoal.runtime.reentry import is_reentered
 from shoal.runtime.storage import ObjectStore
 from shoal.runtime.streams import Stream
+from shoal.runtime.submitting import Submissions
 from shoal.runtime.unsent import answer_unsent
 from shoal.runtime.values import Values
 from shoal.runtime.waiting import Waiting
 from shoal.serial.exceptions import dump_exception
 from shoal.wire.addresses import creator_at
 from shoal.wire.connection import Connection
-from shoal.wire.handshake import ClientHandshake
-from shoal.wire.reactor import Reactor, Waiter, decoder_of
+from shoal.wire.reactor import Reactor, Waiter
 from shoal.wire.session import spill_path
 
 if TYPE_CHECKING:
     from shoal.core.references import Entry
     from shoal.core.tasks import Function
     from shoal.messages.node import Job
-    from shoal.messages.values import Ref
+    from shoal.messages.values import Refs
 
 logger = logging.getLogger("shoal")
 
-# Made at import, once for the zygote and all its forks: building it takes a millisecond.
-_decoder = decoder_of(FromNode)
 
-_VERDICT_S: Final = 2.0
-"""How long the node may take to declare a process dead whose connection broke."""
-
-_LAST_WORDS_S: Final = 1.0
-"""How long the connections of a process that has ended may take to end."""
-
-_REGISTER_TIMEOUT_S: Final = 30.0
-
-
-class _NodeHandler:
-    """Takes what the node says; keeps it until the process is wired and asks for it."""
-
-    def __init__(self) -> None:
-        self.registered: Registered | None = None
-        self.waiter = Waiter()
-        self.backlog: list[Any] = []
-        self.error: Exception | None = None
-        self.process: Process | None = None
-
-    def on_messages(self, connection: Connection, messages: list[Any]) -> None:
-        if self.process is not None:
-            self.process.on_node_messages(messages)
-            return
-        for message in messages:
-            if self.registered is None and isinstance(message, Registered):
-                self.registered = message
-                self.waiter.finish()
-            elif self.registered is None and isinstance(message, Reply) and message.error:
-                self.error = ShoalError(message.error)
-                self.waiter.finish()
-            else:
-                self.backlog.append(message)
-
-    def on_closed(self, connection: Connection, error: Exception | None) -> None:
-        if self.process is not None:
-            self.process.on_node_closed(error)
-            return
-        self.error = error or ConnectionError("the node daemon closed the connection")
-        self.waiter.finish()
-
-    def on_unsent(self, connection: Connection, message: Any, reason: str) -> None:
-        if self.process is not None:
-            self.process.on_unsent(connection, message, reason)
-            return
-        self.error = ShoalError(f"{type(message).__name__} {reason}")
-        self.waiter.finish()
+_TRIM_AFTER_S: Final = 1.0
+"""After very many objects have gone, others go: what is free is given back once."""
 
 
 class Process:
@@ -156,25 +110,22 @@ class Process:
         self.ids = IdSource()
         self.closed = False
         self.dropped: deque[Entry] = deque()
+        self._goes_on = False
         self.drop = self._make_drop()
         self.dropped_streams: deque[Stream] = deque()
         self.streams: WeakSet[Stream] = WeakSet()
         self.callbacks: deque[Callable[[], None]] = deque()
         self.tick_waiters: list[Waiter] = []
-        self.peer_died: list[Callable[[str], None]] = []
-        self.on_node_lost: Callable[[str], None] | None = None
-        # Why the node ends, by its own word.
-        self.last_words = ""
         self.node = NodeLink(self.reactor)
+        self.node_messages = NodeMessages(self.reactor, self.node)
         self._req = 0
         self._warned: set[str] = set()
 
         # Before the node hears of this process: whoever is told its address must be able to connect.
         self.session_dir = os.path.dirname(node_path)
         self._entrance = Entrance(self.reactor, self.session_dir, address)
-        handler = _NodeHandler()
         try:
-            self.registered = self._join(handler, node_path, token, register)
+            self.registered = self.node_messages.join(node_path, token, address, register)
         except BaseException:
             self._entrance.close()
             raise
@@ -184,6 +135,7 @@ class Process:
 
         sited = self.config.record_call_sites
         self.objects = SitedObjects(address) if sited else ObjectTable(address)
+        self.news = News(self.objects)
         self.store = ObjectStore(
             self.registered.shm_dir,
             creator_at(address),
@@ -193,6 +145,8 @@ class Process:
             spill_path(self.session_dir) if self.config.spill else "",
             self.config.spill_disk_fraction,
             self.config.spill_batch_bytes,
+            self.config.store_idle_s,
+            self.reactor.call_later,
         )
         self.deliveries = Deliveries(self.store)
         self.values = Values(self.store, self.config.inline_limit_bytes, address)
@@ -205,11 +159,14 @@ class Process:
             self,
             self.config,
         )
+        self.arrivals = Arrivals(self)
         self.borrowing = Borrowing(self)
-        self.owner = SitedOwner(self) if sited else Owner(self)
+        self.owner = Owner(self)
+        self.submissions = (SitedSubmissions if sited else Submissions)(self, self.owner)
         self.actors = Actors(self)
         self.groups = Groups(self)
-        self._inquiries = Inquiries(self)
+        self.inquiries = Inquiries(self)
+        self.deaths = Deaths(self)
         self.census = Census(self)
         self.waiting = Waiting(self, self.config.block_grace_us)
         self.handlers: dict[type, Callable[[Any, Any], None]] = {
@@ -220,8 +177,8 @@ class Process:
             **self.owner.leases.node_handlers,
             **self.actors.node_handlers,
             **self.groups.node_handlers,
-            **self._inquiries.node_handlers,
-            PeerGone: self.on_peer_gone,
+            **self.inquiries.node_handlers,
+            PeerGone: self.deaths.on_peer_gone,
             QuotaWanted: self._on_quota_wanted,
             SpillWanted: lambda message: self.store.spill(message.wanted),
             **self.census.node_handlers,
@@ -241,7 +198,6 @@ class Process:
         self.reactor.after_poll = self._after_poll
         self.reactor.backlog = self.dropped
         self._entrance.open(self.peers.accept, self.config.door_strangers)
-        self._node_handler = handler
 
     def _make_drop(self) -> Callable[[Entry], None]:
         """What handles call when they die: in any thread, inside the garbage collector, with any lock held."""
@@ -262,50 +218,8 @@ class Process:
 
     def begin(self) -> None:
         """Take messages from now on; every part is in place."""
-        handler = self._node_handler
-        with self.lock:
-            handler.process = self
-            backlog, handler.backlog = handler.backlog, []
-        if backlog:
-            self.on_node_messages(backlog)
+        self.node_messages.begin(self)
         self.reactor.start()
-
-    def _join(
-        self,
-        handler: _NodeHandler,
-        node_path: str,
-        token: bytes,
-        register: RegisterDriver | RegisterWorker,
-    ) -> Registered:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.settimeout(_REGISTER_TIMEOUT_S)
-            sock.connect(node_path)
-        except OSError as error:
-            sock.close()
-            self.reactor.close()
-            raise ConnectionError(f"no node daemon answers at {node_path}: {error}") from error
-        with self.lock:
-            connection = Connection(
-                self.reactor,
-                sock,
-                ClientHandshake(token, self.address),
-                handler,
-                _decoder,
-                max_frame_bytes=512 * 1024 * 1024,
-                peer_address=node_path,
-            )
-            self.node.connection = connection
-            connection.send(register)
-        if not self.reactor.wait(handler.waiter, _REGISTER_TIMEOUT_S):
-            handler.error = TimeoutError(f"the node daemon at {node_path} did not answer")
-        if handler.registered is None:
-            self.reactor.close()
-            error_seen = handler.error
-            if isinstance(error_seen, AuthenticationError | ShoalError | TimeoutError):
-                raise error_seen
-            raise ConnectionError(f"joining the session failed: {error_seen}") from error_seen
-        return handler.registered
 
     # --- messages (the reactor's leader) -------------------------------------------------------------------------
 
@@ -322,70 +236,14 @@ class Process:
                 self.tick()
 
     def on_closed(self, connection: Connection, error: Exception | None) -> None:
-        """A connection to another process broke. Whether the process has ended is for the node to say."""
-        if isinstance(error, ShoalError):
-            logger.warning("a connection was refused or broken: %s", error)
-        with self.lock:
-            address = connection.peer_address
-            self.peers.forget_connection(connection)
-            if not address or address in self.peers.gone or self.closed:
-                return
-            ended = self.peers.ended.get(address)
-            if ended is not None:
-                if not self.peers.is_connected(address):
-                    self._peer_died(address, ended)
-                return
-            cause = "closed its connection" if error is None else f"lost its connection ({error})"
-            self.peers.watch(address)
-
-            def judge() -> None:
-                with self.lock:
-                    if address not in self.peers.gone and self.peers.connection_to(address) is None:
-                        # If it lives, it cannot be spoken with any more: what follows is up to the node, as for any death.
-                        self.node.send_locked(KillProcess(address, f"a peer {cause}"))
-                        self._peer_died(address, cause)
-
-            self.reactor.call_later(_VERDICT_S, judge)
+        """A connection to another process broke."""
+        self.deaths.on_closed(connection, error)
 
     def on_unsent(self, connection: Connection, message: Any, reason: str) -> None:
         """A message cannot be sent, to a process or the node: whoever would wait for ever is told."""
         answer_unsent(self, connection, message, reason)
 
-    def on_node_messages(self, messages: list[Any]) -> None:
-        """A batch from the node daemon."""
-        with self.lock:
-            for message in messages:
-                kind = type(message)
-                if kind is Reply or kind is QuotaGranted:
-                    if (
-                        not self.node.answered(message.req, message)
-                        and kind is Reply
-                        and message.error
-                    ):
-                        logger.error("the node refused a request: %s", message.error)
-                    continue
-                handler = self.node_handlers.get(kind)
-                if handler is not None:
-                    handler(message)
-            self.settle()
-            if self.tick_waiters:
-                self.tick()
-
-    def on_node_closed(self, error: Exception | None) -> None:
-        """The node daemon is gone: the session is over."""
-        if self.closed:
-            return
-        cause = self.last_words or error
-        why = "the session is over: its node daemon ended" + (f" ({cause})" if cause else "")
-        with self.lock:
-            self.node.lose(why)
-            self._fail_everything(
-                NodeDiedError(f"{why}; call shoal.shutdown(), then shoal.init() for a new one")
-            )
-        if self.on_node_lost is not None:
-            self.on_node_lost(why)
-
-    def _fail_everything(self, error: ShoalError) -> None:
+    def fail_everything(self, error: ShoalError) -> None:
         """Whatever has no value now will never have one: tell everybody who waits."""
         failed = Failed(dump_exception(error))
         for entry in list(self.objects.entries.values()):
@@ -395,37 +253,6 @@ class Process:
                     entry.task.stream.fail(-1, failed)
                 if entry.value is None:
                     self.complete(entry, failed, [], None)
-        self.tick()
-
-    def on_peer_gone(self, message: PeerGone) -> None:
-        """A process has ended. What it said last may be unread: its connections are read to their ends first."""
-        address, cause = message.address, message.cause
-        if message.memory is not None:
-            self.owner.shortages.note(address, message.memory)
-        if not self.peers.is_connected(address):
-            self._peer_died(address, cause)
-            return
-
-        def conclude() -> None:
-            with self.lock:
-                self._peer_died(address, cause)
-
-        if self.peers.ended.setdefault(address, cause) is cause:
-            # Not for ever: a process that it forked may hold them.
-            self.reactor.call_later(_LAST_WORDS_S, conclude)
-
-    def _peer_died(self, address: str, cause: str) -> None:
-        if address in self.peers.gone:
-            return
-        self.peers.forget(address, cause)
-        self.callbacks.append(partial(self.store.forget, address))
-        self.owner.process_died(address, cause)
-        self.actors.process_died(address)
-        self.borrowing.process_died(address, cause)
-        for listener in self.peer_died:
-            listener(address)
-        self._inquiries.process_died(address)
-        self.settle()
         self.tick()
 
     def _on_quota_wanted(self, message: QuotaWanted) -> None:
@@ -444,36 +271,60 @@ class Process:
     # --- consequences (with the lock held) -----------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Draw the consequences of what has changed."""
+        """Draw the consequences of what has changed. Of very many dead handles one batch is counted, and the rest a little later."""
         dropped = self.dropped
         if self.dropped_streams:
             while self.dropped_streams:
                 self.dropped_streams.popleft().abandon()
+        objects = self.objects
         if dropped:
-            objects = self.objects
             pop = dropped.popleft
-            while dropped:
+            count = min(len(dropped), BATCH)
+            for _ in range(count):
                 entry = pop()
                 entry.local -= 1
                 if not entry.local and not entry.holds:
                     objects.consider(entry)
+            if count == BATCH:
+                objects.shrink()
+        if objects.shrunk:
+            objects.shrunk = False
+            self.reactor.call_later(_TRIM_AFTER_S, trim_heap)
+        if objects.unfinished:
+            objects.release_some()
+            if objects.unfinished and not self._goes_on:
+                self._goes_on = True
+                self.reactor.call_later(0, self._go_on)
         self.owner.settle()
         if self.objects.outbox:
             self.borrowing.carry_out()
 
     def settle_now(self) -> None:
-        """The same. Takes the lock; in the middle of the runtime's work it does nothing."""
+        """The same, to the end. Takes the lock, batch by batch; in the middle of the runtime's work it does nothing."""
         if not is_reentered(self):
-            with self.lock:
-                self.settle()
-                self.reactor.flush_locked()
+            more = True
+            while more:
+                with self.lock:
+                    self.settle()
+                    self.reactor.flush_locked()
+                    more = self.is_unsettled()
+
+    def is_unsettled(self) -> bool:
+        """Whether handles have died, or objects contained something, that is not counted yet."""
+        return bool(self.dropped or self.objects.unfinished)
+
+    def _go_on(self) -> None:
+        self._goes_on = False
+        with self.lock:
+            self.settle()
 
     def complete(
-        self, entry: Entry, value: Any, refs: list[Ref], registered: bool | None, voucher: str = ""
+        self, entry: Entry, value: Any, refs: list[Refs], registered: bool | None, voucher: str = ""
     ) -> None:
         """The value of an entry is known: tell everybody who waits for it."""
-        for waiter in self.objects.complete(entry, value, refs, registered, voucher) or ():
-            waiter(entry)
+        waiters = self.objects.complete(entry, value, refs, registered, voucher)
+        if waiters:
+            self.news.tell(waiters, entry)
 
     def when_known(self, entry: Entry, waiter: Callable[[Entry], None]) -> None:
         """Call `waiter(entry)`, with the lock held, once the entry's value is known."""
@@ -580,7 +431,7 @@ class Process:
         self.reactor.flush()
         with self.lock:
             self.node.lose("shoal was shut down")
-            self._fail_everything(
+            self.fail_everything(
                 NotInitializedError("shoal was shut down before the value was there")
             )
             self.peers.close()

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from shoal.kernel.processes import has_variable, pids, stat_of
 from shoal.store import private_directory, shm_directory
 from shoal.wire.handshake import new_token
 from shoal.wire.session import (
@@ -190,22 +191,17 @@ def kill_orphans(session_dir: str) -> int:
             head = int(file.read())
     except (OSError, ValueError):
         return 0
-    mark = f"{SESSION_VARIABLE}={os.path.basename(session_dir)}".encode()
     killed = 0
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        # It may end, or be another user's: then it is none of ours.
-        with contextlib.suppress(OSError, ValueError):
-            with open(f"/proc/{name}/stat", "rb") as file:
-                # After the name in parentheses: state, parent, group, session.
-                session = int(file.read().rpartition(b")")[2].split()[3])
-            if session != head:
-                continue
-            with open(f"/proc/{name}/environ", "rb") as file:
-                # The number of a session may be somebody else's by now; its name is not.
-                if mark not in file.read().split(b"\0"):
-                    continue
-            os.kill(int(name), signal.SIGKILL)
-            killed += 1
+    for pid in pids():
+        stat = stat_of(pid)
+        # The number of a session may be somebody else's by now; its name is not.
+        if (
+            stat is not None
+            and stat.session == head
+            and has_variable(pid, SESSION_VARIABLE, os.path.basename(session_dir))
+        ):
+            # It may have ended just now.
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
     return killed

@@ -12,6 +12,7 @@ import signal
 import time
 from typing import Final, NamedTuple
 
+from shoal.kernel.processes import stat_of
 from shoal.wire.session import (
     CONTROL_FILE,
     CONTROL_PREFIX,
@@ -83,10 +84,5 @@ def _signal(pids: dict[int, int], number: int) -> None:
 
 def _began(pid: int) -> int:
     """When a process was started, in ticks since the machine was; 0 if there is none of this pid, or it is dead and not waited for."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # After the name in parentheses: the state, and as the twentieth, the time.
-            words = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return 0
-    return 0 if words[0] in {b"Z", b"X"} else int(words[19])
+    stat = stat_of(pid)
+    return 0 if stat is None or stat.dead else stat.began

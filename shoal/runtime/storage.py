@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 
 _EVERYTHING: Final = 1 << 62
 
+_RESTED_AT_ONCE: Final = 128 << 20
+"""Idle bytes that the thread which reads the sockets gives back without looking at them in between: some ten milliseconds."""
+_NEXT_REST_S: Final = 0.05
+
 
 class ObjectStore:
     """See the module's docstring. `settle` counts what the process has dropped.
@@ -57,6 +61,8 @@ class ObjectStore:
         spill_directory: str = "",
         disk_fraction: float = 1.0,
         spill_batch: int = 0,
+        idle_s: float = 10.0,
+        later: Callable[[float, Callable[[], None]], None] | None = None,
     ) -> None:
         self.address = address
         self._node = node
@@ -66,6 +72,8 @@ class ObjectStore:
         self._spill_directory = Path(spill_directory) if spill_directory else None
         self._disk_fraction = disk_fraction
         self._spill_batch = spill_batch
+        self._idle_s = idle_s
+        self._later = later
         self._spiller = Spiller(node, lambda: self._arena)
         # Made on first use: most workers never store anything. By one thread.
         self._making = make_lock()
@@ -87,6 +95,7 @@ class ObjectStore:
                         self._creator,
                         spill_directory=self._spill_directory,
                         disk_fraction=self._disk_fraction,
+                        when_idle=None if self._later is None else self._rest_later,
                     )
         return self._arena
 
@@ -220,6 +229,21 @@ class ObjectStore:
         arena = self._arena
         given = 0 if arena is None else arena.reclaim(wanted, unused=not itself)
         self._node.send(QuotaReturn(given, asked=True))
+
+    def _rest_later(self, delay_s: float | None = None) -> None:
+        assert self._later is not None
+        self._later(self._idle_s if delay_s is None else delay_s, self._rest)
+
+    def _rest(self) -> None:
+        """Nobody asks, but what nobody has used for a while goes back (by the reactor's leader)."""
+        arena = self._arena
+        if arena is None:
+            return
+        given, again = arena.rest(_RESTED_AT_ONCE)
+        if given:
+            self._node.send(QuotaReturn(given))
+        if again:
+            self._rest_later(_NEXT_REST_S if given >= _RESTED_AT_ONCE else None)
 
     def spill(self, wanted: int) -> None:
         """The node has objects of this process written to disk."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -97,6 +98,7 @@ class Accounts:
         quota_bytes: int,
         spill_directory: Path | None,
         disk_fraction: float,
+        when_idle: Callable[[], object] | None,
     ) -> None:
         self._directory: Final = directory
         self._spill_directory: Final = spill_directory
@@ -106,6 +108,11 @@ class Accounts:
         self._closed_because = ""
         self._numbers = itertools.count()
         self._ticks = itertools.count()
+        self._serial = 0
+        # Somebody will call `rest`, which compares with what it found the last time.
+        self._when_idle: Final = when_idle
+        self._watched = when_idle is None
+        self._rested_at = (0, 0)
 
         self._quota = quota_bytes
         # Bytes of files and of changes under way: grows before pages are reserved, shrinks after they are gone.
@@ -128,6 +135,9 @@ class Accounts:
         """The node daemon allows so many bytes more."""
         with self._lock:
             self._quota += quota_bytes
+            watch, self._watched = not self._watched, True
+        if watch and self._when_idle is not None:
+            self._when_idle()
 
     def reclaim(self, wanted_bytes: int, *, unused: bool = True) -> int:
         """Others need room: give back `wanted_bytes` if that can be done, and at times more; the quota shrinks by the result.
@@ -146,6 +156,28 @@ class Accounts:
                 abandoned = self._abandon(wanted_bytes - given)
             given += self._remove(_Victims(abandoned, []), discard=False, shrink_quota=True)
         return given
+
+    def rest(self, most_bytes: int) -> tuple[int, bool]:
+        """Give back what has been idle since this was called the last time, at most about `most_bytes` of it: whole segments. If no
+        object was made since then also free ranges of slabs, and quota that backs nothing.
+
+        Returns:
+            By how much the quota shrinks, and whether this is to be called again after a while. If not, `when_idle` will say so.
+        """
+        with self._lock:
+            if self._closed_because:
+                return 0, False
+            self._settle(len(self._quarantine))
+            before, serial = self._rested_at
+            self._rested_at = next(self._ticks), self._serial
+            quiet = self._serial == serial
+            given = self._give_unused(self._quota) if quiet else 0
+            victims = self._choose_victims(most_bytes, before, holes=quiet)
+        given += self._remove(victims, discard=True, shrink_quota=True)
+        with self._lock:
+            idle = self._warm.bytes or self._quarantine or self._slabs.idle()
+            self._watched = not quiet or bool(idle)
+            return given, self._watched
 
     def stats(self) -> ArenaStats:
         """The accounts, as of now."""
@@ -261,7 +293,7 @@ class Accounts:
                 self._closed_because
                 or not self._may_leave(segment)
                 or self._is_viewed(segment)
-                or not locks.claim(self._lock_fd, *everything)
+                or not locks.seize(self._lock_fd, *everything)
             ):
                 return False
             try:
@@ -377,22 +409,24 @@ class Accounts:
                 ) from error
         return number
 
-    def _choose_victims(self, wanted: int) -> _Victims:
-        """Take idle memory of about `wanted` bytes out of the books: segments longest idle first, then the
-        free ranges of slabs in use."""
+    def _choose_victims(
+        self, wanted: int, before: float = float("inf"), *, holes: bool = True
+    ) -> _Victims:
+        """Take idle memory of about `wanted` bytes out of the books: segments longest idle first, if they are it since `before`, then with
+        `holes` the free ranges of slabs in use."""
         victims = _Victims([], [])
         if wanted <= 0:
             return victims
         idle = self._warm.segments() + self._slabs.idle()
         idle.sort(key=lambda segment: segment.freed_at)
         for segment in idle:
-            if wanted <= 0:
-                return victims
+            if wanted <= 0 or segment.freed_at >= before:
+                break
             (self._slabs if segment.slab else self._warm).remove(segment)
             del self._segments[segment.name]
             victims.segments.append(segment)
             wanted -= segment.backed_bytes
-        if self._can_make_holes:
+        if holes and self._can_make_holes:
             victims.holes.extend(self._slabs.take_holes(wanted))
         return victims
 

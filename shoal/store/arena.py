@@ -39,6 +39,8 @@ from __future__ import annotations
 import os
 import weakref
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -92,6 +94,7 @@ class Arena(Accounts):
         quota_bytes: What may be used before the first `grant`.
         spill_directory: The spill folder; without one nothing goes to disk.
         disk_fraction: How full its file system may become.
+        when_idle: Called when there is memory, or quota, of which `rest` is to see how long it stays unused; in any thread.
         large_bytes: Objects of this size and more have segments of their own. Lower: more files and mappings. Higher: more
             fragmentation, and dead objects hold back more memory.
         slab_bytes: Address space of a slab; its pages are reserved as needed.
@@ -105,6 +108,7 @@ class Arena(Accounts):
         *,
         spill_directory: Path | None = None,
         disk_fraction: float = DISK_FRACTION,
+        when_idle: Callable[[], object] | None = None,
         large_bytes: int = DEFAULT_LARGE_BYTES,
         slab_bytes: int = DEFAULT_SLAB_BYTES,
     ) -> None:
@@ -113,10 +117,9 @@ class Arena(Accounts):
                 f"slab_bytes={slab_bytes} must be at least twice large_bytes={large_bytes}, and at most "
                 f"{MAX_SLAB_BYTES}"
             )
-        super().__init__(directory, creator, quota_bytes, spill_directory, disk_fraction)
+        super().__init__(directory, creator, quota_bytes, spill_directory, disk_fraction, when_idle)
         self._large_bytes: Final = large_bytes
         self._slab_bytes: Final = round_up(slab_bytes, PAGE)
-        self._serial = 0
         forking.watch(self)
 
     def is_entered(self) -> bool:
@@ -172,8 +175,15 @@ class Arena(Accounts):
                 record.exporter = weakref.ref(exporter)
         return view_of(exporter, record.size).toreadonly()
 
-    def free(self, location: Location) -> None:
+    def free(
+        self, location: Location, remove: Callable[[Callable[[], None]], None] | None = None
+    ) -> None:
         """The object is dead: nobody will begin to view it any more. In a closed arena all are; then this does nothing.
+
+        Args:
+            location: Where it is.
+            remove: Has what it gets done by somebody who may wait for the disk, if a file there is to be removed. By default that is
+                done here.
 
         Raises:
             ObjectFreedError: it is not alive; it was freed before, or is not of this arena.
@@ -195,7 +205,12 @@ class Arena(Accounts):
                 else:
                     self._recycle(record)
                 gone = None
-        if gone is not None:
+            watch, self._watched = not self._watched, True
+        if watch and self._when_idle is not None:
+            self._when_idle()
+        if gone is not None and remove is not None:
+            remove(partial(gone.destroy, discard=False))
+        elif gone is not None:
             gone.destroy(discard=False)
 
     # --- on disk ----------------------------------------------------------------------------------------------
@@ -258,6 +273,15 @@ class Arena(Accounts):
         """
         with self._lock:
             return self._find(location).segment.path
+
+    def is_viewed(self, location: Location) -> bool:
+        """Whether anybody looks at an object, in this process or another.
+
+        Raises:
+            ObjectFreedError: no such object is alive here.
+        """
+        with self._lock:
+            return self._is_held(self._find(location))
 
     # --- the end ----------------------------------------------------------------------------------------------
 

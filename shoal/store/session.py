@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from shoal.store.control_groups import CGROUPS, OWN_GROUPS, memory_groups
+from shoal.kernel.control_groups import CGROUPS, OWN_GROUPS, memory_groups
 from shoal.store.layout import check_creator, lock_file, parse_segment
 
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - ours in it is 0700 and checked

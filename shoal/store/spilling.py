@@ -9,10 +9,10 @@ not. Locks make it safe::
 
     who spills                                      who reads
     ──────────                                      ─────────
-    1 write the file                                1 lock the block; wait if the segment is claimed
-    2 claim the segment: lock all of it, alone      2 look at the flag
+    1 write the file                                1 lock the block; wait if the segment is seized
+    2 seize the segment: lock all of it, alone      2 look at the flag
       somebody holds a block: remove the new file   3 map the file that the flag speaks of
-    3 set the flag, give up the claim
+    3 set the flag, let go of the segment
     4 remove the old file, and its pages
 
 So a flag that was set stays set, and what somebody has locked stays where it is.
@@ -21,6 +21,7 @@ So a flag that was set stays set, and what somebody has locked stays where it is
 from __future__ import annotations
 
 import errno
+import math
 import mmap
 import os
 from collections.abc import Iterable
@@ -65,7 +66,7 @@ def reserve_flag(lock_fd: int, number: int) -> None:
 
 
 def set_spilled(lock_fd: int, number: int) -> None:
-    """Say that a segment is to be looked for on disk. Who does has claimed it, unless nobody can know of it yet."""
+    """Say that a segment is to be looked for on disk. Who does has seized it, unless nobody can know of it yet."""
     os.pwrite(lock_fd, _SPILLED, number)
 
 
@@ -91,15 +92,26 @@ def open_block(
 
 def check_disk(folder: Path, wanted: int, disk_fraction: float) -> None:
     """Raise `OSError` (ENOSPC) if `wanted` bytes more would fill the file system of the spill folder too far."""
-    found = os.statvfs(folder)
-    unit = found.f_frsize
-    used = (found.f_blocks - found.f_bfree) * unit
-    most = used + found.f_bavail * unit
+    used, most = _disk(folder)
     if used + wanted > disk_fraction * most:
         raise OSError(
             errno.ENOSPC,
             f"its disk would be more than {disk_fraction:.0%} full ({used:,} of {most:,} bytes are taken)",
         )
+
+
+def disk_shortage(folder: Path, wanted: int, disk_fraction: float) -> int:
+    """How many bytes must leave the file system of the spill folder before `wanted` more can come."""
+    used, most = _disk(folder)
+    return max(0, math.ceil(used + wanted - disk_fraction * most))
+
+
+def _disk(folder: Path) -> tuple[int, int]:
+    """How much of the file system is used, and how much there is."""
+    found = os.statvfs(folder)
+    unit = found.f_frsize
+    used = (found.f_blocks - found.f_bfree) * unit
+    return used, used + found.f_bavail * unit
 
 
 def write_out(
@@ -161,7 +173,8 @@ def _write(source: memoryview, path: Path, ranges: list[tuple[int, int]], flags:
 
 
 class _Output:
-    """A file that is being written. A child that is forked meanwhile lets go of it: it would keep the disk's room for as long as it lives."""
+    """A file that is being written. A child that is forked meanwhile lets go of it: it would keep the disk's room for as long as it
+    lives."""
 
     def __init__(self, path: Path, flags: int) -> None:
         flags |= os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -202,7 +215,7 @@ def spill_segment(
                 with memoryview(memory) as source:
                     ranges = _data(file.fileno())
                     write_out(source, spill_directory, name, ranges, disk_fraction)
-                if not locks.claim(lock_fd, *everything):
+                if not locks.seize(lock_fd, *everything):
                     (spill_directory / name).unlink(missing_ok=True)
                     return None
                 set_spilled(lock_fd, number)

@@ -66,7 +66,7 @@ def _work(boot: WorkerBoot) -> int:
     executor = Executor(process, source, boot.job, interrupts.request)
     interrupts.install()
     process.reactor.interrupted = interrupts.check
-    process.on_node_lost = _end_with_node
+    process.node_messages.on_lost = _end_with_node
     forked.install()
     current_process.set_process(process)
     process.begin()

@@ -56,7 +56,7 @@ class Streams:
         self._flows: dict[bytes, _Flow] = {}
         # What was said of streams that have not begun here (or that have ended).
         self._early: dict[bytes, int] = {}
-        executor.process.peer_died.append(self.consumer_died)
+        executor.process.deaths.listeners.append(self.consumer_died)
 
     def on_consumed(self, _connection: Connection, message: StreamConsumed) -> None:
         """The consumer has taken items, or wants no more (with the lock held)."""

@@ -215,18 +215,18 @@ def test_decisions_are_numbered_and_listed() -> None:
 
 def test_what_is_defined() -> None:
     for name in (
-        "shoal/runtime/owner.py::Owner.submit",
-        "shoal/runtime/owner.py::Owner",
+        "shoal/runtime/submitting.py::Submissions.submit",
+        "shoal/runtime/submitting.py::Submissions",
         "shoal/core/task_records.py::State.QUEUED",
         "shoal/messages/node.py::UNIT",
         "shoal/config.py::Config.window_us",
     ):
         assert is_defined(name), name
     for name in (
-        "shoal/runtime/owner.py::Owner.submitted",
-        "shoal/runtime/owner.py::submit",
+        "shoal/runtime/submitting.py::Submissions.submitted",
+        "shoal/runtime/submitting.py::submit",
         "shoal/runtime/owners.py::Owner",
-        "shoal/runtime/owner.py::Owner.submit.process",
+        "shoal/runtime/submitting.py::Submissions.submit.process",
     ):
         assert not is_defined(name), name
 

@@ -28,6 +28,7 @@ LAYERS: Final[tuple[tuple[str, frozenset[str]], ...]] = (
     ("base", frozenset({"errors", "ids", "config", "clock", "lock", "version"})),
     ("messages", frozenset({"messages"})),
     ("core", frozenset({"core"})),
+    ("kernel", frozenset({"kernel"})),
     ("wire", frozenset({"wire"})),
     ("serial", frozenset({"serial"})),
     ("store", frozenset({"store"})),

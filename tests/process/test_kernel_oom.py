@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.store.control_groups import MemoryGroup, memory_groups
+from shoal.kernel.control_groups import MemoryGroup, memory_groups
 from tests.api.scripts import run_script
 
 MIB = 1 << 20

@@ -35,7 +35,8 @@ class Kernel:
     def process(
         self, pid: int, name: str, resident: int, shared: int, leader: int | None = None
     ) -> None:
-        self.write(f"proc/{pid}/stat", f"{pid} ({name}) S 1 {leader or pid} 1 0 -1 4194560\n")
+        after_name = f"S 1 {leader or pid} 1 0 -1 4194560" + 13 * " 0" + " 77"
+        self.write(f"proc/{pid}/stat", f"{pid} ({name}) {after_name}\n")
         self.write(f"proc/{pid}/statm", f"9999 {resident // PAGE} {shared // PAGE} 5 0 123 0\n")
         self.write(f"proc/{pid}/comm", f"{name}\n")
 

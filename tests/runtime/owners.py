@@ -13,6 +13,7 @@ from shoal.core.references import ObjectTable
 from shoal.core.tasks import Function, Task
 from shoal.messages.node import UNIT, KillProcess, Shape
 from shoal.runtime.owner import Owner
+from shoal.runtime.submitting import Submissions
 
 
 class Sent(list[Any]):
@@ -56,6 +57,7 @@ class Bench:
             complete=self.complete,
         )
         self.owner = Owner(process)
+        process.submissions = Submissions(process, self.owner)
         self.queue = self.owner.tasks.scheduling_class(Shape((("CPU", UNIT),)))
         self.function = Function(0, b"f", "f", b"")
         self.function.average_us = 1

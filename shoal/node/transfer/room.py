@@ -6,7 +6,9 @@ gets every answer, in the loop.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -27,6 +29,7 @@ class DaemonQuota:
         keeper: Where quota comes from.
         take: Gets what the keeper says.
         tell_loop: Calls something in the loop.
+        idle_s: How long memory that nobody uses is kept.
     """
 
     def __init__(
@@ -35,11 +38,14 @@ class DaemonQuota:
         keeper: StoreKeeper,
         take: Callable[[Any], None],
         tell_loop: Callable[..., object],
+        idle_s: float,
     ) -> None:
         self.address = address
         self.send = take
         self._keeper = keeper
         self._tell_loop = tell_loop
+        self._idle_s = idle_s
+        self._timer: asyncio.TimerHandle | None = None
         self._thread: ThreadPoolExecutor | None = None
 
     def __str__(self) -> str:
@@ -57,6 +63,18 @@ class DaemonQuota:
             self._tell_loop(self._keeper.on_return, self, QuotaReturn(given, asked=True))
 
         self._have_done(work)
+
+    def rest_later(self, arena: Arena) -> None:
+        """Some of its memory is idle: see in a while whether that is so still, and then give it back (in the loop)."""
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._idle_s, self._have_done, lambda: self._rest(arena))
+
+    def _rest(self, arena: Arena) -> None:
+        given, again = arena.rest(sys.maxsize)
+        if given:
+            self._tell_loop(self._keeper.on_return, self, QuotaReturn(given))
+        if again:
+            self._tell_loop(self.rest_later, arena)
 
     def spill(self, arena: Arena, wanted: int) -> None:
         """Write copies to disk: those that somebody is about to map, or that others get from here, cannot be dropped."""
@@ -79,5 +97,7 @@ class DaemonQuota:
 
     def close(self) -> None:
         """Do nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,1 @@
+"""What the kernel says of this machine, where more than one layer asks: control groups, processes."""
