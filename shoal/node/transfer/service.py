@@ -113,6 +113,8 @@ class Transfers:
             self._is_on_disk,
             self._is_viewed,
             keeper.quotas.capacity,
+            # As long as the control store may take to say that a node has died.
+            int(config.node_timeout_s * 1e9),
         )
         self._uploads = Uploads(self._place, config.uploads_per_object, self._pulls.stage)
         self._terms = Terms(
@@ -371,8 +373,8 @@ class Transfers:
                     # The disk was full: nobody else need try.
                     self._keeper.on_spilled(self._share, Spilled(0, 0, reason))
                 self._pulls.on_no_room(key, number, reason, now)
-            case Broken(reason, progress):
-                self._pulls.on_broken(key, number, reason, now, progress=progress)
+            case Broken(reason, progress, refused):
+                self._pulls.on_broken(key, number, reason, now, progress=progress, refused=refused)
             case Short():
                 self._pulls.on_broken(key, number, "was stopped", now)
         self._drain()
