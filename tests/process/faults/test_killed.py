@@ -1,5 +1,5 @@
-"""The fault matrix, first part: an owner, a borrower or an executor is killed while nothing happens to the objects, while one is on its way to
-another node, and while one is written to disk. docs/faults.md has the table.
+"""The fault matrix, first part: an owner, a borrower or an executor is killed while nothing happens to the objects, while one is on its way
+to another node, and while one is written to disk. `docs/faults.md` has the table.
 """
 
 from __future__ import annotations
