@@ -31,6 +31,7 @@ Y is added only while X receives and Y, which waits for an answer, feeds nobody.
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -90,11 +91,14 @@ class Pulls:
         self._capacity: Final = capacity
         self._attempts = 0
         self._copies: dict[Key, Copy] = {}
-        self._queues: Final[dict[Why, dict[Key, None]]] = {why: {} for why in Why}
+        # Of ten thousand that are taken out at the head, an ordinary dictionary would look at all the gaps each time.
+        self._queues: Final[dict[Why, OrderedDict[Key, None]]] = {why: OrderedDict() for why in Why}
         self._under_way: dict[Key, None] = {}
         self._bytes_under_way = 0
         # Whole and without pins, the one unused for longest first.
-        self._unused: dict[Key, None] = {}
+        self._unused: OrderedDict[Key, None] = OrderedDict()
+        # Of these, those that were seen to be on disk, where they stay.
+        self._unused_on_disk: dict[Key, None] = {}
         self._of_client: dict[Client, dict[int, Key]] = {}
         # How nodes ended; the oldest are forgotten.
         self._ended: dict[str, str] = {}
@@ -261,14 +265,21 @@ class Pulls:
     def on_room_wanted(self, wanted: int) -> int:
         """Drop copies that nobody holds until `wanted` bytes are free, if there are as many; how many are."""
         given = 0
-        for key in list(self._unused):
-            if given >= wanted:
-                break
-            if not self._feeds(key) and not self._on_disk(key):
-                # Of one that somebody gets from here the memory would not be free yet.
+        feeding: list[Key] = []
+        while given < wanted and self._unused:
+            key, _ = self._unused.popitem(last=False)
+            if self._on_disk(key):
+                self._unused_on_disk[key] = None
+            elif self._feeds(key):
+                # The memory would not be free yet.
+                feeding.append(key)
+            else:
                 copy = self._copies[key]
                 given += copy.size
                 self._remove(copy)
+        for key in reversed(feeding):
+            self._unused[key] = None
+            self._unused.move_to_end(key, last=False)
         return given
 
     def on_tick(self, now: int) -> None:
@@ -401,7 +412,7 @@ class Pulls:
 
     def _grant(self, copy: Copy, client: Client, req: int) -> None:
         copy.pins[(client, req)] = None
-        self._unused.pop(copy.key, None)
+        self._use(copy)
         self.outbox.append(Answer(client, req, copy.location))
 
     def _unpin(self, copy: Copy, client: Client, req: int) -> None:
@@ -412,6 +423,10 @@ class Pulls:
             self._remove(copy)
         else:
             self._unused[copy.key] = None
+
+    def _use(self, copy: Copy) -> None:
+        self._unused.pop(copy.key, None)
+        self._unused_on_disk.pop(copy.key, None)
 
     def _refuse(self, client: Client, req: int, text: str, cause: str) -> None:
         self.outbox.append(Answer(client, req, None, f"ObjectLostError: {text}", cause))
@@ -456,7 +471,7 @@ class Pulls:
         queue = self._queues[copy.why]
         if copy.state is State.QUEUED:
             queue.pop(copy.key, None)
-        self._unused.pop(copy.key, None)
+        self._use(copy)
         if copy.attempt:
             self.outbox.append(Discard(copy.key))
         self._move(copy, State.GONE)
@@ -481,7 +496,8 @@ class Pulls:
         for key, copy in self._copies.items():
             assert copy.key == key
             unused = copy.state is State.WHOLE and not copy.pins
-            assert unused == (key in self._unused)
+            assert unused == (key in self._unused or key in self._unused_on_disk)
+            assert not (key in self._unused and key in self._unused_on_disk)
             assert not (unused and copy.dead), "a dead copy that nobody holds was kept"
             assert (copy.state is State.WHOLE) == (copy.location is not None)
             assert not (copy.state is State.WHOLE and copy.wishes)
