@@ -19,7 +19,8 @@ Rule 4. The origin is asked first, then whom it names. A source that breaks off 
         bytes that have come are kept. A source is given up after `tries` failures in a row without a byte; a pull fails when
         no source is left. An origin that is merely busy is asked again and again, with pauses.
 Rule 5. A copy is pinned for each process that asked, until that has it mapped. Copies that nobody has pinned are dropped when
-        the origin says that the object is dead, and, the one unused for longest first, when room is wanted (those on disk take none).
+        the origin says that the object is dead, and, the one unused for longest first, when room is wanted: those in memory for room
+        there, those on disk for room on the disk.
 Rule 6. Every `Fetch` ends in exactly one outcome (arrived, broken, elsewhere, missing, no room), also one that was told to
         `Stop`. Outcomes carry the number of the attempt.
 
@@ -70,6 +71,7 @@ class Pulls:
         tries: Rule 4.
         feeds: Whether somebody gets this object from here just now.
         on_disk: Whether a whole copy takes room on disk only.
+        viewed: Whether somebody still looks at a whole copy, so that its room on disk would not be free at once.
         capacity: Of the store. What is larger is brought to disk, and takes none of `inflight_bytes`.
     """
 
@@ -80,6 +82,7 @@ class Pulls:
         tries: int,
         feeds: Callable[[Key], bool],
         on_disk: Callable[[Key], bool] = lambda _: False,
+        viewed: Callable[[Key], bool] = lambda _: False,
         capacity: int = sys.maxsize,
     ) -> None:
         self.outbox: list[Effect] = []
@@ -88,6 +91,7 @@ class Pulls:
         self._tries: Final = tries
         self._feeds: Final = feeds
         self._on_disk: Final = on_disk
+        self._viewed: Final = viewed
         self._capacity: Final = capacity
         self._attempts = 0
         self._copies: dict[Key, Copy] = {}
@@ -263,7 +267,7 @@ class Pulls:
         self._ended.pop(place, None)
 
     def on_room_wanted(self, wanted: int) -> int:
-        """Drop copies that nobody holds until `wanted` bytes are free, if there are as many; how many are."""
+        """Drop copies in memory that nobody holds until `wanted` bytes are free, if there are as many; how many are."""
         given = 0
         feeding: list[Key] = []
         while given < wanted and self._unused:
@@ -271,16 +275,32 @@ class Pulls:
             if self._on_disk(key):
                 self._unused_on_disk[key] = None
             elif self._feeds(key):
-                # The memory would not be free yet.
+                # The room would not be free yet.
                 feeding.append(key)
             else:
-                copy = self._copies[key]
-                given += copy.size
-                self._remove(copy)
+                given += self._drop(key)
         for key in reversed(feeding):
             self._unused[key] = None
             self._unused.move_to_end(key, last=False)
         return given
+
+    def on_disk_wanted(self, wanted: int) -> int:
+        """The same with copies on disk, for room there."""
+        for key in [key for key in self._unused if self._on_disk(key)]:
+            del self._unused[key]
+            self._unused_on_disk[key] = None
+        given = 0
+        for key in list(self._unused_on_disk):
+            if given >= wanted:
+                break
+            if not self._feeds(key) and not self._viewed(key):
+                given += self._drop(key)
+        return given
+
+    def _drop(self, key: Key) -> int:
+        copy = self._copies[key]
+        self._remove(copy)
+        return copy.size
 
     def on_tick(self, now: int) -> None:
         """Time has passed."""

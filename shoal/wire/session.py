@@ -53,6 +53,7 @@ SESSION_PREFIX: Final = "s-"
 """How the folder of a session begins."""
 CONTROL_PREFIX: Final = "c-"
 """How the folder of a control store begins."""
+_REMOVAL_TRIES: Final = 5
 _LONGEST_NAME: Final = "/w-00000000.sock"
 
 
@@ -204,7 +205,8 @@ def remove_session(session_dir: str, shm_dir: str) -> None:
     """Remove all that a session left in the file system. May be called by several processes at once."""
     # The link goes with the session's folder: until then another process that removes the session finds its way by it.
     for folder in (shm_dir, spill_target(session_dir), session_dir):
-        # Twice, because somebody may have made a file in it while it was being emptied.
-        for _ in range(2):
-            with contextlib.suppress(OSError):
-                shutil.rmtree(folder)
+        # Somebody may make files in it while it is being emptied, or remove those that were just listed.
+        for _ in range(_REMOVAL_TRIES):
+            if not os.path.isdir(folder):
+                break
+            shutil.rmtree(folder, ignore_errors=True)
