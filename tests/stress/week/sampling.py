@@ -90,11 +90,13 @@ def read_usage(pid: int, root: str) -> Usage | None:
 
 
 def files_under(folders: list[str]) -> tuple[int, int]:
-    """Bytes and number of the files in some folders, of all depths."""
+    """Bytes and number of the files in some folders, of all depths; without the lock file that each process has for its memory."""
     size = count = 0
     for folder in folders:
         for path, _, names in os.walk(folder):
             for name in names:
+                if name.endswith(".locks"):
+                    continue
                 try:
                     size += os.stat(f"{path}/{name}", follow_symlinks=False).st_blocks * _BLOCK
                 except FileNotFoundError:
