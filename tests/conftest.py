@@ -1,8 +1,8 @@
 """What every test runs in: a session root of its own run, fixed hypothesis seeds, clusters, and the leak check.
 
-The leak check surrounds each test but those of the pure layers, which start no processes. A module that uses `shared_cluster` is checked once,
-at its end, since its workers rightly come and go between its tests. shoal is imported only when a fixture needs it,
-so that the tests of the pure layers run without the rest.
+The leak check surrounds each test but those of the pure layers, which start no processes. A module that uses `shared_cluster` is checked
+once, at its end, since its workers rightly come and go between its tests. shoal is imported only when a fixture needs it, so that the
+tests of the pure layers run without the rest.
 """
 
 from __future__ import annotations

@@ -290,8 +290,8 @@ def _install_logging(log_format: LogFormat) -> Callable[[], None]:
 
 
 def shutdown(*, wait_for_processes: bool = False) -> None:
-    """End the session: its tasks and actors, its processes and its shared memory. Does nothing if there is none, or if this process is a fork
-    of the one whose session it is. A cluster that was joined goes on, without this program's job.
+    """End the session: its tasks and actors, its processes and its shared memory. Does nothing if there is none, or if this process is a
+    fork of the one whose session it is. A cluster that was joined goes on, without this program's job.
 
     Views of shared memory that the program still holds stay valid.
 

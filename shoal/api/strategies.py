@@ -1,7 +1,7 @@
 """Where tasks and actors are to run: the options that say so, and what they come to.
 
-Guarantees that a strategy that passes here is one that the cluster understands, and that what it names can hold what is asked for, as far as
-this process can know.
+Guarantees that a strategy that passes here is one that the cluster understands, and that what it names can hold what is asked for, as far
+as this process can know.
 """
 
 from __future__ import annotations

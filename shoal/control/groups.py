@@ -1,7 +1,7 @@
 """The placement groups of a cluster: a shell over the table that decides about them (`core.groups`).
 
-Guarantees: a group is written down before anybody hears of what became of it; whoever watches a group hears of its present state at once, and
-then of every change; the view by which groups and actors are placed has the places of all groups.
+Guarantees: a group is written down before anybody hears of what became of it; whoever watches a group hears of its present state at once,
+and then of every change; the view by which groups and actors are placed has the places of all groups.
 
 A removed group is not written down any more, but remembered for a while. One that is not known counts as removed: ids are not used twice.
 

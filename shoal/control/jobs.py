@@ -1,8 +1,8 @@
-"""The jobs of a cluster. One that is over is kept for as long as detached actors of it live: they may start again, and their workers need to
-know of the job.
+"""The jobs of a cluster. One that is over is kept for as long as detached actors of it live: they may start again, and their workers need
+to know of the job.
 
-A job begins when the node of its driver says so. Another node may be quicker to name it, with an actor of it (`learn`): such a job is treated
-like one that is over until its own node is heard, so that it is kept while the actor lives, and counts as nobody's.
+A job begins when the node of its driver says so. Another node may be quicker to name it, with an actor of it (`learn`): such a job is
+treated like one that is over until its own node is heard, so that it is kept while the actor lives, and counts as nobody's.
 """
 
 from __future__ import annotations

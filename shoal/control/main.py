@@ -6,12 +6,12 @@
                       ◄─stdout: Ready, BootFailed─┘
 
 Started as `python -m shoal.control`. It reads one framed boot record from its standard input, so that the token shows in no list of
-processes; it answers with one frame on its standard output, when it serves, or why it does not. If it has a starter, it ends with it (the end
-of the input); else it lets go of both, and lives until SIGTERM. It inherits the listening socket and the lock of its folder; its log
+processes; it answers with one frame on its standard output, when it serves, or why it does not. If it has a starter, it ends with it (the
+end of the input); else it lets go of both, and lives until SIGTERM. It inherits the listening socket and the lock of its folder; its log
 goes to standard error, which its starter opens.
 
-Order of the start: load the storage, which may wait for the end of its former user; serve; say so. Order of the end: let nobody in, hang up,
-finish what was written, remove the folder.
+Order of the start: load the storage, which may wait for the end of its former user; serve; say so. Order of the end: let nobody in, hang
+up, finish what was written, remove the folder.
 
 A storage that fails ends the process with exit code 1 and the reason in the log: nobody has heard of what is lost. Its folder
 stays, as after SIGKILL: SQLite's file may be in it, for the next control store.

@@ -1,7 +1,7 @@
 """On which node an actor is to live: the seam between the control store and the policy.
 
-An actor goes where a task of its shape would go that its creator submits, by the view of the cluster that the control store has: `home`, the node
-of its creator, is the local one. So the rules of `core.policy` hold for actors, too.
+An actor goes where a task of its shape would go that its creator submits, by the view of the cluster that the control store has: `home`,
+the node of its creator, is the local one. So the rules of `core.policy` hold for actors, too.
 """
 
 from __future__ import annotations

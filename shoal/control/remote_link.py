@@ -94,7 +94,8 @@ class _Asked(NamedTuple):
 
 
 class RemoteLink:
-    """See the module's docstring. `lives` says which lives of actors the node has, as (actor, incarnation), `bundles` what it has reserved; `context` is for TLS."""
+    """See the module's docstring. `lives` says which lives of actors the node has, as (actor, incarnation), `bundles` what it has
+    reserved; `context` is for TLS."""
 
     def __init__(
         self,

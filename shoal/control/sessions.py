@@ -7,9 +7,10 @@
                        │  └──────── NodeSession.give (orders) ◄──────┘
                        └─► views, as each node takes them
 
-A `NodeSession` (`control.node_session`) is the control store's end of the two streams with a node; connections come and go under it. Guarantees: what a node says takes effect once and is acknowledged when that is durable; what it is told arrives once and in
-order; a node that takes nothing costs bounded memory, gets the newest state of everything when it takes something again, and ends
-when its time is up. Whoever only looks is answered over his connection, which is closed if he does not read.
+A `NodeSession` (`control.node_session`) is the control store's end of the two streams with a node; connections come and go under it.
+Guarantees: what a node says takes effect once and is acknowledged when that is durable; what it is told arrives once and in order; a node
+that takes nothing costs bounded memory, gets the newest state of everything when it takes something again, and ends when its time is up.
+Whoever only looks is answered over his connection, which is closed if he does not read.
 
 A control store that was stopped itself (a debugger, a laptop that slept) cannot tell who lives: it gives the nodes time to be heard first.
 

@@ -83,8 +83,8 @@ class DemandTree(Generic[T]):
 
 
 class _Node(Generic[T]):
-    """An item. `least` and `most` bound what is asked for from here on down; what `least` does not name, somebody does without. Both are found
-    out when they are asked for: one order is searched for the one, the other for the other."""
+    """An item. `least` and `most` bound what is asked for from here on down; what `least` does not name, somebody does without. Both are
+    found out when they are asked for: one order is searched for the one, the other for the other."""
 
     __slots__ = ("_least", "_most", "amounts", "item", "key", "left", "rank", "right")
 

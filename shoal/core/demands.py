@@ -97,11 +97,11 @@ def count_queue(demands: Demands, queue: LeaseQueue, epoch_ns: int) -> None:
     for request in queue.requests:
         demands.add(
             ACTORS if request.for_actor else TASKS,
-            [(request.claim.amounts, 1)],
+            [(request.claimant.amounts, 1)],
             request.since + epoch_ns,
             name=request.name,
-            where="" if request.claim.source is None else IN_GROUP,
-            nowhere=request.claim.source is None and queue.requests.is_infeasible(request),
+            where="" if request.claimant.source is None else IN_GROUP,
+            nowhere=request.claimant.source is None and queue.requests.is_infeasible(request),
         )
 
 

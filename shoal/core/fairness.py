@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
-from shoal.core.lease_records import Claim, Lease
+from shoal.core.lease_records import Claimant, Lease
 from shoal.core.pool import WorkerState
 from shoal.core.resources import CPU, Amounts
 
 _FIRST_BURST_NS: Final = 1_000_000_000
 
 
-def turn(claim: Claim) -> tuple[int, int]:
+def turn(claimant: Claimant) -> tuple[int, int]:
     """Rule 1: those with the fewest leases first; among them, who has waited longest."""
-    return claim.held, claim.since
+    return claimant.held, claimant.since
 
 
 # --- rule 4: a large request reserves, in bursts --------------------------------------------------------------------
@@ -55,14 +55,14 @@ def returns_may_serve(
 
 
 def leases_to_ask_back(
-    waiting: Callable[[Collection[str]], Iterable[Claim]],
+    waiting: Callable[[Collection[str]], Iterable[Claimant]],
     leases: Iterable[Lease],
     available: Mapping[str, int],
     *,
     ripe_before: int,
 ) -> tuple[list[Lease], int | None]:
-    """The leases to ask for: as few as would serve the first request of each claim that waits; and when the oldest of the leases was
-    granted that are still too young to be asked for. `waiting` gives, in the order of their turns, the claims that ask for any of some
+    """The leases to ask for: as few as would serve the first request of each claimant that waits; and when the oldest of the leases was
+    granted that are still too young to be asked for. `waiting` gives, in the order of their turns, the claimants that ask for any of some
     resources. It is asked for no more of them than there is something for.
     """
     ripe: list[Lease] = []
@@ -82,31 +82,33 @@ def leases_to_ask_back(
     ripe.sort(key=_richest_first)
     names = {name for lease in ripe for name, _ in lease.allocation.amounts}
     asked: list[Lease] = []
-    for claim in waiting(names):
+    for claimant in waiting(names):
         # Those that come hold no less than this one.
-        if not ripe or 0 < claim.held >= ripe[0].request.claim.held - 1:
+        if not ripe or 0 < claimant.held >= ripe[0].request.claimant.held - 1:
             break
-        short = _short_of(claim.amounts, coming)
+        short = _short_of(claimant.amounts, coming)
         for lease in list(ripe) if short else ():
             if not short:
                 break
-            if _owes(lease.request.claim, claim) and short.keys() & dict(lease.allocation.amounts):
+            if _owes(lease.request.claimant, claimant) and short.keys() & dict(
+                lease.allocation.amounts
+            ):
                 ripe.remove(lease)
                 asked.append(lease)
                 _add(coming, lease.allocation.amounts)
-                short = _short_of(claim.amounts, coming)
-        for name, amount in claim.amounts:
+                short = _short_of(claimant.amounts, coming)
+        for name, amount in claimant.amounts:
             coming[name] = max(0, coming.get(name, 0) - amount)
     return asked, young
 
 
-def _owes(holder: Claim, claim: Claim) -> bool:
-    """Whether fairness wants a lease of `holder` for `claim`: with a difference of one, they would only trade places."""
-    return holder is not claim and (claim.held == 0 or holder.held > claim.held + 1)
+def _owes(holder: Claimant, claimant: Claimant) -> bool:
+    """Whether fairness wants a lease of `holder` for `claimant`: with a difference of one, they would only trade places."""
+    return holder is not claimant and (claimant.held == 0 or holder.held > claimant.held + 1)
 
 
 def _richest_first(lease: Lease) -> tuple[int, int]:
-    return -lease.request.claim.held, lease.lease_id
+    return -lease.request.claimant.held, lease.lease_id
 
 
 def _short_of(amounts: Amounts, coming: Mapping[str, int]) -> dict[str, int]:

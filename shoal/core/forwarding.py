@@ -6,14 +6,15 @@ Each request of a client of this node has one of these states::
     AT(node)   forwarded to that node, whose queue has it, or which is about to say that it is too busy
     NOWHERE    no node can serve it as the cluster stands; its owner has been told why
 
-and moves between them when the view of the cluster changes, as the policy says (`core.policy.choose`). What waits in a queue, here or there,
-is moved only to a node that has room: a place in a queue is worth something.
+and moves between them when the view of the cluster changes, as the policy says (`core.policy.choose`). What waits in a queue, here or
+there, is moved only to a node that has room: a place in a queue is worth something.
 
 Guarantees
 - A request is granted to its owner at most once, and refused or granted in the end unless it is withdrawn. A grant that comes for a request
   which has been withdrawn, or granted elsewhere meanwhile, is returned at once.
 - A request that is sent again is the same request.
-- When a node is gone, what it had queued is asked for elsewhere; its leases are gone with it, which their owners hear as the end of the workers.
+- When a node is gone, what it had queued is asked for elsewhere; its leases are gone with it, which their owners hear as the end of the
+  workers.
 - Leases of other nodes have negative numbers, so that they are not taken for those of the own queue.
 
 The shell carries out the effects in `outbox`, in order. Used from the daemon's loop only.

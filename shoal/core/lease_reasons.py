@@ -27,7 +27,7 @@ def explain(queue: LeaseQueue, owner: Owner, req: int) -> str:
         request,
         queue.supply,
         leases=sum(1 for _ in queue.leases()),
-        starting=queue.pool.starting_of(request.claim.key),
+        starting=queue.pool.starting_of(request.claimant.key),
         most_workers=queue.most_workers(),
     )
 
@@ -45,7 +45,7 @@ def why_request(
     request = queue.requests.get(owner, req)
     if request is None:
         return None
-    amounts, source = request.claim.amounts, request.claim.source
+    amounts, source = request.claimant.amounts, request.claimant.source
     available = queue.supply.available(source)
     infeasible = queue.requests.is_infeasible(request)
     missing = {name for name, amount in amounts if amount > available.get(name, 0)}
@@ -61,12 +61,12 @@ def why_request(
 
 
 def _kind(queue: LeaseQueue, request: Request, misses: bool) -> str:
-    key, source = request.claim.key, request.claim.source
+    key, source = request.claimant.key, request.claimant.source
     if queue.requests.is_infeasible(request):
         return "nowhere"
     if source is not None and not queue.supply.ledger.knows(source):
         return "placement group"
-    if misses or not queue.supply.fits(source, request.claim.amounts):
+    if misses or not queue.supply.fits(source, request.claimant.amounts):
         return "resource"
     if queue.most_workers():
         return "processes"

@@ -107,13 +107,13 @@ Effect = ForkWorker | EndWorker | RetireWorker | Grant | Refuse | AskBack | Revo
 class Request:
     """A wish for a worker. An actor's has `keeps`: what it still holds once it is settled."""
 
-    __slots__ = ("claim", "keeps", "name", "outlives_job", "owner", "req", "seq", "since")
+    __slots__ = ("claimant", "keeps", "name", "outlives_job", "owner", "req", "seq", "since")
 
     def __init__(
         self,
         owner: Owner,
         req: int,
-        claim: Claim,
+        claimant: Claimant,
         seq: int,
         since: int,
         name: str,
@@ -122,7 +122,7 @@ class Request:
     ) -> None:
         self.owner = owner
         self.req = req
-        self.claim = claim
+        self.claimant = claimant
         self.seq = seq
         self.since = since
         self.name = name
@@ -135,8 +135,8 @@ class Request:
         return self.keeps is not None
 
 
-class Claim:
-    """What one claimant asks for, and of which source (see `core.supply`): its waiting requests, how many leases it holds and works
+class Claimant:
+    """An owner, what it asks for, and of which source (see `core.supply`): its waiting requests, how many leases it holds and works
     with, and since when (as a sequence number) it waits for its turn."""
 
     __slots__ = ("amounts", "held", "key", "owner", "refs", "since", "source", "told", "waiting")

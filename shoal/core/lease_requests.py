@@ -1,6 +1,6 @@
 """The requests that wait in a lease queue, by claimant, until each is served, withdrawn or refused.
 
-A *claim* is there for as long as a request or a lease refers to it. What an idle node could not give waits apart from the
+The record of a claimant is there for as long as a request or a lease refers to it. What an idle node could not give waits apart from the
 others, and is in nobody's way.
 
 Leaves to `core.leases` who is served when.
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from shoal.core.explanations import why_waiting
-from shoal.core.lease_records import Claim, Owner, Request
+from shoal.core.lease_records import Claimant, Owner, Request
 from shoal.core.pool import WorkerKey
 from shoal.core.resources import Amounts
 from shoal.core.supply import Supply
@@ -23,7 +23,7 @@ class LeaseRequests:
     """See the module's docstring."""
 
     def __init__(self) -> None:
-        self._claims: dict[tuple[Owner, WorkerKey, Amounts, InBundle | None], Claim] = {}
+        self._claimants: dict[tuple[Owner, WorkerKey, Amounts, InBundle | None], Claimant] = {}
         self._requests: dict[tuple[Owner, int], Request] = {}
         self._infeasible: dict[tuple[Owner, int], Request] = {}
         self._last_seq = 0
@@ -46,20 +46,20 @@ class LeaseRequests:
 
     # --- coming and going ----------------------------------------------------------------------------------------
 
-    def claim(
+    def claimant(
         self, owner: Owner, key: WorkerKey, amounts: Amounts, source: InBundle | None
-    ) -> Claim:
-        """The claim of a claimant; made if there is none."""
-        claim_key = (owner, key, amounts, source)
-        claim = self._claims.get(claim_key)
-        if claim is None:
-            claim = self._claims[claim_key] = Claim(owner, key, amounts, source)
-        return claim
+    ) -> Claimant:
+        """The record of a claimant; made if there is none."""
+        claimant_key = (owner, key, amounts, source)
+        claimant = self._claimants.get(claimant_key)
+        if claimant is None:
+            claimant = self._claimants[claimant_key] = Claimant(owner, key, amounts, source)
+        return claimant
 
     def add(
         self,
         req: int,
-        claim: Claim,
+        claimant: Claimant,
         now: int,
         *,
         name: str,
@@ -67,18 +67,20 @@ class LeaseRequests:
         outlives_job: bool,
         feasible: bool,
     ) -> None:
-        """One more request of a claim."""
-        claim.refs += 1
-        request = Request(claim.owner, req, claim, self.next_seq(), now, name, keeps, outlives_job)
-        self._requests[claim.owner, req] = request
+        """One more request of a claimant."""
+        claimant.refs += 1
+        request = Request(
+            claimant.owner, req, claimant, self.next_seq(), now, name, keeps, outlives_job
+        )
+        self._requests[claimant.owner, req] = request
         if feasible:
-            if not claim.waiting:
-                claim.since = request.seq
-            claim.waiting.append(request)
-            self.turns.moved(claim)
-            self._in_line += claim.source is None
+            if not claimant.waiting:
+                claimant.since = request.seq
+            claimant.waiting.append(request)
+            self.turns.moved(claimant)
+            self._in_line += claimant.source is None
         else:
-            self._infeasible[claim.owner, req] = request
+            self._infeasible[claimant.owner, req] = request
 
     def next_seq(self) -> int:
         """A number higher than all before: a place at the end of the line."""
@@ -86,14 +88,14 @@ class LeaseRequests:
         return self._last_seq
 
     def served(self, request: Request) -> None:
-        """A request is served; its lease refers to the claim from now on."""
+        """A request is served; its lease refers to the claimant from now on."""
         del self._requests[request.owner, request.req]
         self._leave(request)
 
-    def last_in_line(self, claim: Claim) -> None:
+    def last_in_line(self, claimant: Claimant) -> None:
         """A claimant has had its turn."""
-        claim.since = self.next_seq()
-        self.turns.moved(claim)
+        claimant.since = self.next_seq()
+        self.turns.moved(claimant)
 
     def remove(self, request: Request) -> None:
         """A request is not needed any more, or refused."""
@@ -101,21 +103,21 @@ class LeaseRequests:
         del self._requests[key]
         if self._infeasible.pop(key, None) is None:
             self._leave(request)
-        self.drop_ref(request.claim)
+        self.drop_ref(request.claimant)
 
     def _leave(self, request: Request) -> None:
         """It waits for its turn no longer."""
-        claim = request.claim
-        claim.waiting.remove(request)
-        claim.told = claim.told and bool(claim.waiting)
-        self.turns.moved(claim)
-        self._in_line -= claim.source is None
+        claimant = request.claimant
+        claimant.waiting.remove(request)
+        claimant.told = claimant.told and bool(claimant.waiting)
+        self.turns.moved(claimant)
+        self._in_line -= claimant.source is None
 
-    def drop_ref(self, claim: Claim) -> None:
-        """A request or lease of a claim is no more."""
-        claim.refs -= 1
-        if not claim.refs:
-            del self._claims[claim.owner, claim.key, claim.amounts, claim.source]
+    def drop_ref(self, claimant: Claimant) -> None:
+        """A request or lease of a claimant is no more."""
+        claimant.refs -= 1
+        if not claimant.refs:
+            del self._claimants[claimant.owner, claimant.key, claimant.amounts, claimant.source]
 
     # --- questions -----------------------------------------------------------------------------------------------
 
@@ -129,9 +131,11 @@ class LeaseRequests:
 
     def before(self, request: Request) -> int:
         """How many older requests wait for resources of the same source."""
-        source = request.claim.source
+        source = request.claimant.source
         return sum(
-            other.seq < request.seq and other.claim.source == source and key not in self._infeasible
+            other.seq < request.seq
+            and other.claimant.source == source
+            and key not in self._infeasible
             for key, other in self._requests.items()
         )
 
@@ -145,7 +149,7 @@ class LeaseRequests:
         most_workers: int,
     ) -> str:
         """Why a request waits, as a sentence. `most_workers` is 0 while more may start."""
-        source, amounts = request.claim.source, request.claim.amounts
+        source, amounts = request.claimant.source, request.claimant.amounts
         if self.is_infeasible(request):
             return supply.why_infeasible(source, amounts)
         books = supply.resources
@@ -163,17 +167,19 @@ class LeaseRequests:
         )
 
     def check(self, leases: int, held: dict[int, int]) -> None:
-        """Assert the invariants; `leases` there are in all, and `held` of them count, by claim."""
+        """Assert the invariants; `leases` there are in all, and `held` of them count, by claimant."""
         queued = refs = 0
-        for claim in self._claims.values():
-            refs += claim.refs
-            assert claim.held == held.get(id(claim), 0)
-            seqs = [request.seq for request in claim.waiting]
+        for claimant in self._claimants.values():
+            refs += claimant.refs
+            assert claimant.held == held.get(id(claimant), 0)
+            seqs = [request.seq for request in claimant.waiting]
             assert seqs == sorted(seqs)
             queued += len(seqs)
-        self.turns.check(self._claims.values())
+        self.turns.check(self._claimants.values())
         assert self._in_line == sum(
-            len(claim.waiting) for claim in self._claims.values() if claim.source is None
+            len(claimant.waiting)
+            for claimant in self._claimants.values()
+            if claimant.source is None
         )
         assert queued + len(self._infeasible) == len(self._requests)
         assert refs == len(self._requests) + leases

@@ -7,9 +7,9 @@ Rule 1. When resources are free, the claimant that holds the fewest leases comes
         waited longest since it began to ask or last had one, however many requests it has.
 Rule 2. A request whose resources are free but that has no worker yet keeps them while a worker is forked for it, so that
         nobody younger slips in between; forks in flight are therefore bounded by free resources.
-Rule 3. A lease older than `fair_share_ns` is asked back, once, when a claimant that holds none (or at least two fewer)
-        waits for what it holds. What its owner has nothing to do for, it gives back before that if something else of its own waits:
-        therefore it is told of what is not served at once. Leases of workers that wait themselves are left alone: they have lent their CPUs.
+Rule 3. A lease older than `fair_share_ns` is asked back, once, when a claimant that holds none (or at least two fewer) waits for what it
+        holds. What its owner has nothing to do for, it gives back before that if something else of its own waits: therefore it is told of
+        what is not served at once. Leases of workers that wait themselves are left alone: they have lent their CPUs.
 Rule 4. A request too big to be served from what small ones leave over reserves what it needs, in bursts that double: a
         quarter of the time in the long run. Never reserving would starve it; reserving always would let one request idle
         the node behind a holder that never ends, or deadlock with it.
@@ -39,7 +39,7 @@ from shoal.core.bundles import Reservation
 from shoal.core.lease_reasons import explain
 from shoal.core.lease_records import (
     AskBack,
-    Claim,
+    Claimant,
     Effect,
     EndWorker,
     ForkWorker,
@@ -87,8 +87,8 @@ class LeaseQueue:
         self._mean_lease_ns = 0
         self._deadline: int | None = None
         self._changed = False
-        # Claims with requests that have not been waiting yet when a pass was over.
-        self._untold: dict[Claim, None] = {}
+        # Claimants with requests that have not been waiting yet when a pass was over.
+        self._untold: dict[Claimant, None] = {}
 
     # --- events from owners --------------------------------------------------------------------------------------
 
@@ -110,11 +110,13 @@ class LeaseQueue:
             # The same request once more: a resent message.
             return
         source = source_of(shape)
-        claim = self._requests.claim(owner, WorkerKey(job_id, shape.env), shape.resources, source)
+        claimant = self._requests.claimant(
+            owner, WorkerKey(job_id, shape.env), shape.resources, source
+        )
         feasible = self.supply.feasible(source, shape.resources)
         self._requests.add(
             req,
-            claim,
+            claimant,
             now,
             name=name,
             keeps=keeps,
@@ -123,8 +125,8 @@ class LeaseQueue:
         )
         if feasible:
             self._changed = True
-            if keeps is None and not claim.told:
-                self._untold[claim] = None
+            if keeps is None and not claimant.told:
+                self._untold[claimant] = None
         else:
             self.outbox.append(
                 Pending(owner, req, self.supply.why_infeasible(source, shape.resources))
@@ -169,7 +171,7 @@ class LeaseQueue:
     def on_job_gone(self, job_id: bytes, now: int, reason: str, *, kill: bool) -> None:
         """A job has ended, and all workers of it with it, but for actors that outlive it."""
         for request in self._requests.those(
-            lambda r: r.claim.key.job_id == job_id and not r.outlives_job
+            lambda r: r.claimant.key.job_id == job_id and not r.outlives_job
         ):
             self._withdraw(request)
         for worker in list(self.pool):
@@ -337,7 +339,7 @@ class LeaseQueue:
         )
         while (turn := granting.next()) is not None:
             _, request = turn
-            if pool.has_idle(request.claim.key, for_actor=request.for_actor):
+            if pool.has_idle(request.claimant.key, for_actor=request.for_actor):
                 self._serve(request, now)
                 granting.served(*turn)
             else:
@@ -354,12 +356,14 @@ class LeaseQueue:
         return granting
 
     def _serve(self, request: Request, now: int) -> None:
-        claim = request.claim
+        claimant = request.claimant
         self._requests.served(request)
         self._last_lease_id += 1
-        worker = self.pool.lease(claim.key, self._last_lease_id, now, for_actor=request.for_actor)
+        worker = self.pool.lease(
+            claimant.key, self._last_lease_id, now, for_actor=request.for_actor
+        )
         assert worker is not None
-        reservation, allocation = self.supply.take(claim.source, claim.amounts)
+        reservation, allocation = self.supply.take(claimant.source, claimant.amounts)
         lease = Lease(self._last_lease_id, request, worker, reservation, allocation, now)
         self._leases[lease.lease_id] = lease
         self._count(lease)
@@ -373,9 +377,9 @@ class LeaseQueue:
         in the hands of tasks, which end, not of actors, which may not."""
         self._requests.turns.refresh()
         return {
-            request.claim.source: request.claim.amounts
+            request.claimant.source: request.claimant.amounts
             for request in self._requests.turns.oldest_unmet(self.supply)
-            if self._reserves(request.claim.source, request, now)
+            if self._reserves(request.claimant.source, request, now)
         }
 
     def _reserves(self, source: InBundle | None, request: Request, now: int) -> bool:
@@ -391,7 +395,7 @@ class LeaseQueue:
         self._due(now + for_ns)
         return reserves and any(
             fairness.returns_may_serve(
-                request.claim.amounts,
+                request.claimant.amounts,
                 resources.available,
                 (lease for lease in self._leases.values() if lease.reservation is holder),
             )
@@ -400,33 +404,33 @@ class LeaseQueue:
 
     def _tell_who_waits(self, granting: Granting) -> None:
         """Tell owners that something is not served at once: what idles in their hands for something else, they give back."""
-        for claim in list(self._untold):
-            request = granting.unserved(claim)
+        for claimant in list(self._untold):
+            request = granting.unserved(claimant)
             if request is not None:
-                claim.told = True
+                claimant.told = True
                 self.outbox.append(Pending(request.owner, request.req, ""))
-            if request is not None or not claim.waiting:
-                del self._untold[claim]
+            if request is not None or not claimant.waiting:
+                del self._untold[claimant]
 
     def _ask_back(self, granting: Granting, now: int) -> None:
         """Ask for leases by rule 3."""
-        lines = [
-            line for line in self._requests.turns if next(granting.left(line), None) is not None
+        rotas = [
+            rota for rota in self._requests.turns if next(granting.left(rota), None) is not None
         ]
-        if not lines:
+        if not rotas:
             return
         by_holder: dict[Reservation | None, list[Lease]] = {}
         for lease in self._leases.values():
             by_holder.setdefault(lease.reservation, []).append(lease)
-        for line in lines:
+        for rota in rotas:
             asked, ripe_at = fairness.leases_to_ask_back(
-                partial(granting.left, line),
+                partial(granting.left, rota),
                 [
                     lease
-                    for holder, _ in self.supply.books(line.source)
+                    for holder, _ in self.supply.books(rota.source)
                     for lease in by_holder.get(holder, ())
                 ],
-                self.supply.available(line.source),
+                self.supply.available(rota.source),
                 ripe_before=now - self._limits.fair_share_ns,
             )
             for lease in asked:
@@ -478,7 +482,7 @@ class LeaseQueue:
             )
 
     def _refuse_all(self, key: WorkerKey, kind: str, reason: str) -> None:
-        for request in self._requests.those(lambda r: r.claim.key == key):
+        for request in self._requests.those(lambda r: r.claimant.key == key):
             self._withdraw(request)
             self.outbox.append(Refuse(request.owner, request.req, kind, reason))
 
@@ -502,8 +506,8 @@ class LeaseQueue:
         self.supply.give_back(lease.reservation, lease.allocation)
         lease.reservation, lease.allocation = None, NOTHING
         # Its claimant has had its turn, and goes to the end of the line.
-        self._requests.last_in_line(lease.request.claim)
-        self._requests.drop_ref(lease.request.claim)
+        self._requests.last_in_line(lease.request.claimant)
+        self._requests.drop_ref(lease.request.claimant)
 
     def _orphan(self, lease: Lease) -> None:
         """The owner has no part in it any more; its resources are free when the worker's process is gone."""
@@ -512,13 +516,13 @@ class LeaseQueue:
 
     def _count(self, lease: Lease) -> None:
         if lease.counts:
-            lease.request.claim.held += 1
-            self._requests.turns.moved(lease.request.claim)
+            lease.request.claimant.held += 1
+            self._requests.turns.moved(lease.request.claimant)
 
     def _uncount(self, lease: Lease) -> None:
         if lease.counts:
-            lease.request.claim.held -= 1
-            self._requests.turns.moved(lease.request.claim)
+            lease.request.claimant.held -= 1
+            self._requests.turns.moved(lease.request.claimant)
 
     def _lease_of(self, worker_id: bytes) -> Lease | None:
         worker = self.pool.get(worker_id)
@@ -577,7 +581,7 @@ class LeaseQueue:
             assert lease.worker.state not in {WorkerState.STARTING, WorkerState.IDLE}
             assert self.pool.get(lease.worker.worker_id) is lease.worker
             if lease.counts:
-                held[id(lease.request.claim)] = held.get(id(lease.request.claim), 0) + 1
+                held[id(lease.request.claimant)] = held.get(id(lease.request.claimant), 0) + 1
         self.supply.check((lease.reservation, lease.out()) for lease in self._leases.values())
         leased = [w for w in self.pool if w.lease_id]
         assert len(leased) == len(self._leases)

@@ -12,8 +12,8 @@
 A node is known by its id, and by the number of its *session*, which its daemon draws when it starts. Guarantees:
 
 - a node that was declared dead stays dead: what its session says later is refused, with the reason why it was declared dead;
-- one place (the address of its door) and one id belong to at most one node that is not dead. A newcomer at the place of a node whose connection
-  has closed proves that the other has ended, since a port has one listener;
+- one place (the address of its door) and one id belong to at most one node that is not dead. A newcomer at the place of a node whose
+  connection has closed proves that the other has ended, since a port has one listener;
 - each coming and each death is an effect, once, in order.
 
 What follows from a death is for others. Times are in nanoseconds, as everywhere in cores.

@@ -19,7 +19,7 @@ class Bound(NamedTuple):
     threshold: float
 
 
-class Share(NamedTuple):
+class MemoryUse(NamedTuple):
     """What one process has for itself. `who` is as in "the worker with pid 12, which runs f()"."""
 
     who: str
@@ -48,18 +48,18 @@ def kernel_clause(killed: int) -> str:
     )
 
 
-def report(store_bytes: int, workers: Sequence[Share], others: Sequence[Share]) -> str:
+def report(store_bytes: int, workers: Sequence[MemoryUse], others: Sequence[MemoryUse]) -> str:
     """Who had how much, in sentences."""
     told = [f"the object store {bytes_text(store_bytes)}"]
-    by_size = sorted(workers, key=lambda share: -share.private_bytes)
-    told += [f"{share.who} {bytes_text(share.private_bytes)}" for share in by_size[:_MOST_NAMED]]
+    by_size = sorted(workers, key=lambda use: -use.private_bytes)
+    told += [f"{use.who} {bytes_text(use.private_bytes)}" for use in by_size[:_MOST_NAMED]]
     rest = by_size[_MOST_NAMED:]
     if rest:
-        together = sum(share.private_bytes for share in rest)
+        together = sum(use.private_bytes for use in rest)
         told.append(f"{len(rest)} other workers {bytes_text(together)}")
     text = f"At that time these had memory on the node: {'; '.join(told)}."
     if others:
-        named = "; ".join(f"{share.who} {bytes_text(share.private_bytes)}" for share in others)
+        named = "; ".join(f"{use.who} {bytes_text(use.private_bytes)}" for use in others)
         text += f" Of the processes that are not workers, these had most: {named}."
     return text
 

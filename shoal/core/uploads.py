@@ -5,10 +5,10 @@ Rule 1. At most `width` uploads of one object at a time. Whoever comes beyond th
 Rule 2. The origin remembers every node that it sent an object to, or sent elsewhere for it: these are named to others, in turn,
         and are told when the object is dead. A node that was named and had not got it is not named again until it asks.
 Rule 3. A copy that is arriving is given on only while it arrives, and only to who can do with it (`core.pulls` says why).
-Rule 4. An object that is dead is not served, for as long as that is remembered; uploads that have begun go on. It may also be dead without a
-        word: then the upload finds nothing (`on_absent`), and the others that were sent the object are told.
-Rule 5. An object is in the tables from the first upload on until it is dead, and while it is uploaded: nothing is left of a process that has
-        been swept, whenever somebody asks for what it made.
+Rule 4. An object that is dead is not served, for as long as that is remembered; uploads that have begun go on. It may also be dead
+        without a word: then the upload finds nothing (`on_absent`), and the others that were sent the object are told.
+Rule 5. An object is in the tables from the first upload on until it is dead, and while it is uploaded: nothing is left of a process that
+        has been swept, whenever somebody asks for what it made.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Why tasks and calls wait, as the process tells it that submitted them.
 
-Each answer is one step of an explanation: what the task waits for, and where to ask on if that waits for something itself (another task, a
-request for a worker, an actor). Nothing is kept for this while nobody asks: it is read off the tables of tasks and calls, so *since when* is
-told by those who have a clock anyhow, the nodes and the workers.
+Each answer is one step of an explanation: what the task waits for, and where to ask on if that waits for something itself (another task,
+a request for a worker, an actor). Nothing is kept for this while nobody asks: it is read off the tables of tasks and calls, so *since
+when* is told by those who have a clock anyhow, the nodes and the workers.
 
 `kind` of a `Reason` is one of these words:
 

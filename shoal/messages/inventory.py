@@ -96,7 +96,7 @@ class Arena(msgspec.Struct, array_like=True, gc=False):
 MADE: Final = "MADE"
 """Live in the shared memory of the process that tells it, which does not count on it itself: made for `owner`, or ("") for nobody known."""
 
-CLAIMED: Final = "CLAIMED"
+COUNTED: Final = "COUNTED"
 """Made by another process, and counted on by the one that tells it."""
 
 FREED: Final = "FREED"

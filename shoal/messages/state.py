@@ -1,7 +1,7 @@
 """What a cluster tells about itself when it is asked: tasks, objects, workers, and why something waits.
 
-Nobody reports any of this unasked. A question goes from whoever asks to the control store, from there to the nodes that it concerns, and from
-each node to its processes if they are the ones who know; the answers go back the same way, and are put together where they meet::
+Nobody reports any of this unasked. A question goes from whoever asks to the control store, from there to the nodes that it concerns, and
+from each node to its processes if they are the ones who know; the answers go back the same way, and are put together where they meet::
 
     client ── Survey ──► its node ── SurveyNodes ──► control store ── SurveyNode ──► nodes ── Inquire ──► processes
        ◄────── Reply ───────┘ ◄──────── answer ──────────┘ ◄──────── NodeFound ───────┘ ◄────── Found ────────┘

@@ -6,14 +6,14 @@
             ◄─stdout: Ready─┘  │
                                └─ event loop: node daemon, and the control store if it has none elsewhere
 
-In order: read the boot record; import what workers run; listen, at the node's door too if it is to have one (so that workers can
-connect even before the loop runs, and the node knows its place); fork the zygote, while there are no threads; serve. The import comes before the fork because the two then share its pages, and
-because importing twice at the same time was no faster even on idle CPUs. It brings pickle into a process that has no use
-for it; nothing in `node` or `control` may import it, which the layer test checks.
+In order: read the boot record; import what workers run; listen, at the node's door too if it is to have one (so that workers can connect
+even before the loop runs, and the node knows its place); fork the zygote, while there are no threads; serve. The import comes before the
+fork because the two then share its pages, and because importing twice at the same time was no faster even on idle CPUs. It brings pickle
+into a process that has no use for it; nothing in `node` or `control` may import it, which the layer test checks.
 
-The head ends when its driver does: at the end of its standard input, or when the driver's process is gone (somebody
-whom the driver forked may hold the pipe). One that is nobody's (`driver_pid` 0) ends by SIGTERM. It then hangs up on the zygote, which kills the workers and removes the session's
-files; the head waits for that, and sees to it itself if the zygote is dead.
+The head ends when its driver does: at the end of its standard input, or when the driver's process is gone (somebody whom the driver
+forked may hold the pipe). One that is nobody's (`driver_pid` 0) ends by SIGTERM. It then hangs up on the zygote, which kills the workers
+and removes the session's files; the head waits for that, and sees to it itself if the zygote is dead.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Leases of workers of this node for processes of others: the *host's* side of `messages.neighbours`.
 
-A request of another node goes into this node's lease queue as one of its own would, under an owner that names node and client. When the home's
-view of this node was too old (`core.policy.too_busy`), it is told so instead, and asks elsewhere (*spillback*).
+A request of another node goes into this node's lease queue as one of its own would, under an owner that names node and client. When the
+home's view of this node was too old (`core.policy.too_busy`), it is told so instead, and asks elsewhere (*spillback*).
 
 Leaves the decisions to the lease queue, and what home does with them to `node.leasing`.
 """

@@ -41,8 +41,8 @@ class Keeper(Protocol):
 
 
 class Inheritance:
-    """See the module's docstring. Processes are known by the short name that their segments carry; the folders and `disk_fraction` are as of
-    `Estates`."""
+    """See the module's docstring. Processes are known by the short name that their segments carry; the folders and `disk_fraction` are as
+    of `Estates`."""
 
     def __init__(
         self,

@@ -1,10 +1,10 @@
 """Asks every client of the cluster which objects of a process that has ended it still uses.
 
-Each inquiry is about one process and has a number: who is asked, and what the answers name. When all have answered (or ended), the keeper of
-the store hears what is in use; all else that the process left may go. Objects that are in use at that moment and whose
-owner has ended have nobody who will say when they are not: so the question is asked again when a user says that it has let go
-of something, or has ended, also if that is while others have not answered yet. A little later, once for many such words, and about several processes at once: each client looks
-through all its objects for an answer.
+Each inquiry is about one process and has a number: who is asked, and what the answers name. When all have answered (or ended), the keeper
+of the store hears what is in use; all else that the process left may go. Objects that are in use at that moment and whose owner has ended
+have nobody who will say when they are not: so the question is asked again when a user says that it has let go of something, or has ended,
+also if that is while others have not answered yet. A little later, once for many such words, and about several processes at once: each
+client looks through all its objects for an answer.
 
 A client that does not answer within `inquiry_patience_s` (it was stopped, or is inside a call that does not let go of the interpreter) may
 still use what it was told of, so nothing is freed that it may know. But it does not hold up what it cannot know: `core.circles` says so

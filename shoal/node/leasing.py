@@ -1,7 +1,7 @@
 """Leases for the clients of this node: from its own workers alone (`Leasing`), or from those of the whole cluster (`Lending`).
 
-The clients ask in the same words in both. In a cluster the *home* (`core.forwarding`) decides where each request is asked for; what goes into
-the own queue, and what comes out of it, is told to it.
+The clients ask in the same words in both. In a cluster the *home* (`core.forwarding`) decides where each request is asked for; what goes
+into the own queue, and what comes out of it, is told to it.
 
 Everything runs in the daemon's event loop. Whoever calls any of these lets the workers advance afterwards.
 """
@@ -198,7 +198,7 @@ class Leasing:
         if change.state != "REMOVED":
             return
         for request in list(self._queue.requests):
-            source = request.claim.source
+            source = request.claimant.source
             if source is not None and source.group_id == change.group_id:
                 client = self._clients.get(request.owner)
                 if client is not None:

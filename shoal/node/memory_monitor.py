@@ -1,4 +1,5 @@
-"""The memory monitor: sees to it that this node does not run out of memory. Near the limit it ends a worker, before the kernel ends anything.
+"""The memory monitor: sees to it that this node does not run out of memory. Near the limit it ends a worker, before the kernel ends
+anything.
 
 ::
 
@@ -9,8 +10,8 @@ While memory is not short, a look costs a few small files; processes are looked 
 a time, and the next look waits until it is gone. A task that was ended is tried again by its owner (`runtime.shortages`), an
 actor restarts if it may.
 
-The kernel may be quicker. Then a worker ends by a SIGKILL that nobody here ordered while the kernel's own count of such kills went up: it is
-told as what it most likely is.
+The kernel may be quicker. Then a worker ends by a SIGKILL that nobody here ordered while the kernel's own count of such kills went up: it
+is told as what it most likely is.
 
 Everything runs in the daemon's event loop.
 """
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from shoal.clock import monotonic_ns
 from shoal.core.memory_policy import Kill, Kind, Occupant, Retire, Wait, decide
-from shoal.core.memory_report import Bound, Share, in_use, kernel_clause, monitor_clause, report
+from shoal.core.memory_report import Bound, MemoryUse, in_use, kernel_clause, monitor_clause, report
 from shoal.core.pool import WorkerState
 from shoal.messages.memory import MemoryEnd, Runs, WhatRuns
 from shoal.node.memory_reading import Level, MemoryReading, folder_bytes
@@ -226,13 +227,13 @@ class MemoryMonitor:
         )
 
     def _report(self, private: dict[bytes, int]) -> str:
-        workers: list[Share] = []
+        workers: list[MemoryUse] = []
         for worker_id, used in private.items():
             process = self._workers.process(worker_id)
             if process is not None:
-                workers.append(Share(self._name(process), used))
+                workers.append(MemoryUse(self._name(process), used))
         others = [
-            Share(f"{usage.name} (pid {usage.pid})", usage.private_bytes)
+            MemoryUse(f"{usage.name} (pid {usage.pid})", usage.private_bytes)
             for usage in self._reading.biggest(self._workers.pids(), _MOST_OTHERS)
         ]
         return report(folder_bytes(self._shm_dir), workers, others)

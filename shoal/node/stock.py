@@ -1,7 +1,7 @@
 """What the store of this node holds, told when somebody asks: who has drawn how much, copies, what the dead left, and files of nobody.
 
-Read off the tables of the daemon, in its event loop, and one listing of the store's folders, in memory and on disk: that is done by the thread
-that has the estates (`node.inheritance`). While nobody asks it costs nothing.
+Read off the tables of the daemon, in its event loop, and one listing of the store's folders, in memory and on disk: that is done by the
+thread that has the estates (`node.inheritance`). While nobody asks it costs nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Answers what others want to know of this node: from what the daemon knows itself, or by asking the processes of the node.
 
-Questions of clients go to the control store, which asks the nodes; what is asked of this node comes as its order (see `messages.state`). Every
-question has a time limit: whoever has not answered by then is named as silent. Questions that are under way at the same time are bounded by the
-control store.
+Questions of clients go to the control store, which asks the nodes; what is asked of this node comes as its order (see `messages.state`).
+Every question has a time limit: whoever has not answered by then is named as silent. Questions that are under way at the same time are
+bounded by the control store.
 
 Keeps what workers that have ended remembered of their tasks, the latest `remembered` of them (`past_runs`).
 

@@ -194,7 +194,7 @@ class Workers:
     def has_job(self, job_id: bytes) -> bool:
         """Whether a worker of a job lives, or is asked for."""
         return any(p.job.job_id == job_id for p in self._processes.values()) or any(
-            request.claim.key.job_id == job_id for request in self.queue.requests
+            request.claimant.key.job_id == job_id for request in self.queue.requests
         )
 
     def pids(self) -> list[int]:

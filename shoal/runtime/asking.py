@@ -1,7 +1,7 @@
 """Where a question about the cluster goes: through the node of this process, or straight to the control store of an address.
 
-Programs that use shoal ask their node. Whoever is no process of the cluster (the command line, a program before `init`) asks the control store,
-as `shoal status` does. The answers are the same.
+Programs that use shoal ask their node. Whoever is no process of the cluster (the command line, a program before `init`) asks the control
+store, as `shoal status` does. The answers are the same.
 
 Guarantees: every wait is bounded.
 """
@@ -115,8 +115,8 @@ class Questions:
 
 @contextmanager
 def visit(address: str | None) -> Iterator[ControlClient]:
-    """A way to the control store of a cluster, for whoever is no process of it. `address` is as for `shoal.init`; None is `$SHOAL_ADDRESS`, or
-    the newest cluster on this machine. The token is that of a node here, or `$SHOAL_TOKEN`.
+    """A way to the control store of a cluster, for whoever is no process of it. `address` is as for `shoal.init`; None is
+    `$SHOAL_ADDRESS`, or the newest cluster on this machine. The token is that of a node here, or `$SHOAL_TOKEN`.
 
     Raises:
         ConnectionError: there is no such cluster, or it does not answer.

@@ -141,8 +141,8 @@ class Driver:
         logger.error("%s%s", why, said)
 
     def close(self) -> None:
-        """End the session, or leave the cluster. Leaves no process, file or shared memory behind, also if Ctrl-C interrupts it: that ends the waiting
-        for a goodbye, and is raised when everything has gone."""
+        """End the session, or leave the cluster. Leaves no process, file or shared memory behind, also if Ctrl-C interrupts it: that ends
+        the waiting for a goodbye, and is raised when everything has gone."""
         if os.getpid() != self._pid or self._closed:
             return
         try:

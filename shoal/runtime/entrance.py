@@ -44,8 +44,8 @@ class Entrance:
                 raise
 
     def open(self, on_accept: Accept, most_strangers: int) -> None:
-        """Hand every connection to `on_accept` (called by the reactor's leader, without the lock). From the door, no more are taken while so
-        many of them have not proved the token."""
+        """Hand every connection to `on_accept` (called by the reactor's leader, without the lock). From the door, no more are taken while
+        so many of them have not proved the token."""
         self._listener.start(on_accept)
         if self._doorstep is not None:
             self._doorstep.start(on_accept, most_strangers)

@@ -73,7 +73,8 @@ class Groups:
             raise
 
     def await_accepted(self, group_id: bytes) -> None:
-        """Before others hear of a group: the control store must know it when they ask. (It takes what comes by way of this node in order.)"""
+        """Before others hear of a group: the control store must know it when they ask. (It takes what comes by way of this node in
+        order.)"""
         if group_id in self._on_way:
             self.query(group_id)
             self._on_way.pop(group_id, None)

@@ -1,6 +1,7 @@
 """The objects of one process, what counts on them, and the blocks that it has made or counts on: one look at all of it.
 
-Called with the runtime's lock held; some 2 µs for each object, and 10 for each that is told of by itself. While nobody asks it costs nothing.
+Called with the runtime's lock held; some 2 µs for each object, and 10 for each that is told of by itself. While nobody asks it costs
+nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from shoal.core.holdings import Holdings
 from shoal.core.tasks import Task
 from shoal.core.waits import name_of
-from shoal.messages.inventory import CLAIMED, FREED, MADE, VIEWED, Arena, Block, ObjectGroup
+from shoal.messages.inventory import COUNTED, FREED, MADE, VIEWED, Arena, Block, ObjectGroup
 from shoal.messages.inventory import ProcessMemory as Memory
 from shoal.messages.state import ObjectRow
 from shoal.messages.values import Failed, Inline, Location, Stored
@@ -149,21 +150,21 @@ class Inventory:
     # --- blocks --------------------------------------------------------------------------------------------------
 
     def _told(self) -> Iterator[Block]:
-        """Blocks of which others must be asked: what this process has made and does not count on itself, what it counts on and has not made,
-        what it looks at."""
+        """Blocks of which others must be asked: what this process has made and does not count on itself, what it counts on and has not
+        made, what it looks at."""
         process = self._process
         place = self._place
         # Of these, their rows tell that they are looked at.
         told: set[Place] = set()
         own: set[Location] = set()
-        claimed: set[Place] = set()
+        counted: set[Place] = set()
         for stored in self._counted_on():
             key = (place_of(stored.creator), stored.location)
             told.add(key)
             if stored.creator == process.address:
                 own.add(stored.location)
             else:
-                claimed.add(key)
+                counted.add(key)
         blocks = self._blocks
         owners = process.deliveries.owners()
         viewed = self._viewed
@@ -175,8 +176,8 @@ class Inventory:
             yield Block(FREED, place, location)
         for origin, location in viewed - told:
             yield Block(VIEWED, origin, location)
-        for origin, location in claimed:
-            yield Block(CLAIMED, origin, location)
+        for origin, location in counted:
+            yield Block(COUNTED, origin, location)
 
     def _counted_on(self) -> Iterator[Stored]:
         """What entries, arguments and code of this process are in shared memory."""

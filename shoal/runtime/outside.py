@@ -1,7 +1,8 @@
 """References and handles that are pickled by anything but shoal: into a file, a queue of multiprocessing, a database.
 
 shoal's own pickler lists what it finds inside a value, so that it is kept for whoever loads it. Another pickler tells nobody. Such a
-pickle keeps nothing alive, which is said once in a session for each kind, at the line that made it; `docs/lifetimes.md` says what happens then.
+pickle keeps nothing alive, which is said once in a session for each kind, at the line that made it; `docs/lifetimes.md` says what happens
+then.
 """
 
 from __future__ import annotations

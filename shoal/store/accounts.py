@@ -293,7 +293,7 @@ class Accounts:
                 self._closed_because
                 or not self._may_leave(segment)
                 or self._is_viewed(segment)
-                or not locks.claim(self._lock_fd, *everything)
+                or not locks.seize(self._lock_fd, *everything)
             ):
                 return False
             try:

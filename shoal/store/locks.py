@@ -9,8 +9,8 @@ again, whether anybody does. Rules:
    `shoal.store.forking`), and while it lives they outlive the parent.
 2. One lock file for each creator, instead of locks on the segments themselves, so that a reader needs one descriptor for
    each creator that it holds objects of, not one for each object.
-3. Who moves a segment *claims* it first: locks all of it, alone. That fails if anybody looks at any of it, and takes microseconds, for which
-   readers wait.
+3. Who moves a segment *seizes* it first: locks all of it, alone. That fails if anybody looks at any of it, and takes microseconds, for
+   which readers wait.
 4. The kernel keeps the locks of a file in a list. Neighbours of the same holder are joined, so it stays short as long as
    objects are held and dropped in about the order in which they were made.
 
@@ -49,19 +49,19 @@ def open_lock_file(path: Path | str, *, create: bool) -> int:
     return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
-def share(fd: int, start: int, length: int) -> None:
-    """Hold a range as a reader. Waits while somebody has claimed it, which takes microseconds."""
+def hold(fd: int, start: int, length: int) -> None:
+    """Hold a range as a reader. Waits while somebody has seized it, which takes microseconds."""
     if SUPPORTED:
         _control(fd, _SET_WAITING, _pack(_READ, os.SEEK_SET, start, length, 0))
 
 
 def release(fd: int, start: int, length: int) -> None:
-    """Stop holding a range, or claiming it."""
+    """Stop holding a range; also one that was seized."""
     if SUPPORTED:
         _control(fd, _SET, _pack(_NONE, os.SEEK_SET, start, length, 0))
 
 
-def claim(fd: int, start: int, length: int) -> bool:
+def seize(fd: int, start: int, length: int) -> bool:
     """Have a range alone, unless anybody holds any byte of it; whether it is so. To be released at once: readers wait meanwhile."""
     if not SUPPORTED:
         return False

@@ -233,7 +233,7 @@ class Reader:
         # If its last view has just died, and the lock has not been dropped yet, the new one inherits it.
         inherits = attached is not None and offset in attached.live
         if not inherits:
-            locks.share(creator.fd, start, length)
+            locks.hold(creator.fd, start, length)
         try:
             if attached is None or not attached.live:
                 # What we have locked stays where it is. What we had mapped before may have gone from there.

@@ -9,10 +9,10 @@ not. Locks make it safe::
 
     who spills                                      who reads
     ──────────                                      ─────────
-    1 write the file                                1 lock the block; wait if the segment is claimed
-    2 claim the segment: lock all of it, alone      2 look at the flag
+    1 write the file                                1 lock the block; wait if the segment is seized
+    2 seize the segment: lock all of it, alone      2 look at the flag
       somebody holds a block: remove the new file   3 map the file that the flag speaks of
-    3 set the flag, give up the claim
+    3 set the flag, let go of the segment
     4 remove the old file, and its pages
 
 So a flag that was set stays set, and what somebody has locked stays where it is.
@@ -65,7 +65,7 @@ def reserve_flag(lock_fd: int, number: int) -> None:
 
 
 def set_spilled(lock_fd: int, number: int) -> None:
-    """Say that a segment is to be looked for on disk. Who does has claimed it, unless nobody can know of it yet."""
+    """Say that a segment is to be looked for on disk. Who does has seized it, unless nobody can know of it yet."""
     os.pwrite(lock_fd, _SPILLED, number)
 
 
@@ -161,7 +161,8 @@ def _write(source: memoryview, path: Path, ranges: list[tuple[int, int]], flags:
 
 
 class _Output:
-    """A file that is being written. A child that is forked meanwhile lets go of it: it would keep the disk's room for as long as it lives."""
+    """A file that is being written. A child that is forked meanwhile lets go of it: it would keep the disk's room for as long as it
+    lives."""
 
     def __init__(self, path: Path, flags: int) -> None:
         flags |= os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -202,7 +203,7 @@ def spill_segment(
                 with memoryview(memory) as source:
                     ranges = _data(file.fileno())
                     write_out(source, spill_directory, name, ranges, disk_fraction)
-                if not locks.claim(lock_fd, *everything):
+                if not locks.seize(lock_fd, *everything):
                     (spill_directory / name).unlink(missing_ok=True)
                     return None
                 set_spilled(lock_fd, number)

@@ -1,8 +1,8 @@
 """What programs use beside tasks, actors and objects, under the names of Ray's `ray.util`.
 
-`actor_pool` spreads work over actors; `queue` is a queue between processes (import it by name: `shoal.util.queue`);
-`placement_group` reserves resources together, `scheduling_strategies` says where work runs; `lookups` answers questions about the session. Serialisation belongs to `shoal.serial`; its entrances for users are
-named here.
+`actor_pool` spreads work over actors; `queue` is a queue between processes (import it by name: `shoal.util.queue`); `placement_group`
+reserves resources together, `scheduling_strategies` says where work runs; `lookups` answers questions about the session. Serialisation
+belongs to `shoal.serial`; its entrances for users are named here.
 """
 
 from typing import TYPE_CHECKING, Any

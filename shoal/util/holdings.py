@@ -13,8 +13,8 @@ from shoal.messages.state import ObjectRow
 def clauses(
     row: ObjectRow, name: Callable[[str], str], told: Container[str] = frozenset()
 ) -> list[str]:
-    """Why the process that told of it needs an object. `name` names processes by their addresses; borrowers that are `told` have told of the
-    object themselves, and are not named again."""
+    """Why the process that told of it needs an object. `name` names processes by their addresses; borrowers that are `told` have told of
+    the object themselves, and are not named again."""
     who = name(row.process)
     holdings = row.holdings
     if row.owner == row.process:

@@ -1,8 +1,8 @@
-"""All live objects of a cluster with what keeps each alive, and what the stores of its nodes hold: the answers of all processes and nodes put
-together.
+"""All live objects of a cluster with what keeps each alive, and what the stores of its nodes hold: the answers of all processes and nodes
+put together.
 
-An object is known to its owner, to those who borrow it and to those who look at its bytes; each tells its part (`runtime.inventory`), and here
-they become one `MemoryObject`. Totals count what the owners have, also of objects that are not listed by themselves.
+An object is known to its owner, to those who borrow it and to those who look at its bytes; each tells its part (`runtime.inventory`), and
+here they become one `MemoryObject`. Totals count what the owners have, also of objects that are not listed by themselves.
 
 A block *leaks* if it is live and nobody counts on it. The answers of several processes are no snapshot: a result that is on its way is
 known to neither side. So whatever seems to leak is looked for again, and only what still does is said to.
@@ -30,7 +30,8 @@ GROUPINGS: Final = ("owner", "node", "call-site", "type")
 """What objects can be grouped by."""
 
 _LOOKS_S: Final = (0.25, 1.5)
-"""Pauses before what seems to leak is looked for again. The last must be longer than it takes until processes have heard of the end of another."""
+"""Pauses before what seems to leak is looked for again. The last must be longer than it takes until processes have heard of the end of
+another."""
 
 FREED: Final = "FREED"
 LEAKED: Final = "LEAKED"
@@ -53,7 +54,8 @@ class MemoryReport:
     _keys: dict[str, Callable[[str, str, str, str], str]] = field(default_factory=dict)
 
     def groups(self, by: str) -> list[MemoryGroup]:
-        """All objects, also those that are not listed, counted by their "owner", "node" (of the owner), "call-site" or "type"; those with most bytes first.
+        """All objects, also those that are not listed, counted by their "owner", "node" (of the owner), "call-site" or "type"; those with
+        most bytes first.
 
         Raises:
             ValueError: they cannot be grouped by that.
@@ -136,12 +138,12 @@ def unaccounted(found: Findings) -> dict[BlockKey, Leak]:
     processes = {process.address: process for process in found.processes}
     cut = {process.address for process in found.processes if process.blocks_left_out}
     complete = not cut and not found.silent
-    claimed: set[tuple[str, Location]] = set()
+    counted: set[tuple[str, Location]] = set()
     segments: set[tuple[str, str]] = set()
     for process in found.processes:
         for block in process.blocks:
-            if block.kind == inventory.CLAIMED:
-                claimed.add((block.place, block.location))
+            if block.kind == inventory.COUNTED:
+                counted.add((block.place, block.location))
                 segments.add((block.place, block.location.segment))
     leaks: dict[BlockKey, Leak] = {}
 
@@ -151,7 +153,7 @@ def unaccounted(found: Findings) -> dict[BlockKey, Leak]:
 
     for process in found.processes:
         for block in process.blocks:
-            if block.kind != inventory.MADE or (block.place, block.location) in claimed:
+            if block.kind != inventory.MADE or (block.place, block.location) in counted:
                 continue
             if complete or (block.owner in processes and block.owner not in cut):
                 leak(block.place, block.location, _why_leaked(process, block, processes))

@@ -114,8 +114,9 @@ class TaskState(Record):
 @dataclass
 class ObjectState(Record):
     """An object, as one process knows it: its owner, or one that borrows it. The size is in bytes, -1 if it is not known there; `node_id`
-    is where the bytes are that it knows of, None if they are in the memory of the process. `reference_type` is one of `messages.inventory.KINDS`,
-    and `why` says all that counts on it there; `call_site` is "" and `age_s` None unless the cluster has `record_call_sites`."""
+    is where the bytes are that it knows of, None if they are in the memory of the process. `reference_type` is one of
+    `messages.inventory.KINDS`, and `why` says all that counts on it there; `call_site` is "" and `age_s` None unless the cluster has
+    `record_call_sites`."""
 
     DETAILS: ClassVar[frozenset[str]] = frozenset(
         {
@@ -227,10 +228,10 @@ class PlacementGroupState(Record):
 
 @dataclass
 class MemoryObject(Record):
-    """A live object, as all processes know it together. `size` is in bytes, -1 if nobody knows; `location` is "INLINE", "SHARED_MEMORY", "DISK" (spilled), "PENDING"
-    (it is being made), "FAILED" or "ACTOR" (no object: the handles of an actor). `nodes` have its bytes in their stores. `references` has
-    one entry for each process that has any: `process`, `pid`, `who`, `node_id`, `types`, `local_references`. `why` says why it cannot be
-    freed."""
+    """A live object, as all processes know it together. `size` is in bytes, -1 if nobody knows; `location` is "INLINE", "SHARED_MEMORY",
+    "DISK" (spilled), "PENDING" (it is being made), "FAILED" or "ACTOR" (no object: the handles of an actor). `nodes` have its bytes in
+    their stores. `references` has one entry for each process that has any: `process`, `pid`, `who`, `node_id`, `types`,
+    `local_references`. `why` says why it cannot be freed."""
 
     object_id: str
     size: int
@@ -250,7 +251,8 @@ class MemoryObject(Record):
 
 @dataclass
 class MemoryBlock(Record):
-    """Memory of a node's store that is of no object: `kind` is "FREED" (somebody still looks at it) or "LEAKED" (no process accounts for it)."""
+    """Memory of a node's store that is of no object: `kind` is "FREED" (somebody still looks at it) or "LEAKED" (no process accounts for
+    it)."""
 
     kind: str
     node_id: str | None
@@ -261,8 +263,9 @@ class MemoryBlock(Record):
 
 @dataclass
 class NodeMemory(Record):
-    """The store of a node, in bytes: `capacity` is the sum of what follows it, up to `free`. `on_disk` was spilled, and takes no capacity. `inline` is not in the store, but in the memory of
-    the processes that own small objects. `leaked` is a part of `objects`, `copies` and `left_by_ended`, or of no account at all."""
+    """The store of a node, in bytes: `capacity` is the sum of what follows it, up to `free`. `on_disk` was spilled, and takes no
+    capacity. `inline` is not in the store, but in the memory of the processes that own small objects. `leaked` is a part of `objects`,
+    `copies` and `left_by_ended`, or of no account at all."""
 
     node_id: str
     node_name: str

@@ -522,8 +522,8 @@ class Reactor:
     # --- ending --------------------------------------------------------------------------------------------------
 
     def abandon(self) -> ReentrantLock:
-        """In a child that was forked: watch nothing any more, and never wake the parent. Returns the lock from now on; who held the one before
-        is not here."""
+        """In a child that was forked: watch nothing any more, and never wake the parent. Returns the lock from now on; who held the one
+        before is not here."""
         self._closed = True
         self.asleep = self.hosted = self._service_leads = self._dozing = False
         # Who wants to wake it finds that somebody has.

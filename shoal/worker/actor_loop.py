@@ -1,7 +1,8 @@
-"""An async actor's calls: on an asyncio loop in its main thread, which polls the reactor itself, so that a call needs no hop between threads.
+"""An async actor's calls: on an asyncio loop in its main thread, which polls the reactor itself, so that a call needs no hop between
+threads.
 
-`take` and `cancel` are called by the reactor's leader with the runtime's lock held, in any thread; the rest runs on the loop. What an actor is
-otherwise, and what becomes of a call's outcome, is in `worker.host`.
+`take` and `cancel` are called by the reactor's leader with the runtime's lock held, in any thread; the rest runs on the loop. What an
+actor is otherwise, and what becomes of a call's outcome, is in `worker.host`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A process that is stopped (SIGSTOP, Ctrl-Z) cannot say what it uses: it counts as using whatever it may know of, and holds up nobody who has
-never met it."""
+"""A process that is stopped (SIGSTOP, Ctrl-Z) cannot say what it uses: it counts as using whatever it may know of, and holds up nobody
+who has never met it."""
 
 from __future__ import annotations
 

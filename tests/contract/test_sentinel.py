@@ -1,7 +1,7 @@
 """A master, a replica and a sentinel: the storage follows the master.
 
-The sentinel is told when to make the replica the master. By itself it would take whoever does not answer in time for dead, on a busy machine
-the living, too, and for a moment there would be no master that it could name.
+The sentinel is told when to make the replica the master. By itself it would take whoever does not answer in time for dead, on a busy
+machine the living, too, and for a moment there would be no master that it could name.
 """
 
 from __future__ import annotations

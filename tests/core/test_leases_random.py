@@ -201,7 +201,7 @@ def test_random_histories_keep_the_books_balanced(data: st.DataObject, cpus: int
 
 def _in_group(queue: LeaseQueue, owner: object, req: int) -> bool:
     return any(
-        (request.owner, request.req) == (owner, req) and request.claim.source is not None
+        (request.owner, request.req) == (owner, req) and request.claimant.source is not None
         for request in queue.requests
     )
 
@@ -229,7 +229,7 @@ def drain(world: World) -> None:
             world.alive[worker_id] = None
             assert queue.on_registered(worker_id, world.now)
         world.settle()
-        infeasible = [r for r in queue.requests if not queue.resources.feasible(r.claim.amounts)]
+        infeasible = [r for r in queue.requests if not queue.resources.feasible(r.claimant.amounts)]
         if len(world.waiting) == len(infeasible) and not world.leases:
             if not world.starting and not world.ending and not world.retiring:
                 break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.core.memory_report import Bound, Share, in_use, kernel_clause, monitor_clause, report
+from shoal.core.memory_report import Bound, MemoryUse, in_use, kernel_clause, monitor_clause, report
 from shoal.core.memory_retries import Shortages
 
 MIB = 1 << 20
@@ -52,8 +52,8 @@ def test_what_people_are_told() -> None:
 
 
 def test_a_report_names_the_biggest() -> None:
-    workers = [Share(f"worker {number}", number * MIB) for number in range(1, 9)]
-    text = report(64 * MIB, workers, [Share("browser (pid 7)", 300 * MIB)])
+    workers = [MemoryUse(f"worker {number}", number * MIB) for number in range(1, 9)]
+    text = report(64 * MIB, workers, [MemoryUse("browser (pid 7)", 300 * MIB)])
     assert "the object store 64 MiB; worker 8 8 MiB; worker 7 7 MiB" in text
     assert "3 other workers 6 MiB." in text
     assert text.endswith("browser (pid 7) 300 MiB.")

@@ -1,7 +1,7 @@
 """Quotas and spilling in random worlds: never more than there is, in order, and nobody waits while room could be made.
 
-The world is dumb: processes with so many bytes that are idle, could be spilled, or are looked at; each does what it is told as soon as it gets
-its turn, unless it is stopped or dead; a disk of a certain size.
+The world is dumb: processes with so many bytes that are idle, could be spilled, or are looked at; each does what it is told as soon as it
+gets its turn, unless it is stopped or dead; a disk of a certain size.
 """
 
 from __future__ import annotations

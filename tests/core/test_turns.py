@@ -1,4 +1,5 @@
-"""Whose turn it is in the lease queue: the trees against plain lists, a pass against one that looks at every claim, and what it costs."""
+"""Whose turn it is in the lease queue: the trees against plain lists, a pass against one that looks at every claimant, and what it
+costs."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.core.demand_tree import DemandTree
-from shoal.core.lease_records import Claim, ForkWorker, Grant, Limits, Request
+from shoal.core.lease_records import Claimant, ForkWorker, Grant, Limits, Request
 from shoal.core.lease_requests import LeaseRequests
 from shoal.core.leases import LeaseQueue
 from shoal.core.pool import WorkerKey
@@ -73,34 +74,36 @@ def test_a_tree_finds_what_a_look_at_every_item_finds(
 
 
 def looking_at_all(
-    claims: list[Claim],
+    claimants: list[Claimant],
     supply: Supply,
     reserved: dict[InBundle | None, Amounts],
     idle: list[bool],
     most_forks: int,
 ) -> list[tuple[Request, bool]]:
-    """Rules 1 and 2 as they are written, by a look at every claim for every turn: who has one, and whether there was a worker."""
+    """Rules 1 and 2 as they are written, by a look at every claimant for every turn: who has one, and whether there was a worker."""
     turns: list[tuple[Request, bool]] = []
-    waiting = {claim: list(claim.waiting) for claim in claims}
-    held = {claim: claim.held for claim in claims}
-    forks = dict.fromkeys(claims, 0)
+    waiting = {claimant: list(claimant.waiting) for claimant in claimants}
+    held = {claimant: claimant.held for claimant in claimants}
+    forks = dict.fromkeys(claimants, 0)
     workers = iter(idle)
     while True:
         fitting = [
-            claim
-            for claim in claims
-            if waiting[claim]
-            and forks[claim] < most_forks
-            and supply.fits(claim.source, claim.amounts, dict(reserved.get(claim.source, ())))
+            claimant
+            for claimant in claimants
+            if waiting[claimant]
+            and forks[claimant] < most_forks
+            and supply.fits(
+                claimant.source, claimant.amounts, dict(reserved.get(claimant.source, ()))
+            )
         ]
         if not fitting:
             return turns
-        claim = min(fitting, key=lambda claim: (held[claim], claim.since))
+        claimant = min(fitting, key=lambda claimant: (held[claimant], claimant.since))
         worker = next(workers, False)
-        turns.append((waiting[claim].pop(0), worker))
-        supply.take(claim.source, claim.amounts)
-        held[claim] += 1
-        forks[claim] += not worker
+        turns.append((waiting[claimant].pop(0), worker))
+        supply.take(claimant.source, claimant.amounts)
+        held[claimant] += 1
+        forks[claimant] += not worker
 
 
 def books() -> Supply:
@@ -111,7 +114,7 @@ def books() -> Supply:
 
 
 @given(
-    claims=st.lists(
+    claimants=st.lists(
         st.tuples(
             st.integers(0, 2),
             demands,
@@ -124,20 +127,20 @@ def books() -> Supply:
     idle=st.lists(st.booleans(), max_size=20),
 )
 def test_a_pass_gives_turns_as_if_it_had_looked_at_every_claim(
-    claims: list[tuple[int, Amounts, InBundle | None, int]],
+    claimants: list[tuple[int, Amounts, InBundle | None, int]],
     reserved: Amounts,
     idle: list[bool],
 ) -> None:
     requests = LeaseRequests()
-    made: dict[Claim, None] = {}
+    made: dict[Claimant, None] = {}
     numbers = itertools.count()
-    for owner, (held, amounts, source, count) in enumerate(claims):
-        claim = requests.claim(owner, KEY, amounts, source)
-        claim.held = held
-        made[claim] = None
+    for owner, (held, amounts, source, count) in enumerate(claimants):
+        claimant = requests.claimant(owner, KEY, amounts, source)
+        claimant.held = held
+        made[claimant] = None
         for _ in range(count):
             requests.add(
-                next(numbers), claim, 0, name="", keeps=None, outlives_job=False, feasible=True
+                next(numbers), claimant, 0, name="", keeps=None, outlives_job=False, feasible=True
             )
     most_forks = 2
     expected = looking_at_all(list(made), books(), {None: reserved}, idle, most_forks)
@@ -149,13 +152,13 @@ def test_a_pass_gives_turns_as_if_it_had_looked_at_every_claim(
     free_before = dict(supply.resources.available)
     granted: dict[str, int] = {}
     while (turn := granting.next()) is not None:
-        line, request = turn
+        rota, request = turn
         worker = next(workers, False)
         turns.append((request, worker))
         if worker:
             requests.served(request)
-            reservation, allocation = supply.take(line.source, request.claim.amounts)
-            request.claim.held += 1
+            reservation, allocation = supply.take(rota.source, request.claimant.amounts)
+            request.claimant.held += 1
             if reservation is None:
                 for name, amount in allocation.amounts:
                     granted[name] = granted.get(name, 0) + amount
@@ -171,13 +174,13 @@ def test_a_pass_gives_turns_as_if_it_had_looked_at_every_claim(
     requests.turns.check(made)
     served = {request for request, worker in turns if worker}
     kept = {request for request, worker in turns if not worker}
-    for line in requests.turns:
-        left = list(granting.left(line))
-        assert left == sorted(left, key=lambda claim: (claim.held, claim.since))
-        for claim in made:
-            if claim.source == line.source:
-                assert (claim in left) == any(r not in kept for r in claim.waiting)
-    assert not served & {request for claim in made for request in claim.waiting}
+    for rota in requests.turns:
+        left = list(granting.left(rota))
+        assert left == sorted(left, key=lambda claimant: (claimant.held, claimant.since))
+        for claimant in made:
+            if claimant.source == rota.source:
+                assert (claimant in left) == any(r not in kept for r in claimant.waiting)
+    assert not served & {request for claimant in made for request in claimant.waiting}
 
 
 def test_tasks_of_a_claim_need_not_wait_until_a_worker_has_started_for_an_actor_of_it() -> None:

@@ -43,6 +43,15 @@ def test_no_file_outgrows_its_idea() -> None:
     assert not found, listed(found)
 
 
+def test_prose_keeps_to_a_width() -> None:
+    found = [
+        (path, line, text)
+        for path, source in sources(*FOLDERS)
+        for line, text in tree_rules.wide_prose(source, ast.parse(source))
+    ]
+    assert not found, listed(found)
+
+
 def test_no_exception_vanishes() -> None:
     found = [
         (path, line, text)
@@ -155,3 +164,9 @@ def test_length_and_docstring() -> None:
     assert list(tree_rules.no_docstring(ast.parse('"""What it owns."""'))) == []
     assert len(list(tree_rules.no_docstring(ast.parse("x = 1")))) == 1
     assert len(list(tree_rules.no_docstring(ast.parse('"""  """')))) == 1
+
+
+def test_wide_prose() -> None:
+    wide = "x" * tree_rules.MAX_PROSE
+    source = f'"""{wide}\n\n{wide}\n"""\n# {wide}\na = "{wide}"\n# {wide[:-2]}\n'
+    assert [line for line, _ in tree_rules.wide_prose(source, ast.parse(source))] == [1, 5]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 MAX_LINES: Final = 600
+MAX_PROSE: Final = 140
 
 # Words that name no idea. `shoal.util` and `shoal.cluster_utils` are public and bear the names that users of Ray know.
 EMPTY_WORDS: Final = frozenset(
@@ -39,6 +40,22 @@ def too_long(source: str) -> Iterator[tuple[int, str]]:
     lines = source.count("\n")
     if lines > MAX_LINES:
         yield lines, f"{lines} lines, more than {MAX_LINES}: which two ideas does it hold?"
+
+
+def wide_prose(source: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Lines of docstrings and comments that nobody can read at a glance. (Code the formatter keeps short, but for strings.)"""
+    lines = source.splitlines()
+    prose = {
+        number
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+        for number in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    for number, line in enumerate(lines, 1):
+        if len(line) > MAX_PROSE and (number in prose or line.lstrip().startswith("#")):
+            yield number, f"{len(line)} characters of prose in one line, more than {MAX_PROSE}"
 
 
 def no_docstring(tree: ast.Module) -> Iterator[tuple[int, str]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from shoal.messages.inventory import (
-    CLAIMED,
+    COUNTED,
     FREED,
     MADE,
     VIEWED,
@@ -48,7 +48,7 @@ def whys(*processes: ProcessMemory, stores: list[StoreMemory] | None = None) -> 
 
 def test_what_its_owner_counts_on_does_not_leak() -> None:
     maker = process(MAKER, Block(MADE, PLACE, BLOCK, OWNER))
-    assert whys(maker, process(OWNER, Block(CLAIMED, PLACE, BLOCK))) == []
+    assert whys(maker, process(OWNER, Block(COUNTED, PLACE, BLOCK))) == []
 
 
 def test_what_its_owner_does_not_know_leaks() -> None:
@@ -60,22 +60,22 @@ def test_what_its_owner_does_not_know_leaks() -> None:
 def test_what_was_there_before_at_the_same_place_is_another_block() -> None:
     maker = process(MAKER, Block(MADE, PLACE, BLOCK, OWNER))
     earlier = Location(BLOCK.segment, BLOCK.offset, BLOCK.size, BLOCK.serial - 1)
-    assert len(whys(maker, process(OWNER, Block(CLAIMED, PLACE, earlier)))) == 1
-    assert len(whys(maker, process(OWNER, Block(CLAIMED, ELSEWHERE, BLOCK)))) == 1
+    assert len(whys(maker, process(OWNER, Block(COUNTED, PLACE, earlier)))) == 1
+    assert len(whys(maker, process(OWNER, Block(COUNTED, ELSEWHERE, BLOCK)))) == 1
 
 
 def test_what_was_made_for_nobody_leaks_unless_somebody_counts_on_it() -> None:
     maker = process(MAKER, Block(MADE, PLACE, BLOCK))
     (why,) = whys(maker, process(OWNER))
     assert "no process accounts for it" in why
-    assert whys(maker, process(OWNER, Block(CLAIMED, PLACE, BLOCK))) == []
+    assert whys(maker, process(OWNER, Block(COUNTED, PLACE, BLOCK))) == []
 
 
 def test_what_an_owner_left_that_has_ended_leaks_unless_a_borrower_has_it() -> None:
     maker = process(MAKER, Block(MADE, PLACE, BLOCK, OWNER))
     (why,) = whys(maker)
     assert "which has ended" in why
-    borrower = process(f"{PLACE}/w-00000003", Block(CLAIMED, PLACE, BLOCK))
+    borrower = process(f"{PLACE}/w-00000003", Block(COUNTED, PLACE, BLOCK))
     assert whys(maker, borrower) == []
 
 
@@ -116,7 +116,7 @@ def test_an_owner_that_answered_in_full_is_enough() -> None:
 
 def test_what_the_dead_left_leaks_unless_somebody_counts_on_it() -> None:
     estates = [Estate(f"{PLACE}/w-00000005", [("00000005-0", 10), ("00000005-1", 20)])]
-    used = process(OWNER, Block(CLAIMED, PLACE, Location("00000005-0", 0, 10, 1)))
+    used = process(OWNER, Block(COUNTED, PLACE, Location("00000005-0", 0, 10, 1)))
     (leak,) = unaccounted(Findings(processes=[used], stores=[store(estates=estates)])).values()
     assert (leak.segment, leak.size) == ("00000005-1", 20)
     assert "left it when it ended" in leak.why

@@ -251,7 +251,7 @@ def test_who_reads_waits_while_a_segment_is_claimed(
     (disk / location.segment).write_bytes(content(3 * MB, 1))
     fd = os.open(directory / "abc.locks", os.O_RDWR)
     try:
-        assert locks.claim(fd, *segment_range(0))
+        assert locks.seize(fd, *segment_range(0))
         found: list[bytes] = []
         looks = threading.Thread(target=lambda: found.append(bytes(reader.view(location))))
         looks.start()

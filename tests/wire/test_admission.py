@@ -1,4 +1,5 @@
-"""Who comes for bytes of objects has to prove the token before a thread is spent, within a time for all of it, and is told what is wrong."""
+"""Who comes for bytes of objects has to prove the token before a thread is spent, within a time for all of it, and is told what is
+wrong."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ class LockedSource:
             ) from None
         try:
             # Before the file is opened: who finds it now, and unlocked, may use the block again.
-            locks.share(
+            locks.hold(
                 self._lock_fd, *lock_range(number, location.offset, location.size, slab=slab)
             )
             self.fd = self._open(directory, spill_directory, location, number)

@@ -21,8 +21,8 @@ _log = logging.getLogger("shoal.node")
 
 
 class Upload(NamedTuple):
-    """The loop's leave to send: `open` gives the source, `places` are named to the receiver, `absent` tells that there is none, `end` that it
-    is over."""
+    """The loop's leave to send: `open` gives the source, `places` are named to the receiver, `absent` tells that there is none, `end`
+    that it is over."""
 
     open: Callable[[], Source]
     places: list[str]
