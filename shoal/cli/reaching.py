@@ -13,17 +13,23 @@ from shoal.cli.failures import Unreachable
 from shoal.cli.tokens import find_token
 from shoal.config import load_config
 from shoal.runtime.control_client import ControlClient
-from shoal.runtime.joining import AUTO, FoundNode, find_controls, find_nodes, resolve
+from shoal.runtime.joining import (
+    AUTO,
+    PROGRAM,
+    Respondent,
+    find_programs,
+    find_respondent,
+)
 from shoal.runtime.session_folder import session_root
 from shoal.wire.tls import Tls
 
 _OPTIONS = (
     click.option(
         "--address",
-        metavar="HOST:PORT",
+        metavar="HOST:PORT|pid:PID",
         envvar="SHOAL_ADDRESS",
         default=AUTO,
-        help="The cluster. [default: $SHOAL_ADDRESS, or the newest on this machine]",
+        help="The cluster, or the program with a session of its own. [default: $SHOAL_ADDRESS, or the newest on this machine]",
     ),
     click.option(
         "--temp-dir", help="Where session folders are. [default: $SHOAL_TMPDIR, /tmp/shoal-UID]"
@@ -44,27 +50,27 @@ def of_cluster(command: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def reach(
     address: str, temp_dir: str | None, **tls: str | None
-) -> Iterator[tuple[str, ControlClient]]:
-    """Where the control store is, and a connection to it."""
+) -> Iterator[tuple[Respondent, ControlClient]]:
+    """Who answers questions, and a connection there."""
     root = session_root(temp_dir)
-    nodes = find_nodes(root)
-    place = _newest(root, nodes) if address in {AUTO, "local", ""} else resolve(address)
-    here = [node for node in nodes if node.file.control == place]
-    token = here[0].token() if here else find_token()
-    given = {name: os.path.abspath(path) for name, path in tls.items() if path}
+    try:
+        found = find_respondent(AUTO if address in {"local", ""} else address, root)
+    except ConnectionError as error:
+        raise Unreachable(str(error)) from None
+    if found.pid:
+        _mention_others(found, root)
     # A node of the cluster on this machine knows how it is spoken with.
-    config = load_config(given or (here[0].file.tls if here else {}))
-    with ControlClient(place, token, Tls.of(config)) as client:
-        yield place, client
+    given = {name: os.path.abspath(path) for name, path in tls.items() if path}
+    config = load_config(given or found.tls)
+    with ControlClient(found.place, found.token or find_token(), Tls.of(config)) as client:
+        yield found, client
 
 
-def _newest(root: str, nodes: list[FoundNode]) -> str:
-    for node in nodes:
-        return node.file.control
-    for control in find_controls(root):
-        if control.alive and control.file is not None:
-            return control.file.control
-    raise Unreachable(
-        f"no cluster runs on this machine (as {root} has it): start one with `shoal start --head`, or say which one is meant with "
-        "--address=HOST:PORT"
-    )
+def _mention_others(found: Respondent, root: str) -> None:
+    others = [node.file.starter_pid for node in find_programs(root)]
+    more = ", ".join(f"--address={PROGRAM}{pid}" for pid in others if pid != found.pid)
+    if more:
+        click.echo(
+            f"note: this is the session of the program with pid {found.pid}; for others: {more}",
+            err=True,
+        )

@@ -18,6 +18,7 @@ from shoal.messages.node import UNIT, NodeRow
 from shoal.messages.placement import ViewRow
 from shoal.messages.state import TASKS, AskDemands, DemandRow, Findings
 from shoal.runtime.asking import Questions
+from shoal.runtime.joining import Respondent
 
 _SHOWN: Final = 20
 """Different demands that are shown, and asked for at each node."""
@@ -35,18 +36,21 @@ _PATIENCE_S: Final = 10.0
 @of_cluster
 def status(verbose: bool, **cluster: str | None) -> None:
     """Show a cluster: its nodes, what they have and what is in use, what waits, and its storage."""
-    with told(), reach(**cluster) as (place, client):  # type: ignore[arg-type]  # the options of `of_cluster`
+    with told(), reach(**cluster) as (whom, client):  # type: ignore[arg-type]  # the options of `of_cluster`
         found: StatusOfCluster = client.ask(ClusterStatus())
         question = AskDemands(_SHOWN_ALL if verbose else _SHOWN)
         at_nodes = Questions(client, _PATIENCE_S).survey(question)
-    _show(place, found, at_nodes, verbose)
+    _show(whom, found, at_nodes, verbose)
 
 
-def _show(place: str, found: StatusOfCluster, at_nodes: Findings, verbose: bool) -> None:
+def _show(whom: Respondent, found: StatusOfCluster, at_nodes: Findings, verbose: bool) -> None:
     alive = [row for row in found.nodes if row.alive]
     dead = [row for row in found.nodes if not row.alive]
-    click.echo(f"Cluster {found.name!r} at {place}, shoal {found.version}")
-    click.echo(f"Storage: {found.storage}: {_state(found)}")
+    if whom.pid:
+        click.echo(f"Session of the program with pid {whom.pid}, shoal {found.version}")
+    else:
+        click.echo(f"Cluster {found.name!r} at {whom.place}, shoal {found.version}")
+        click.echo(f"Storage: {found.storage}: {_state(found)}")
     click.echo(f"Jobs: {found.jobs}, actors: {found.actors}")
     click.echo(f"Nodes: {len(alive)} alive" + (f", {len(dead)} dead lately" if dead else ""))
     click.echo("")

@@ -19,10 +19,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-import msgspec
-
 from shoal.config import Config
-from shoal.control.link import ControlError
+from shoal.control.visitors import answer_of
 from shoal.core.streams import Incoming, Outgoing
 from shoal.messages.control import (
     ActorChanged,
@@ -36,7 +34,6 @@ from shoal.messages.membership import Answer, Given, Taken
 from shoal.wire.aio import PeerConnection
 
 _log = logging.getLogger("shoal.control")
-_encode: Final = msgspec.msgpack.Encoder().encode
 
 _AT_ONCE: Final = 64
 """Messages for a node in one turn of the loop."""
@@ -194,17 +191,6 @@ class NodeSession:
         self.view_on_way = False
         self._said_durable = self.durable
         self._schedule()
-
-
-def answer_of(req: int, done: asyncio.Future[Any]) -> Answer:
-    """What a question is answered by, when it is. A defect of ours is told as such, and logged."""
-    error = done.exception()
-    if error is None:
-        return Answer(req, _encode(done.result()), "")
-    if isinstance(error, ControlError):
-        return Answer(req, b"", error.text)
-    _log.error("a question could not be answered", exc_info=error)
-    return Answer(req, b"", f"InternalError: {error!r}")
 
 
 def _size(answer: Answer) -> int:

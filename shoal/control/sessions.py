@@ -31,23 +31,17 @@ from shoal.clock import monotonic_ns
 from shoal.config import Config, view_s
 from shoal.control.answers import Heard
 from shoal.control.encoded_rows import EncodedRows
-from shoal.control.node_session import NodeSession, answer_of
+from shoal.control.node_session import NodeSession
 from shoal.control.store import ControlStore
+from shoal.control.visitors import LOOKS, Visitors
 from shoal.core.membership import Identity, Membership, MemberState, NodeDown, NodeUp
 from shoal.errors import ProtocolError
 from shoal.messages.control import (
-    ClusterStatus,
     FindActor,
     GetKey,
-    ListActors,
-    ListEndedProcesses,
-    ListGroups,
-    ListJobs,
     ListKeys,
     ListNames,
-    ListNodes,
     NodeView,
-    SurveyNodes,
 )
 from shoal.messages.membership import (
     Alive,
@@ -72,18 +66,7 @@ from shoal.wire.handshake import ServerHandshake
 
 _log = logging.getLogger("shoal.control")
 _SECOND: Final = 1_000_000_000
-_LOOKS: Final = (
-    ClusterStatus,
-    ListNodes,
-    ListJobs,
-    ListActors,
-    ListEndedProcesses,
-    ListGroups,
-    SurveyNodes,
-)
-"""What may be asked without being a node."""
-
-_READS: Final = (*_LOOKS, FindActor, GetKey, ListKeys, ListNames)
+_READS: Final = (*LOOKS, FindActor, GetKey, ListKeys, ListNames)
 """What changes nothing, so that it may be asked again."""
 
 
@@ -96,6 +79,7 @@ class Sessions:
         self.loop = loop
         self.config = config
         self._store = store
+        self._visitors = Visitors(functools.partial(store.call, b""))
         self._token = token
         self._number = int.from_bytes(os.urandom(7), "big") + 1
         self._decoder = msgspec.msgpack.Decoder(list[ToControl])
@@ -163,7 +147,7 @@ class Sessions:
             session: NodeSession | None = connection.user
             if session is None:
                 if isinstance(message, Ask):
-                    self._on_visitor(connection, message)
+                    self._visitors.on_ask(connection, message)
                     continue
                 if not isinstance(message, Join):
                     raise ProtocolError(f"{type(message).__name__} from a node that has not joined")
@@ -174,15 +158,6 @@ class Sessions:
                 return
         if connection.user is not None:
             self._on_end_of_batch(connection, connection.user)
-
-    def _on_visitor(self, connection: PeerConnection, message: Ask) -> None:
-        """A question of somebody who is no node, and only looks."""
-        if not isinstance(message.call, _LOOKS):
-            raise ProtocolError(f"{type(message.call).__name__} from somebody who is no node")
-        answer = self._store.call(b"", message.call)
-        answer.add_done_callback(
-            lambda done: None if done.cancelled() else connection.send(answer_of(message.req, done))
-        )
 
     def _on_end_of_batch(self, connection: PeerConnection, session: NodeSession) -> None:
         refusal = self._members.on_heard(session.node_id, session.session, monotonic_ns())

@@ -19,7 +19,8 @@ Rule 4. The origin is asked first, then whom it names. A source that breaks off 
         bytes that have come are kept. A source is given up after `tries` failures in a row without a byte; a pull fails when
         no source is left. An origin that is merely busy is asked again and again, with pauses.
 Rule 5. A copy is pinned for each process that asked, until that has it mapped. Copies that nobody has pinned are dropped when
-        the origin says that the object is dead, and, the one unused for longest first, when room is wanted (those on disk take none).
+        the origin says that the object is dead, and, the one unused for longest first, when room is wanted: those in memory for room
+        there, those on disk for room on the disk.
 Rule 6. Every `Fetch` ends in exactly one outcome (arrived, broken, elsewhere, missing, no room), also one that was told to
         `Stop`. Outcomes carry the number of the attempt.
 
@@ -69,6 +70,7 @@ class Pulls:
         tries: Rule 4.
         feeds: Whether somebody gets this object from here just now.
         on_disk: Whether a whole copy takes room on disk only.
+        viewed: Whether somebody still looks at a whole copy, so that its room on disk would not be free at once.
         capacity: Of the store. What is larger is brought to disk, and takes none of `inflight_bytes`.
     """
 
@@ -79,6 +81,7 @@ class Pulls:
         tries: int,
         feeds: Callable[[Key], bool],
         on_disk: Callable[[Key], bool] = lambda _: False,
+        viewed: Callable[[Key], bool] = lambda _: False,
         capacity: int = sys.maxsize,
     ) -> None:
         self.outbox: list[Effect] = []
@@ -87,6 +90,7 @@ class Pulls:
         self._tries: Final = tries
         self._feeds: Final = feeds
         self._on_disk: Final = on_disk
+        self._viewed: Final = viewed
         self._capacity: Final = capacity
         self._attempts = 0
         self._copies: dict[Key, Copy] = {}
@@ -259,13 +263,20 @@ class Pulls:
         self._ended.pop(place, None)
 
     def on_room_wanted(self, wanted: int) -> int:
-        """Drop copies that nobody holds until `wanted` bytes are free, if there are as many; how many are."""
+        """Drop copies in memory that nobody holds until `wanted` bytes are free, if there are as many; how many are."""
+        return self._drop_unused(wanted, lambda key: not self._on_disk(key))
+
+    def on_disk_wanted(self, wanted: int) -> int:
+        """The same with copies on disk, for room there."""
+        return self._drop_unused(wanted, lambda key: self._on_disk(key) and not self._viewed(key))
+
+    def _drop_unused(self, wanted: int, serves: Callable[[Key], bool]) -> int:
         given = 0
         for key in list(self._unused):
             if given >= wanted:
                 break
-            if not self._feeds(key) and not self._on_disk(key):
-                # Of one that somebody gets from here the memory would not be free yet.
+            if not self._feeds(key) and serves(key):
+                # Of one that somebody gets from here the room would not be free yet.
                 copy = self._copies[key]
                 given += copy.size
                 self._remove(copy)

@@ -39,7 +39,7 @@ _MOST_PATIENCE_NS: Final = 1_600_000_000
 
 class Granted(NamedTuple):
     """The answer to a request. Nothing was granted if `explanation` is not empty (`disk_full`: the disk took nothing either), or if
-    `on_disk` is set: then the object is to be made there."""
+    `on_disk` is set: then the object, of `size` bytes, is to be made there."""
 
     holder: Holder
     req: int
@@ -47,6 +47,7 @@ class Granted(NamedTuple):
     explanation: str = ""
     on_disk: bool = False
     disk_full: bool = False
+    size: int = 0
 
 
 class Wanted(NamedTuple):
@@ -70,6 +71,7 @@ class _Waiting(NamedTuple):
     holder: Holder
     req: int
     needed: int
+    size: int
     since: int
     deadline: int
 
@@ -138,8 +140,8 @@ class StoreQuotas:
     ) -> None:
         """A process asks for at least `needed` bytes, for an object of `size`; `name` is how explanations call it."""
         self._names[holder] = name
-        waiting = _Waiting(holder, req, max(1, needed), now, now + self._timeout_ns)
         largest = max(needed, size)
+        waiting = _Waiting(holder, req, max(1, needed), largest, now, now + self._timeout_ns)
         if largest <= self.capacity:
             self._waiting.append(waiting)
             self._serve()
@@ -249,7 +251,7 @@ class StoreQuotas:
             self.outbox.append(Granted(waiting.holder, waiting.req, granted))
 
     def _grant_on_disk(self, waiting: _Waiting) -> None:
-        self.outbox.append(Granted(waiting.holder, waiting.req, 0, on_disk=True))
+        self.outbox.append(Granted(waiting.holder, waiting.req, 0, on_disk=True, size=waiting.size))
 
     def _release(self, holder: Holder, returned: int) -> None:
         held = self._held.get(holder, 0)
@@ -341,9 +343,10 @@ class StoreQuotas:
             rest = sum(held for _, held in biggest[_NAMED_HOLDERS:])
             holders.append(f"{len(biggest) - _NAMED_HOLDERS} others {rest:,}")
         spill = self._spill
-        disk, advice = (
-            "",
-            "Drop references to large objects, or start shoal with a larger object_store_memory",
+        disk = " Spilling to disk is turned off."
+        advice = (
+            "Drop references to large objects, turn spilling on (SHOAL_SPILL=true), or start shoal with a larger "
+            "object_store_memory"
         )
         if spill is not None:
             disk = f" Spilling to {spill.terms.place} has stopped: {spill.error}."

@@ -30,7 +30,9 @@ What a crash costs
   has kept from such a call raises `ObjectLostError`, or is registered like any other if the owner still had the object.
   Nothing leaks: registering what is gone counts nothing.
 
-Freeing an object releases what it contains, in a loop rather than by recursion: chains may be a million long.
+Freeing an object releases what it contains, in a loop rather than by recursion: chains may be a million long. And an object may contain
+a million references. What it contains is released, and registered, a batch at a time, and the runtime serves others in between
+(`unfinished`, `release_some`).
 
 Effects are appended to `outbox` and carried out by the runtime. Values never pass through here by copy. All methods are called
 with the runtime's lock held.
@@ -39,13 +41,33 @@ with the runtime's lock held.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, TypeVar
 
+from shoal.core.reference_effects import (
+    AskToRecount,
+    Countdown,
+    DropOrphan,
+    Effect,
+    EndActor,
+    Forsake,
+    FreeValue,
+    GiveUp,
+    RegisterBorrower,
+)
 from shoal.core.vouchers import Vouchers
 from shoal.errors import InternalError
-from shoal.messages.values import Failed, Ref, Stored
+from shoal.messages.values import Failed, Refs, Stored
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 _WITHOUT_REFS: Final = frozenset({bytes, Failed})
+
+BATCH: Final = 4_096
+"""References that are dealt with at a time, and named by one message. That takes some milliseconds, and nobody else is served meanwhile."""
+
+_LARGE: Final = 65_536
+"""Tables that had so many entries are made anew when most are gone: Python's dictionaries grow, and never shrink."""
 
 
 class Entry:
@@ -57,7 +79,7 @@ class Entry:
         local: Handles in this process.
         holds: Pending tasks that use it, objects that contain it, and references on their way.
         registrations: How often this process is registered with the owner (borrowed objects).
-        borrowers: Address to count of registrations (owned objects).
+        borrowers: Address to count of registrations (owned objects). With one address it is never changed, for entries share it.
         contains: Entries of the references inside the value, each held once by this entry.
         waiters: Who is told when the value comes: `waiter(entry)` each.
         task: The task that makes it (kept as lineage while the value is `Stored`).
@@ -107,59 +129,10 @@ class Entry:
         )
 
 
-class FreeValue(NamedTuple):
-    """The value of an owned object is to be freed."""
-
-    value: Stored
-
-
-class GiveUp(NamedTuple):
-    """Tell the owner that this process gives up so many registrations. `vouchers`: those among them that others have made."""
-
-    owner: str
-    object_id: bytes
-    registrations: int
-    vouchers: tuple[tuple[str, int], ...] = ()
-
-
-class AskToRecount(NamedTuple):
-    """Ask a borrower how many registrations it knows of that `voucher`, which has died, made for it."""
-
-    borrower: str
-    voucher: str
-    object_ids: list[bytes]
-
-
-class DropOrphan(NamedTuple):
-    """This process has let go of a value whose owner has ended: nobody will say when it is dead."""
-
-    owner: str
-    value: Stored
-
-
-class RegisterBorrower(NamedTuple):
-    """Ask the owner to register `borrower`; `acknowledge(token)` is due when it has."""
-
-    owner: str
-    object_id: bytes
-    borrower: str
-    token: int
-
-
-class EndActor(NamedTuple):
-    """The last handle of an actor is gone."""
-
-    actor_id: bytes
-
-
-class Forsake(NamedTuple):
-    """Borrowers wait for the value of an object that was freed before there was one: those whom nobody covered any more."""
-
-    waiters: list[Any]
-    entry: Entry
-
-
-Effect = FreeValue | GiveUp | DropOrphan | RegisterBorrower | EndActor | Forsake | AskToRecount
+def _remake(table: dict[K, V]) -> None:
+    kept = list(table.items())
+    table.clear()
+    table.update(kept)
 
 
 class ObjectTable:
@@ -167,22 +140,35 @@ class ObjectTable:
 
     __slots__ = (
         "_asked",
+        "_batch",
+        "_most",
         "_next_token",
+        "_once",
         "_releases",
         "address",
         "by_borrower",
         "entries",
         "orphaned",
         "outbox",
+        "shrunk",
+        "unfinished",
         "unregistered",
         "vouchers",
     )
 
-    def __init__(self, address: str = "") -> None:
+    def __init__(self, address: str = "", batch: int = BATCH) -> None:
         self.address = address
+        self._batch = batch
+        self._most = 0
+        # Very much memory has become free since somebody has last set this to False.
+        self.shrunk = False
         self.entries: dict[bytes, Entry] = {}
         self.outbox: list[Effect] = []
         self.by_borrower: dict[str, dict[Entry, None]] = {}
+        # What `Entry.borrowers` is where somebody is registered once and nobody else: one dictionary for all of them.
+        self._once: dict[str, dict[str, int]] = {}
+        # What freed objects contained and has not been released: lists that become shorter.
+        self.unfinished: list[list[Entry]] = []
         # Borrowed entries that their owners may not know of yet: somebody else's hold covers them for now. The number is
         # the token of the registration that was asked for, 0 while none was.
         self.unregistered: dict[Entry, int] = {}
@@ -190,8 +176,8 @@ class ObjectTable:
         self.orphaned: dict[Entry, None] = {}
         self.vouchers = Vouchers()
         self._next_token = 0
-        # What each awaited acknowledgement is about, and what it releases: entries that are held, countdowns.
-        self._asked: dict[int, Entry] = {}
+        # What each awaited acknowledgement is about (all of one owner), and what it releases: entries that are held, countdowns.
+        self._asked: dict[int, list[Entry]] = {}
         self._releases: dict[int, list[Entry | Countdown]] = {}
 
     # --- entries -------------------------------------------------------------------------------------------------
@@ -201,9 +187,9 @@ class ObjectTable:
         entry = self.entries[object_id] = Entry(object_id, "", local)
         return entry
 
-    def borrow(self, ref: Ref | tuple[bytes, str]) -> Entry:
-        """The entry of a reference that came from outside; it may turn out to be an owned one."""
-        object_id, owner = (ref.object_id, ref.owner) if isinstance(ref, Ref) else ref
+    def borrow(self, ref: tuple[bytes, str]) -> Entry:
+        """The entry of a reference that came from outside, by its id and its owner; it may turn out to be an owned one."""
+        object_id, owner = ref
         entry = self.entries.get(object_id)
         if entry is None:
             entry = self.entries[object_id] = Entry(object_id, owner)
@@ -212,6 +198,12 @@ class ObjectTable:
             if owner != self.address:
                 self.unregistered[entry] = 0
         return entry
+
+    def borrow_all(self, refs: Iterable[Refs]) -> list[Entry]:
+        """The entries of the references inside a value."""
+        return [
+            self.borrow((object_id, some.owner)) for some in refs for object_id in some.object_ids
+        ]
 
     def drop_locals(self, dropped: Iterable[Entry]) -> None:
         """Handles have died: one for each time an entry is named."""
@@ -261,6 +253,9 @@ class ObjectTable:
             contains = entry.contains
             if contains is not None:
                 entry.contains = None
+                if len(contains) > self._batch:
+                    self.unfinished.append(contains)
+                    contains = []
                 for inner in contains:
                     inner.holds -= 1
                     if not inner.holds and not inner.local:
@@ -268,13 +263,36 @@ class ObjectTable:
             # Views that users still hold keep shared memory alive; the entry itself needs its value no more.
             entry.value = None
 
+    def release_some(self) -> None:
+        """Go on with what `unfinished` has: one batch."""
+        if self.unfinished:
+            contains = self.unfinished[-1]
+            part = contains[-self._batch :]
+            del contains[-self._batch :]
+            if not contains:
+                self.unfinished.pop()
+            for inner in part:
+                self.unhold(inner)
+            self.shrink()
+
+    def shrink(self) -> None:
+        """Give back the memory of tables that were much larger. To be called when some entries have gone."""
+        count = len(self.entries)
+        if count > self._most:
+            self._most = count
+        elif self._most > _LARGE and count < self._most // 8:
+            self._most = count
+            self.shrunk = True
+            _remake(self.entries)
+            _remake(self.unregistered)
+
     # --- values --------------------------------------------------------------------------------------------------
 
     def complete(
         self,
         entry: Entry,
         value: Any,
-        refs: list[Ref],
+        refs: list[Refs],
         registered: bool | None,
         voucher: str = "",
     ) -> list[Any] | None:
@@ -285,14 +303,15 @@ class ObjectTable:
         are (a value made in this process).
         """
         if refs:
-            self.contain(entry, [self.borrow(ref) for ref in refs], registered, voucher)
+            self.contain(entry, self.borrow_all(refs), registered, voucher)
         if entry.dropped:
             # Nobody wants it any more.
             if type(value) is Stored and not entry.owner:
                 self.outbox.append(FreeValue(value))
             contains, entry.contains = entry.contains, None
-            for inner in contains or ():
-                self.unhold(inner)
+            if contains:
+                self.unfinished.append(contains)
+                self.release_some()
             return None
         entry.value = value
         entry.fetching = False
@@ -315,6 +334,7 @@ class ObjectTable:
         voucher: str = "",
     ) -> None:
         """`outer` holds the entries of the references inside its value; see `complete` about `registered`."""
+        unknown: dict[Entry, None] = {}
         for inner in inners:
             inner.holds += 1
             if inner.owner:
@@ -324,12 +344,14 @@ class ObjectTable:
                     if voucher and voucher != inner.owner:
                         self.vouchers.take(inner, voucher)
                 elif registered is False and not inner.registrations:
-                    outer.holds += 1
-                    self._register_own(inner, outer)
+                    unknown[inner] = None
             elif registered and inner.borrowers and self.address in inner.borrowers:
                 # Ours, and back home: it was registered for the journey.
-                self._count(inner, self.address, inner.borrowers[self.address] - 1)
+                self._count(inner, self.address, -1)
                 self.vouchers.give_back(inner, voucher, self.address, 1)
+        for token in self._register_own(unknown):
+            outer.holds += 1
+            self._releases[token].append(outer)
         if outer.contains is None:
             outer.contains = inners
         else:
@@ -337,16 +359,30 @@ class ObjectTable:
 
     # --- borrowing, as the borrower or lender --------------------------------------------------------------------
 
-    def _register_own(self, entry: Entry, release: Entry | Countdown) -> None:
-        entry.registrations += 1
-        self.unregistered[entry] = self._register(entry, self.address, release)
+    def _register_own(self, entries: Iterable[Entry]) -> list[int]:
+        tokens = self._register(entries, self.address)
+        for token in tokens:
+            for entry in self._asked[token]:
+                entry.registrations += 1
+                self.unregistered[entry] = token
+        return tokens
 
-    def _register(self, entry: Entry, borrower: str, release: Entry | Countdown) -> int:
-        token = self._next_token = self._next_token + 1
-        self._asked[token] = entry
-        self._releases[token] = [release]
-        self.outbox.append(RegisterBorrower(entry.owner, entry.object_id, borrower, token))
-        return token
+    def _register(self, entries: Iterable[Entry], borrower: str) -> list[int]:
+        """Ask the owners of these to register a borrower. Returns the tokens."""
+        by_owner: dict[str, list[Entry]] = {}
+        for entry in entries:
+            by_owner.setdefault(entry.owner, []).append(entry)
+        tokens: list[int] = []
+        for owner, theirs in by_owner.items():
+            for start in range(0, len(theirs), self._batch):
+                asked = theirs[start : start + self._batch]
+                token = self._next_token = self._next_token + 1
+                tokens.append(token)
+                self._asked[token] = asked
+                self._releases[token] = []
+                ids = [entry.object_id for entry in asked]
+                self.outbox.append(RegisterBorrower(owner, ids, borrower, token))
+        return tokens
 
     def register_before(self, lent: Iterable[Entry], borrower: str) -> Countdown | None:
         """What must be acknowledged before a task's reply may leave.
@@ -356,21 +392,19 @@ class ObjectTable:
         caller, which counts that registration when the result arrives. Returns None if there is nothing to wait for.
         """
         countdown = Countdown()
-        for entry, token in self.unregistered.items():
-            countdown.missing += 1
-            if token:
-                # The reply to another call asked for it; until the owner has answered, only our caller covers it.
-                self._releases[token].append(countdown)
-            else:
-                self._register_own(entry, countdown)
+        # The replies to other calls asked for some; until the owners have answered, only our caller covers those.
+        tokens = list(dict.fromkeys(token for token in self.unregistered.values() if token))
+        tokens += self._register_own([e for e, token in self.unregistered.items() if not token])
         for entry in lent:
             if not entry.owner:
                 self.register(entry.object_id, borrower)
             else:
-                countdown.missing += 1
                 entry.holds += 1
                 countdown.held.append(entry)
-                self._register(entry, borrower, countdown)
+        tokens += self._register(countdown.held, borrower)
+        for token in tokens:
+            self._releases[token].append(countdown)
+        countdown.missing = len(tokens)
         return countdown if countdown.missing else None
 
     def acknowledge(self, token: int) -> list[Countdown]:
@@ -378,8 +412,9 @@ class ObjectTable:
         asked = self._asked.pop(token, None)
         if asked is None:
             return []
-        if self.unregistered.get(asked) == token:
-            del self.unregistered[asked]
+        for entry in asked:
+            if self.unregistered.get(entry) == token:
+                del self.unregistered[entry]
         ended: list[Countdown] = []
         for waiting in self._releases.pop(token):
             if isinstance(waiting, Entry):
@@ -402,7 +437,7 @@ class ObjectTable:
         for entry in entries:
             if type(entry.value) is Stored:
                 self.orphaned[entry] = None
-        tokens = [token for token, asked in self._asked.items() if asked.owner == owner]
+        tokens = [token for token, asked in self._asked.items() if asked[0].owner == owner]
         return entries, [countdown for token in tokens for countdown in self.acknowledge(token)]
 
     def has_lent(self) -> bool:
@@ -425,10 +460,7 @@ class ObjectTable:
         entry = self.entries.get(object_id)
         if entry is None or entry.owner:
             return False
-        borrowers = entry.borrowers
-        if borrowers is None:
-            borrowers = entry.borrowers = {}
-        self._count(entry, borrower, borrowers.get(borrower, 0) + 1)
+        self._count(entry, borrower, 1)
         if voucher:
             self.vouchers.give(entry, voucher, borrower)
         return True
@@ -446,35 +478,47 @@ class ObjectTable:
             return
         for voucher, of_voucher in vouchers:
             self.vouchers.give_back(entry, voucher, borrower, of_voucher)
-        borrowers = entry.borrowers
-        if borrowers is None:
-            borrowers = entry.borrowers = {}
-        self._count(entry, borrower, borrowers.get(borrower, 0) - count)
+        self._count(entry, borrower, -count)
         if not entry.borrowers and not entry.holds and not entry.local:
             self.consider(entry)
 
-    def _count(self, entry: Entry, borrower: str, count: int) -> None:
+    def _count(self, entry: Entry, borrower: str, more: int) -> None:
+        borrowers = entry.borrowers or {}
+        count = borrowers.get(borrower, 0) + more
+        self._set_count(entry, borrower, count)
+        if count:
+            self.by_borrower.setdefault(borrower, {})[entry] = None
+            return
+        of_peer = self.by_borrower.get(borrower)
+        if of_peer is not None:
+            of_peer.pop(entry, None)
+            if not of_peer:
+                del self.by_borrower[borrower]
+                self._once.pop(borrower, None)
+
+    def _set_count(self, entry: Entry, borrower: str, count: int) -> None:
         borrowers = entry.borrowers
-        assert borrowers is not None
+        if not borrowers and count == 1:
+            entry.borrowers = self._once.setdefault(borrower, {borrower: 1})
+            return
+        if borrowers is None or len(borrowers) == 1:
+            borrowers = entry.borrowers = dict(borrowers or ())
         if count:
             borrowers[borrower] = count
-            self.by_borrower.setdefault(borrower, {})[entry] = None
         else:
             borrowers.pop(borrower, None)
-            of_peer = self.by_borrower.get(borrower)
-            if of_peer is not None:
-                of_peer.pop(entry, None)
-                if not of_peer:
-                    del self.by_borrower[borrower]
+            if not borrowers:
+                entry.borrowers = None
 
     def forget_borrower(self, borrower: str) -> None:
         """A process died: its registrations go."""
+        self._once.pop(borrower, None)
         for entry in self.by_borrower.pop(borrower, {}):
             self.vouchers.forget_borrower(entry, borrower)
-            if entry.borrowers:
-                entry.borrowers.pop(borrower, None)
+            self._set_count(entry, borrower, 0)
             if not entry.borrowers and not entry.holds and not entry.local:
                 self.consider(entry)
+        self.shrink()
 
     def voucher_died(self, voucher: str) -> None:
         """A process died, and all is read that it said: what it vouched for and did not say must not stay. See `core.vouchers`."""
@@ -514,7 +558,7 @@ class ObjectTable:
     def _drop_untaken(self, entry: Entry, voucher: str, borrower: str, taken: int) -> None:
         untaken = self.vouchers.take_back(entry, voucher, borrower) - taken
         if untaken > 0 and entry.borrowers is not None:
-            self._count(entry, borrower, entry.borrowers.get(borrower, 0) - untaken)
+            self._count(entry, borrower, -untaken)
             if not entry.borrowers and not entry.holds and not entry.local:
                 self.consider(entry)
 
@@ -536,17 +580,3 @@ class ObjectTable:
                     raise InternalError(
                         f"a contained entry is not held by what contains it: {inner!r}"
                     )
-
-
-class Countdown:
-    """Acknowledgements that must come before a reply may leave, and entries held until it has left.
-
-    `reply` is the runtime's: what to do at zero.
-    """
-
-    __slots__ = ("held", "missing", "reply")
-
-    def __init__(self) -> None:
-        self.missing = 0
-        self.held: list[Entry] = []
-        self.reply: Any = None

@@ -6,7 +6,7 @@ starter keeps the pipe open as a lifeline: its end tells that the starter is gon
 lets go of both pipes when it has answered, and ends by SIGTERM. A `WorkerBoot` never crosses a socket: it is what a forked
 worker finds in its memory.
 
-A node with a door leaves a `NodeFile` in its session folder (`shoal.wire.session.NODE_FILE`), by which programs and commands of the same
+A node leaves a `NodeFile` in its session folder (`shoal.wire.session.NODE_FILE`), by which programs and commands of the same
 user find it; a control store's folder has a `ControlFile`.
 """
 
@@ -95,7 +95,8 @@ BootAnswer = Ready | BootFailed
 
 
 class NodeFile(msgspec.Struct, kw_only=True):
-    """What the session folder of a node of a cluster says of it, as JSON. It is there as soon as the node serves."""
+    """What the session folder of a node says of it, as JSON. It is there as soon as the node serves. `control` is empty if the node is
+    all of a program's own session."""
 
     node_id: str
     node_name: str

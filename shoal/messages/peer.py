@@ -184,26 +184,25 @@ class Fetched(msgspec.Struct, array_like=True, tag=21):
 
 
 class Borrow(msgspec.Struct, array_like=True, tag=22):
-    """Register `borrower` (an address) as a holder of an object with its owner. Whoever lends a reference keeps its
-    own hold until `Borrowed` with this `token` comes back."""
+    """Register `borrower` (an address) as a holder of objects with their owner. Whoever lends references keeps its
+    own holds until `Borrowed` with this `token` comes back."""
 
-    object_id: bytes
+    object_ids: list[bytes]
     borrower: str
     token: int
 
 
 class Borrowed(msgspec.Struct, array_like=True, tag=23):
-    """The owner has registered a borrower; `known` is false when the object was gone already."""
+    """The owner has registered a borrower for those of the objects that are not gone already."""
 
     token: int
-    known: bool
 
 
 class Release(msgspec.Struct, array_like=True, tag=24):
-    """The sender gives up `count` registrations of an object. `vouchers` are those among them that other processes had made for
-    it, by their addresses."""
+    """The sender gives up `count` registrations of each of these objects. `vouchers` are those among them that other processes had made
+    for it, by their addresses: as many for each object."""
 
-    object_id: bytes
+    object_ids: list[bytes]
     count: int
     vouchers: list[tuple[str, int]] = []
 

@@ -26,12 +26,19 @@ class Ref(msgspec.Struct, array_like=True, frozen=True, gc=False):
     owner: str
 
 
+class Refs(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """References of one owner that are inside a value. There may be a million of them, so its address is said once."""
+
+    owner: str
+    object_ids: list[bytes]
+
+
 class Inline(msgspec.Struct, array_like=True, tag=0, gc=False):
     """A value inside the message: a pickle stream, its out-of-band buffers, and the references found in it."""
 
     data: bytes
     buffers: list[bytes] = []
-    refs: list[Ref] = []
+    refs: list[Refs] = []
 
 
 class Stored(msgspec.Struct, array_like=True, tag=1, gc=False):
@@ -40,7 +47,7 @@ class Stored(msgspec.Struct, array_like=True, tag=1, gc=False):
 
     location: Location
     creator: str
-    refs: list[Ref] = []
+    refs: list[Refs] = []
 
 
 class Failed(msgspec.Struct, array_like=True, tag=2, gc=False):

@@ -37,7 +37,6 @@ from shoal.messages.control import (
     JobStarted,
     NodeDied,
     NodeJoined,
-    NodeState,
     Order,
     PlaceActor,
     StopActor,
@@ -76,6 +75,7 @@ from shoal.node.forwarding import LogForwarder
 from shoal.node.groups import PlacementGroups
 from shoal.node.jobs import Jobs
 from shoal.node.leasing import LeaseOwners, Leasing, check_shape
+from shoal.node.onlookers import Onlookers
 from shoal.node.queries import Queries
 from shoal.node.showing import Showing, node_row
 from shoal.node.stock import Stock
@@ -163,6 +163,9 @@ class Daemon:
             self._queries,
             self._showing,
         )
+        self._onlookers: Onlookers | None = None
+        if self._outside is None:
+            self._onlookers = Onlookers(loop, boot, self._control, self._showing)
         self._handlers = self._make_handlers()
         self._server: asyncio.AbstractServer | None = None
 
@@ -170,6 +173,8 @@ class Daemon:
         """Serve the connections that arrive at a socket, and at the node's door if it has one."""
         if door is not None and self._outside is not None:
             self._outside.open(door)
+        if self._onlookers is not None:
+            await self._onlookers.open()
         for row in await self._way.open():
             self._on_order(NodeJoined(row))
         self._server = await self._loop.create_unix_server(self._connect, sock=listening)
@@ -224,6 +229,8 @@ class Daemon:
         if tell:
             for client in self._clients:
                 client.send(Exit(reason, now=True))
+        if self._onlookers is not None:
+            self._onlookers.close()
         self._surveys.close()
         self._store.close()
         self._workers.close()
@@ -236,6 +243,11 @@ class Daemon:
         self._zygote.close()
         # One turn, so that what was written leaves.
         await asyncio.sleep(0)
+
+    @property
+    def look_token(self) -> bytes:
+        """What those must prove who look at this session, or join this node's cluster."""
+        return self._boot.token if self._onlookers is None else self._onlookers.token
 
     def worker_pids(self) -> list[int]:
         """The pids of all workers."""
@@ -428,9 +440,7 @@ class Daemon:
         self._queries.ask(client, message.req, call)
 
     def _on_nodes_query(self, client: Client, message: NodesQuery) -> None:
-        self._control.post(
-            NodeState(node_row(self._boot, self.node_id, self._workers.queue.resources))
-        )
+        self._showing.tell_resources()
         self._queries.on_nodes(client, message)
 
     # --- what the lease queue decides ----------------------------------------------------------------------------

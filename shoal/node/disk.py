@@ -31,12 +31,18 @@ class SpillAccounts:
         self.used = False
         self.error = ""
         self._directory = directory
-        self._since: dict[str, int] = {}
+        # Who writes: how much, and since when.
+        self._orders: dict[str, tuple[int, int]] = {}
 
-    def on_order(self, holder: str, now: int) -> None:
+    @property
+    def ordered(self) -> int:
+        """Bytes that are being written, or about to be."""
+        return sum(wanted for wanted, _ in self._orders.values())
+
+    def on_order(self, holder: str, wanted: int, now: int) -> None:
         """Somebody is told to write."""
         self.on_use()
-        self._since[holder] = now
+        self._orders[holder] = (wanted, now)
 
     def on_use(self) -> None:
         """Somebody is told to write, or to make an object on disk."""
@@ -46,9 +52,9 @@ class SpillAccounts:
 
     def on_spilled(self, holder: str, written: int, error: str, now: int) -> None:
         """Somebody has written."""
-        since = self._since.pop(holder, None)
-        if since is not None:
-            self.spent_ns += now - since
+        order = self._orders.pop(holder, None)
+        if order is not None:
+            self.spent_ns += now - order[1]
         self.written += written
         # How full the disk is, in parentheses, is another figure each time.
         if error and error.partition(" (")[0] != self.error.partition(" (")[0]:
@@ -63,7 +69,7 @@ class SpillAccounts:
 
     def on_holder_gone(self, holder: str) -> None:
         """A process has ended."""
-        self._since.pop(holder, None)
+        self._orders.pop(holder, None)
 
     def on_disk(self) -> int:
         """Bytes of the disk that the files there take now. Looks at each of them."""

@@ -180,9 +180,9 @@ def _let_go_of_pipes() -> None:
     os.close(null)
 
 
-def _leave_word(boot: Boot, node_id: bytes) -> None:
+def _leave_word(boot: Boot, node_id: bytes, token: bytes) -> None:
     """Write down what this is a node of, for drivers and commands on this machine."""
-    write_private(f"{boot.session_dir}/{TOKEN_FILE}", boot.token)
+    write_private(f"{boot.session_dir}/{TOKEN_FILE}", token)
     word = NodeFile(
         node_id=node_id.hex(),
         node_name=boot.node_name,
@@ -226,8 +226,7 @@ def _serve(
         )
         gc.freeze()
         gc.enable()
-        if door is not None:
-            _leave_word(boot, daemon.node_id)
+        _leave_word(boot, daemon.node_id, daemon.look_token)
         answer_boot(Ready(node_path(boot.session_dir), os.getpid(), boot.place, daemon.node_id))
         if not boot.driver_pid:
             _let_go_of_pipes()

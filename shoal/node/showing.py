@@ -18,7 +18,7 @@ from typing import Any, Final
 from shoal.core.leases import LeaseQueue
 from shoal.core.resources import NodeResources
 from shoal.messages.boot import Boot
-from shoal.messages.control import NodeView, Post
+from shoal.messages.control import NodeState, NodeView, Post
 from shoal.messages.node import NodeRow
 from shoal.messages.placement import ViewRow
 from shoal.node.store_row import StoreRows
@@ -70,6 +70,7 @@ class Showing:
         on_change: Callable[[], None] | None = None,
     ) -> None:
         self._loop = loop
+        self._boot = boot
         self._node_id = node_id
         self._queue = queue
         self._labels = labels_of(boot, node_id)
@@ -100,6 +101,10 @@ class Showing:
             groups=queue.supply.ledger.free(),
             store=self._store.row,
         )
+
+    def tell_resources(self) -> None:
+        """Tell what is free at this moment, whoever else hears of it when."""
+        self._post(NodeState(node_row(self._boot, self._node_id, self._queue.resources)))
 
     def promised_row(self) -> ViewRow:
         """One of which somebody hears the version: he waits for a row that is not older."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +43,7 @@ from shoal.messages.stores import (
 from shoal.messages.values import Location
 from shoal.node.clients import Client, Clients
 from shoal.node.disk import SpillAccounts
+from shoal.node.disk_room import DiskRoom
 from shoal.node.inheritance import Inheritance, Left
 from shoal.node.inquiries import Inquiries, Used
 from shoal.node.store_row import StoreRows
@@ -63,6 +65,7 @@ class StoreKeeper:
     """See the module's docstring. Processes are known by the short name that their segments carry.
 
     Attributes:
+        room: Room on the disk.
         inheritance: What processes have left that have ended.
         when_swept: Called with the name of each process that has ended and of which nothing is left.
     """
@@ -71,14 +74,18 @@ class StoreKeeper:
         self._loop = loop
         config = boot.config
         spill_directory = spill_path(boot.session_dir) if config.spill else ""
+        terms = _terms(config, boot.store_bytes, spill_target(boot.session_dir) or spill_directory)
+        self._batch = 0 if terms is None else terms.batch
         self.quotas = StoreQuotas(
             boot.store_bytes,
             config.quota_chunk_bytes,
             int(config.store_full_timeout_s * 1e9),
-            _terms(config, boot.store_bytes, spill_target(boot.session_dir) or spill_directory),
+            terms,
             config.spill_ask_ms * 1_000_000,
         )
         self.disk = SpillAccounts(spill_directory)
+        folder = Path(spill_directory) if spill_directory else None
+        self.room = DiskRoom(loop, folder, config.spill_disk_fraction)
         self.rows = StoreRows(loop, self.quotas, self.disk)
         # Those that have drawn quota, by short name.
         self._clients: dict[str, Holder] = {}
@@ -93,7 +100,7 @@ class StoreKeeper:
         self.inheritance = Inheritance(
             loop,
             Path(boot.shm_dir),
-            Path(spill_directory) if spill_directory else None,
+            folder,
             config.spill_disk_fraction,
             self,
         )
@@ -131,6 +138,11 @@ class StoreKeeper:
         self._on_spilled(creator_at(client.address), message.freed, message.written, message.error)
 
     def _on_spilled(self, creator: str, freed: int, written: int, error: str) -> None:
+        if error and self.room.on_full(
+            self._batch, partial(self._on_spilled, creator, freed, written, "")
+        ):
+            # There will be room there in a moment.
+            return
         now = monotonic_ns()
         self.disk.on_spilled(creator, written, error, now)
         self.quotas.on_spilled(creator, freed, error, now)
@@ -143,22 +155,20 @@ class StoreKeeper:
         outbox.clear()
         for effect in effects:
             creator = str(effect.holder)
-            client = self._clients.get(creator)
             match effect:
                 case Granted(_, req, granted, explanation, on_disk, disk_full):
+                    answer = QuotaGranted(req, granted, explanation, on_disk, disk_full)
                     if on_disk:
                         self.disk.on_use()
-                    if client is not None:
-                        client.send(QuotaGranted(req, granted, explanation, on_disk, disk_full))
-                case Wanted(_, wanted, itself):
-                    if client is not None:
-                        client.send(QuotaWanted(wanted, itself))
-                case SpillOrder(_, wanted):
-                    self.disk.on_order(creator, monotonic_ns())
-                    if client is not None:
-                        client.send(SpillWanted(wanted))
+                        wanted = effect.size + self.disk.ordered
+                        self.room.before(wanted, partial(self._send, creator, answer))
                     else:
-                        self._spill_estate(creator, wanted)
+                        self._send(creator, answer)
+                case Wanted(_, wanted, itself):
+                    self._send(creator, QuotaWanted(wanted, itself))
+                case SpillOrder(_, wanted):
+                    self.disk.on_order(creator, wanted, monotonic_ns())
+                    self.room.before(self.disk.ordered, partial(self._spill, creator, wanted))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -166,6 +176,17 @@ class StoreKeeper:
         if deadline is not None:
             delay_s = max(0, deadline - monotonic_ns()) / 1e9
             self._timer = self._loop.call_later(delay_s, self._tick)
+
+    def _send(self, creator: str, message: Any) -> None:
+        client = self._clients.get(creator)
+        if client is not None:
+            client.send(message)
+
+    def _spill(self, creator: str, wanted: int) -> None:
+        if creator in self._clients:
+            self._send(creator, SpillWanted(wanted))
+        else:
+            self._spill_estate(creator, wanted)
 
     def _tick(self) -> None:
         self.quotas.on_tick(monotonic_ns())
@@ -270,6 +291,7 @@ class StoreKeeper:
         """Stop the timers."""
         self.inquiries.close()
         self.inheritance.close()
+        self.room.close()
         self.rows.close()
         if self._timer is not None:
             self._timer.cancel()

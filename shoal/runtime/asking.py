@@ -30,7 +30,7 @@ from shoal.messages.node import NodeRow, NodesQuery
 from shoal.messages.placement import GroupInfo
 from shoal.messages.state import ActorRow, Findings, Look, Question, Survey
 from shoal.runtime.control_client import ControlClient
-from shoal.runtime.joining import AUTO, choose_node, find_nodes, resolve
+from shoal.runtime.joining import AUTO, find_respondent
 from shoal.wire.tls import Tls
 
 if TYPE_CHECKING:
@@ -115,27 +115,19 @@ class Questions:
 
 @contextmanager
 def visit(address: str | None) -> Iterator[ControlClient]:
-    """A way to the control store of a cluster, for whoever is no process of it. `address` is as for `shoal.init`; None is
-    `$SHOAL_ADDRESS`, or the newest cluster on this machine. The token is that of a node here, or `$SHOAL_TOKEN`.
+    """A way to whoever answers for a cluster, for those who are no process of it. `address` is as for `find_respondent`; None is
+    `$SHOAL_ADDRESS`, or "auto". The token is that of a node here, or `$SHOAL_TOKEN`.
 
     Raises:
         ConnectionError: there is no such cluster, or it does not answer.
         AuthenticationError: the token is another.
     """
     address = address or os.environ.get("SHOAL_ADDRESS") or AUTO
-    nodes = find_nodes()
-    place = "" if address == AUTO else resolve(address)
-    here = [node for node in nodes if place in {"", node.file.control, node.file.place}]
-    given = os.environ.get("SHOAL_TOKEN", "").strip()
-    if here:
-        place, token = here[0].file.control, here[0].token()
-    elif place and given:
-        token = given.encode()
-    else:
-        # Says what there is, and how to start one.
-        choose_node(address)
-        raise ConnectionError(f"there is no token for the cluster at {address}: set $SHOAL_TOKEN")
-    # A node of the cluster on this machine knows how it is spoken with.
-    config = load_config(here[0].file.tls if here else {})
-    with ControlClient(place, token, Tls.of(config)) as client:
+    found = find_respondent(address)
+    token = found.token or os.environ.get("SHOAL_TOKEN", "").strip().encode()
+    if not token:
+        raise ConnectionError(
+            f"there is no token for the cluster at {found.place}, of which no node runs here: set $SHOAL_TOKEN"
+        )
+    with ControlClient(found.place, token, Tls.of(load_config(found.tls))) as client:
         yield client

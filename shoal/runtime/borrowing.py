@@ -9,17 +9,17 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from shoal.core.references import (
+from shoal.core.reference_effects import (
     AskToRecount,
     Countdown,
     DropOrphan,
     EndActor,
-    Entry,
     Forsake,
     FreeValue,
     GiveUp,
     RegisterBorrower,
 )
+from shoal.core.references import BATCH, Entry
 from shoal.core.tasks import Task
 from shoal.errors import ObjectLostError, OwnerDiedError
 from shoal.messages.node import ActorUnreferenced
@@ -100,7 +100,7 @@ class Borrowing:
             return
         value = message.value
         refs = [] if isinstance(value, Failed) else value.refs
-        self._process.complete(entry, value, refs, registered=False)
+        self._process.arrivals.complete(entry, value, refs, registered=False)
 
     def cancel(self, entry: Entry, force: bool, recursive: bool) -> None:
         """Ask the owner to cancel the task that makes a borrowed object."""
@@ -139,6 +139,8 @@ class Borrowing:
             self._process.peers.watch(voucher)
 
     def _count_vouchers(self, voucher: str, owner: str, object_ids: list[bytes]) -> None:
+        # What was vouched for must be in before it is counted.
+        self._process.arrivals.finish_arrivals()
         # What is given up already, and not yet said, must be heard before the count that it is not in any more.
         self.carry_out()
         counts = self._objects.recount(voucher, object_ids)
@@ -179,18 +181,21 @@ class Borrowing:
         peers = self._process.peers
         # Whoever lends may not have heard that the borrower is gone; its registration would stay for ever.
         asks = connection.peer_address
-        known = message.borrower not in peers.gone and self._objects.register(
-            message.object_id, message.borrower, "" if asks == message.borrower else asks
-        )
-        if known:
-            # The borrower may never have connected: its end must be heard of all the same.
-            peers.watch(message.borrower)
-        connection.send(Borrowed(message.token, known))
+        borrower = message.borrower
+        if borrower not in peers.gone:
+            voucher = "" if asks == borrower else asks
+            register = self._objects.register
+            if sum(register(object_id, borrower, voucher) for object_id in message.object_ids):
+                # The borrower may never have connected: its end must be heard of all the same.
+                peers.watch(borrower)
+        connection.send(Borrowed(message.token))
 
     def _on_release(self, connection: Connection, message: Release) -> None:
-        self._objects.give_up(
-            message.object_id, connection.peer_address, message.count, message.vouchers
-        )
+        borrower, give_up = connection.peer_address, self._objects.give_up
+        for object_id in message.object_ids:
+            give_up(object_id, borrower, message.count, message.vouchers)
+        if len(message.object_ids) == BATCH:
+            self._objects.shrink()
 
     def _on_counted(self, connection: Connection, message: Counted) -> None:
         self._objects.on_counted(
@@ -211,6 +216,7 @@ class Borrowing:
         process = self._process
         blocks: dict[str, list[Location]] = {}
         let_go: dict[str, None] = {}
+        given_up: dict[tuple[str, int, tuple[tuple[str, int], ...]], list[bytes]] = {}
         while outbox:
             effects = outbox.copy()
             outbox.clear()
@@ -222,15 +228,13 @@ class Borrowing:
                     else:
                         blocks.setdefault(stored.creator, []).append(stored.location)
                 elif type(effect) is GiveUp:
-                    self._send_to_owner(
-                        effect.owner,
-                        Release(effect.object_id, effect.registrations, list(effect.vouchers)),
-                    )
+                    alike = (effect.owner, effect.registrations, effect.vouchers)
+                    given_up.setdefault(alike, []).append(effect.object_id)
                 elif type(effect) is DropOrphan:
                     let_go[effect.owner] = let_go[effect.value.creator] = None
                 elif type(effect) is RegisterBorrower:
                     sent = self._send_to_owner(
-                        effect.owner, Borrow(effect.object_id, effect.borrower, effect.token)
+                        effect.owner, Borrow(effect.object_ids, effect.borrower, effect.token)
                     )
                     if not sent:
                         # The owner is gone and will never answer; whoever asks for the object is told that.
@@ -242,6 +246,10 @@ class Borrowing:
                     self._forsake(effect.waiters, effect.entry)
                 elif type(effect) is EndActor:
                     process.node.send_locked(ActorUnreferenced(effect.actor_id))
+        for (owner, count, vouchers), object_ids in given_up.items():
+            for start in range(0, len(object_ids), BATCH):
+                part = object_ids[start : start + BATCH]
+                self._send_to_owner(owner, Release(part, count, list(vouchers)))
         if let_go:
             process.node.send_locked(LetGo(list(let_go)))
         for creator, locations in blocks.items():
@@ -261,6 +269,7 @@ class Borrowing:
 
     def process_died(self, address: str, cause: str) -> None:
         """A process has ended: its registrations and what it owned go with it."""
+        self._process.arrivals.finish_arrivals()
         self._objects.forget_borrower(address)
         self._objects.voucher_died(address)
         for owner, object_ids in self._to_recount.pop(address, ()):

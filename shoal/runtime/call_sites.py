@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from shoal.core.calls import ActorCalls
     from shoal.core.lanes import SchedulingClass
     from shoal.core.tasks import Function
-    from shoal.messages.values import Ref
 
 _PACKAGE: Final = str(Path(__file__).parents[1]) + "/"
 
@@ -49,7 +48,7 @@ class SitedObjects(ObjectTable):
             entry.site = getattr(first, "site", ("", 0))[0], time_ns()
         return entry
 
-    def borrow(self, ref: Ref | tuple[bytes, str]) -> Entry:
+    def borrow(self, ref: tuple[bytes, str]) -> Entry:
         entry = super().borrow(ref)
         if not hasattr(entry, "site"):
             entry.site = "", time_ns()

@@ -1,5 +1,7 @@
 """A question to a control store from a process that is no node of it: a blocking connection for as long as that takes.
 
+That of a program's own session is asked through its node, at whose socket there is neither a preface nor TLS.
+
 It also tells why a node could not join, before there is one: nobody answers, another token, another version, TLS on one side only.
 
 Guarantees: every wait is bounded.
@@ -41,21 +43,23 @@ class ControlClient:
     def __init__(
         self, place: str, token: bytes, tls: Tls | None = None, *, wait_s: float = 0.0
     ) -> None:
-        """Connect. While nobody listens there, it is tried again for `wait_s`.
+        """Connect to a host and port, or the path of a node's socket. While nobody listens there, it is tried again for `wait_s`.
 
         Raises:
             ConnectionError: nobody answers, or not as a control store does.
             AuthenticationError: the two do not belong together; says why.
         """
         self._place = place
+        self._local = place.startswith("/")
         self._frames = FrameDecoder(_MAX_FRAME_BYTES)
         self._req = 0
         self._sock = self._connect(wait_s)
         try:
             with self._explained():
-                self._sock.sendall(encode_preface(CONTROL))
-                if tls is not None:
-                    self._sock = _in_tls(self._sock, tls)
+                if not self._local:
+                    self._sock.sendall(encode_preface(CONTROL))
+                    if tls is not None:
+                        self._sock = _in_tls(self._sock, tls)
                 self._shake_hands(token)
         except BaseException:
             self._sock.close()
@@ -66,7 +70,7 @@ class ControlClient:
         while True:
             left_s = max(1.0, deadline - time.monotonic())
             try:
-                sock = socket.create_connection(split_place(self._place), timeout=left_s)
+                sock = self._open(left_s)
             except OSError as error:
                 # Nobody listens yet. Other errors do not pass by waiting.
                 if error.errno == errno.ECONNREFUSED and time.monotonic() < deadline:
@@ -78,8 +82,21 @@ class ControlClient:
                     f"no control store answers at {self._place}{for_long}: {why}"
                 ) from None
             sock.settimeout(_ANSWER_TIMEOUT_S)
+            return sock
+
+    def _open(self, timeout_s: float) -> socket.socket:
+        if not self._local:
+            sock = socket.create_connection(split_place(self._place), timeout=timeout_s)
             tune(sock)
             return sock
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(timeout_s)
+            sock.connect(self._place)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

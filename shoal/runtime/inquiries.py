@@ -44,6 +44,8 @@ class Inquiries:
         process = self._process
         # What nobody here looks at any more is not in use.
         process.settle()
+        while process.is_unsettled():
+            process.settle()
         found: dict[str, list[Location]] = {address: [] for address in asked}
         for entry in list(process.objects.entries.values()):
             value = entry.value

@@ -1,7 +1,8 @@
-"""Finding a node to join: those of this user on this machine, by the files that they leave in their session folders.
+"""Finding a node to join, or a cluster to ask: those of this user on this machine, by the files that they leave in their session folders.
 
 A driver joins a cluster through a node on its own machine, since it shares memory with that. So an address does not say where to
-connect to, but which cluster is meant: the one whose control store is there.
+connect to, but which cluster is meant: the one whose control store is there. The session that a program has for itself alone cannot be
+joined, but asked: its address is "pid:" and the program's pid.
 
 Guarantees: only nodes whose processes live are found; nothing is asked over a network, but names of hosts may be looked up.
 """
@@ -12,7 +13,7 @@ import contextlib
 import ipaddress
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -27,6 +28,7 @@ from shoal.wire.session import (
     SESSION_PREFIX,
     TOKEN_FILE,
     is_alive,
+    look_path,
     node_path,
 )
 
@@ -34,6 +36,9 @@ DEFAULT_PORT: Final = 6465
 """Where a control store serves unless it is told otherwise."""
 
 AUTO: Final = "auto"
+
+PROGRAM: Final = "pid:"
+"""How the address of a program's own session begins."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,13 @@ class FoundNode:
         """Where its daemon listens."""
         return node_path(self.directory)
 
+    @property
+    def is_programs_own(self) -> bool:
+        """Whether it is all of the session that a program has for itself alone."""
+        return not self.file.control
+
     def token(self) -> bytes:
-        """The token of its cluster."""
+        """The token of its cluster; of a program's own session, that of those who only look at it."""
         with open(f"{self.directory}/{TOKEN_FILE}", "rb") as file:
             return file.read()
 
@@ -69,8 +79,34 @@ class FoundControl:
         return os.path.basename(self.directory).removeprefix(CONTROL_PREFIX)
 
 
+@dataclass(frozen=True)
+class Respondent:
+    """Who answers questions about a cluster: its control store, or the node of a program's own session.
+
+    Attributes:
+        place: Host and port of the former; the path of a socket of the latter.
+        token: None if this machine has no node of the cluster.
+        tls: The settings by which it speaks TLS, as far as a node here knows them.
+        pid: Whose own session it is; 0 for a cluster.
+    """
+
+    place: str
+    token: bytes | None = None
+    tls: dict[str, str] = field(default_factory=dict)
+    pid: int = 0
+
+
 def find_nodes(root: str | None = None) -> list[FoundNode]:
     """The living nodes of clusters, the newest first. `root` is as for `session_root`."""
+    return [node for node in _find_all(root) if not node.is_programs_own]
+
+
+def find_programs(root: str | None = None) -> list[FoundNode]:
+    """The nodes of sessions that programs have for themselves, the newest first."""
+    return [node for node in _find_all(root) if node.is_programs_own]
+
+
+def _find_all(root: str | None) -> list[FoundNode]:
     root = session_root(root)
     found: list[FoundNode] = []
     for name in os.listdir(root):
@@ -107,6 +143,55 @@ def read_control_file(directory: str) -> ControlFile | None:
         return None
 
 
+def find_respondent(address: str, root: str | None = None) -> Respondent:
+    """Who is to be asked about the cluster at an address. "auto" is the newest cluster on this machine, or if there is none, the newest
+    session of a program.
+
+    Raises:
+        ValueError: the address is none.
+        ConnectionError: nothing is there; says how to start a cluster.
+    """
+    if address.startswith(PROGRAM):
+        return _respondent_of(_program_at(address, root))
+    nodes = find_nodes(root)
+    if address != AUTO:
+        place = resolve(address)
+        here = [node for node in nodes if place in {node.file.control, node.file.place}]
+        return _respondent_of(here[0]) if here else Respondent(place)
+    if nodes:
+        return _respondent_of(nodes[0])
+    for control in find_controls(root):
+        if control.alive and control.file is not None:
+            return Respondent(control.file.control)
+    for node in find_programs(root):
+        return _respondent_of(node)
+    raise ConnectionError(
+        f"no cluster runs on this machine (as {session_root(root)} has it), and no program with one of its own: start one with "
+        "`shoal start --head`, or say by its address, HOST:PORT, which one is meant"
+    )
+
+
+def _respondent_of(node: FoundNode) -> Respondent:
+    file = node.file
+    if node.is_programs_own:
+        return Respondent(look_path(node.directory), node.token(), pid=file.starter_pid)
+    return Respondent(file.control, node.token(), file.tls)
+
+
+def _program_at(address: str, root: str | None) -> FoundNode:
+    pid = address.removeprefix(PROGRAM)
+    if not pid.isdecimal():
+        raise ValueError(f"{address!r} is not the address of a program: that is pid:1234")
+    programs = find_programs(root)
+    for node in programs:
+        if node.file.starter_pid == int(pid):
+            return node
+    others = ", ".join(f"{PROGRAM}{node.file.starter_pid}" for node in programs) or "none"
+    raise ConnectionError(
+        f"no program of pid {pid} has a session of its own on this machine (as {session_root(root)} has it); those that have: {others}"
+    )
+
+
 def choose_node(address: str, root: str | None = None) -> FoundNode:
     """The node through which to join the cluster at an address, "auto" for the newest cluster. Of several nodes the head is taken, or
     else the newest.
@@ -115,6 +200,11 @@ def choose_node(address: str, root: str | None = None) -> FoundNode:
         ValueError: the address is none.
         ConnectionError: there is no such node; says which there are, and how to start one.
     """
+    if address.startswith(PROGRAM):
+        raise ConnectionError(
+            f"{address} is the session of one program, which others can look at, but not join: start a cluster with `shoal start --head`, and "
+            "have both programs join it"
+        )
     place = "" if address == AUTO else resolve(address)
     nodes = find_nodes(root)
     if nodes and not place:

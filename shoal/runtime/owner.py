@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from shoal.core.lanes import Lane
-from shoal.core.references import FreeValue
+from shoal.core.reference_effects import FreeValue
 from shoal.core.tasks import State, Task, TaskTable
 from shoal.errors import (
     ShoalError,
@@ -217,7 +217,7 @@ class Owner:
                 process.complete(entry, value.data, [], registered=True)
             else:
                 refs = [] if kind is Failed else value.refs
-                process.complete(entry, value, refs, registered, voucher)
+                process.arrivals.complete(entry, value, refs, registered, voucher)
 
     def _on_failure(self, connection: Connection, message: Failure) -> None:
         task = self._finished(connection, message.task_id, message.took_us)

@@ -19,11 +19,11 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from shoal.config import Config
-from shoal.core.references import ObjectTable
+from shoal.core.references import BATCH, ObjectTable
 from shoal.core.tasks import Task
 from shoal.errors import NotInitializedError, ShoalError
 from shoal.ids import IdSource, return_id
@@ -38,6 +38,7 @@ from shoal.messages.placement import InBundle
 from shoal.messages.stores import QuotaWanted, SpillWanted
 from shoal.messages.values import Failed
 from shoal.runtime.actors import Actors
+from shoal.runtime.arrivals import Arrivals
 from shoal.runtime.borrowing import Borrowing
 from shoal.runtime.call_sites import SitedObjects, SitedSubmissions
 from shoal.runtime.census import Census
@@ -47,6 +48,7 @@ from shoal.runtime.deliveries import Deliveries
 from shoal.runtime.entrance import Entrance
 from shoal.runtime.environment import merge_envs
 from shoal.runtime.groups import Groups
+from shoal.runtime.heap import trim_heap
 from shoal.runtime.inquiries import Inquiries
 from shoal.runtime.news import News
 from shoal.runtime.node_link import NodeLink
@@ -70,9 +72,13 @@ if TYPE_CHECKING:
     from shoal.core.references import Entry
     from shoal.core.tasks import Function
     from shoal.messages.node import Job
-    from shoal.messages.values import Ref
+    from shoal.messages.values import Refs
 
 logger = logging.getLogger("shoal")
+
+
+_TRIM_AFTER_S: Final = 1.0
+"""After very many objects have gone, others go: what is free is given back once."""
 
 
 class Process:
@@ -104,6 +110,7 @@ class Process:
         self.ids = IdSource()
         self.closed = False
         self.dropped: deque[Entry] = deque()
+        self._goes_on = False
         self.drop = self._make_drop()
         self.dropped_streams: deque[Stream] = deque()
         self.streams: WeakSet[Stream] = WeakSet()
@@ -152,6 +159,7 @@ class Process:
             self,
             self.config,
         )
+        self.arrivals = Arrivals(self)
         self.borrowing = Borrowing(self)
         self.owner = Owner(self)
         self.submissions = (SitedSubmissions if sited else Submissions)(self, self.owner)
@@ -263,32 +271,55 @@ class Process:
     # --- consequences (with the lock held) -----------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Draw the consequences of what has changed."""
+        """Draw the consequences of what has changed. Of very many dead handles one batch is counted, and the rest a little later."""
         dropped = self.dropped
         if self.dropped_streams:
             while self.dropped_streams:
                 self.dropped_streams.popleft().abandon()
+        objects = self.objects
         if dropped:
-            objects = self.objects
             pop = dropped.popleft
-            while dropped:
+            count = min(len(dropped), BATCH)
+            for _ in range(count):
                 entry = pop()
                 entry.local -= 1
                 if not entry.local and not entry.holds:
                     objects.consider(entry)
+            if count == BATCH:
+                objects.shrink()
+        if objects.shrunk:
+            objects.shrunk = False
+            self.reactor.call_later(_TRIM_AFTER_S, trim_heap)
+        if objects.unfinished:
+            objects.release_some()
+            if objects.unfinished and not self._goes_on:
+                self._goes_on = True
+                self.reactor.call_later(0, self._go_on)
         self.owner.settle()
         if self.objects.outbox:
             self.borrowing.carry_out()
 
     def settle_now(self) -> None:
-        """The same. Takes the lock; in the middle of the runtime's work it does nothing."""
+        """The same, to the end. Takes the lock, batch by batch; in the middle of the runtime's work it does nothing."""
         if not is_reentered(self):
-            with self.lock:
-                self.settle()
-                self.reactor.flush_locked()
+            more = True
+            while more:
+                with self.lock:
+                    self.settle()
+                    self.reactor.flush_locked()
+                    more = self.is_unsettled()
+
+    def is_unsettled(self) -> bool:
+        """Whether handles have died, or objects contained something, that is not counted yet."""
+        return bool(self.dropped or self.objects.unfinished)
+
+    def _go_on(self) -> None:
+        self._goes_on = False
+        with self.lock:
+            self.settle()
 
     def complete(
-        self, entry: Entry, value: Any, refs: list[Ref], registered: bool | None, voucher: str = ""
+        self, entry: Entry, value: Any, refs: list[Refs], registered: bool | None, voucher: str = ""
     ) -> None:
         """The value of an entry is known: tell everybody who waits for it."""
         waiters = self.objects.complete(entry, value, refs, registered, voucher)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from shoal.errors import InternalError, TaskError
-from shoal.messages.values import Failed, Inline, Ref, Stored
+from shoal.messages.values import Failed, Inline, Refs, Stored
 from shoal.runtime.refs import ObjectRef
 from shoal.serial.layout import read_layout
 from shoal.serial.values import deserialize
@@ -46,10 +46,12 @@ class Values:
         ]
         return [entry for entry in entries if entry is not None]
 
-    def wire_refs(self, entries: list[Entry]) -> list[Ref]:
+    def wire_refs(self, entries: list[Entry]) -> list[Refs]:
         """References as messages name them."""
-        address = self.address
-        return [Ref(entry.object_id, entry.owner or address) for entry in entries]
+        by_owner: dict[str, list[bytes]] = {}
+        for entry in entries:
+            by_owner.setdefault(entry.owner or self.address, []).append(entry.object_id)
+        return [Refs(owner, object_ids) for owner, object_ids in by_owner.items()]
 
     def pack(
         self, serialized: Serialized, entries: list[Entry], large: bool = True

@@ -158,8 +158,8 @@ class Accounts:
         return given
 
     def rest(self, most_bytes: int) -> tuple[int, bool]:
-        """Give back what has been idle since this was called the last time, at most about `most_bytes` of it: whole segments. If no object was
-        made since then also free ranges of slabs, and quota that backs nothing.
+        """Give back what has been idle since this was called the last time, at most about `most_bytes` of it: whole segments. If no
+        object was made since then also free ranges of slabs, and quota that backs nothing.
 
         Returns:
             By how much the quota shrinks, and whether this is to be called again after a while. If not, `when_idle` will say so.

@@ -40,6 +40,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -174,8 +175,15 @@ class Arena(Accounts):
                 record.exporter = weakref.ref(exporter)
         return view_of(exporter, record.size).toreadonly()
 
-    def free(self, location: Location) -> None:
+    def free(
+        self, location: Location, remove: Callable[[Callable[[], None]], None] | None = None
+    ) -> None:
         """The object is dead: nobody will begin to view it any more. In a closed arena all are; then this does nothing.
+
+        Args:
+            location: Where it is.
+            remove: Has what it gets done by somebody who may wait for the disk, if a file there is to be removed. By default that is
+                done here.
 
         Raises:
             ObjectFreedError: it is not alive; it was freed before, or is not of this arena.
@@ -200,7 +208,9 @@ class Arena(Accounts):
             watch, self._watched = not self._watched, True
         if watch and self._when_idle is not None:
             self._when_idle()
-        if gone is not None:
+        if gone is not None and remove is not None:
+            remove(partial(gone.destroy, discard=False))
+        elif gone is not None:
             gone.destroy(discard=False)
 
     # --- on disk ----------------------------------------------------------------------------------------------
@@ -263,6 +273,15 @@ class Arena(Accounts):
         """
         with self._lock:
             return self._find(location).segment.path
+
+    def is_viewed(self, location: Location) -> bool:
+        """Whether anybody looks at an object, in this process or another.
+
+        Raises:
+            ObjectFreedError: no such object is alive here.
+        """
+        with self._lock:
+            return self._is_held(self._find(location))
 
     # --- the end ----------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ So a flag that was set stays set, and what somebody has locked stays where it is
 from __future__ import annotations
 
 import errno
+import math
 import mmap
 import os
 from collections.abc import Iterable
@@ -91,15 +92,26 @@ def open_block(
 
 def check_disk(folder: Path, wanted: int, disk_fraction: float) -> None:
     """Raise `OSError` (ENOSPC) if `wanted` bytes more would fill the file system of the spill folder too far."""
-    found = os.statvfs(folder)
-    unit = found.f_frsize
-    used = (found.f_blocks - found.f_bfree) * unit
-    most = used + found.f_bavail * unit
+    used, most = _disk(folder)
     if used + wanted > disk_fraction * most:
         raise OSError(
             errno.ENOSPC,
             f"its disk would be more than {disk_fraction:.0%} full ({used:,} of {most:,} bytes are taken)",
         )
+
+
+def disk_shortage(folder: Path, wanted: int, disk_fraction: float) -> int:
+    """How many bytes must leave the file system of the spill folder before `wanted` more can come."""
+    used, most = _disk(folder)
+    return max(0, math.ceil(used + wanted - disk_fraction * most))
+
+
+def _disk(folder: Path) -> tuple[int, int]:
+    """How much of the file system is used, and how much there is."""
+    found = os.statvfs(folder)
+    unit = found.f_frsize
+    used = (found.f_blocks - found.f_bfree) * unit
+    return used, used + found.f_bavail * unit
 
 
 def write_out(

@@ -10,8 +10,9 @@
         head                     text: the pid of the head, which is also the number of its terminal session
         starter                  text: who starts it (`runtime.starters`), if `shoal start` does  0600
         node.json                what it is a node of (`messages.boot.NodeFile`)   0600
-        token                    the token of its cluster                          0600
+        token                    of its cluster, or of look.sock                   0600
         node.sock                the node daemon listens here                     0600
+        look.sock                there, too, for those who look at a program's own session  0600
         w-<8 hex>.sock           worker                                            0600
         d-<8 hex>.sock           driver                                            0600
         w-<8 hex>.door           where a process gets connections from other nodes 0600
@@ -52,12 +53,18 @@ SESSION_PREFIX: Final = "s-"
 """How the folder of a session begins."""
 CONTROL_PREFIX: Final = "c-"
 """How the folder of a control store begins."""
+_REMOVAL_TRIES: Final = 5
 _LONGEST_NAME: Final = "/w-00000000.sock"
 
 
 def node_path(session_dir: str) -> str:
     """Where the node daemon listens for the processes of its node."""
     return f"{session_dir}/node.sock"
+
+
+def look_path(session_dir: str) -> str:
+    """Where the node daemon of a program's own session listens for those who only look."""
+    return f"{session_dir}/look.sock"
 
 
 def socket_path(session_dir: str, name: str) -> str:
@@ -198,7 +205,8 @@ def remove_session(session_dir: str, shm_dir: str) -> None:
     """Remove all that a session left in the file system. May be called by several processes at once."""
     # The link goes with the session's folder: until then another process that removes the session finds its way by it.
     for folder in (shm_dir, spill_target(session_dir), session_dir):
-        # Twice, because somebody may have made a file in it while it was being emptied.
-        for _ in range(2):
-            with contextlib.suppress(OSError):
-                shutil.rmtree(folder)
+        # Somebody may make files in it while it is being emptied, or remove those that were just listed.
+        for _ in range(_REMOVAL_TRIES):
+            if not os.path.isdir(folder):
+                break
+            shutil.rmtree(folder, ignore_errors=True)

@@ -128,7 +128,7 @@ class ActorHost:
         filled = list(positional)
         for key, ref in self.spec.awaited:
             with process.lock:
-                entry = process.objects.borrow(ref)
+                entry = process.objects.borrow((ref.object_id, ref.owner))
                 entry.local += 1
             value = process.waiting.get_one(ObjectRef._of(entry, process.drop), None)
             if isinstance(key, int):
@@ -140,8 +140,8 @@ class ActorHost:
     def _register_kept(self) -> None:
         """References that `__init__` kept are borrowed from now on."""
         process = self.process
+        process.settle_now()
         with process.lock:
-            process.settle()
             process.objects.register_before((), "")
             process.borrowing.carry_out()
 

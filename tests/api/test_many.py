@@ -6,11 +6,18 @@ sizes, with times and memory, are rows of `bench` (see `docs/scale.md`).
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 import shoal
+from shoal.core.references import BATCH
+from shoal.messages.peer import Borrow, Release
+from shoal.runtime import current_process
+from tests.api.gates import wait_until
 from tests.api.tasks import wait_for
 
 pytestmark = pytest.mark.usefixtures("shared_cluster")
@@ -55,3 +62,99 @@ def test_the_result_of_the_first_reaches_the_end_of_a_long_chain(gates: Any) -> 
         ref = echo.remote(ref)
     gate.open()
     assert shoal.get(ref, timeout=PATIENCE_S) == "carried on"
+
+
+# --- references inside one object -----------------------------------------------------------------------------------------
+
+
+@shoal.remote
+class Keeper:
+    """Borrows what it is given."""
+
+    def take(self, box: list[Any]) -> int:
+        self.kept = shoal.get(box[0], timeout=PATIENCE_S)
+        return len(self.kept)
+
+    def read(self, index: int) -> Any:
+        return shoal.get(self.kept[index], timeout=PATIENCE_S)
+
+    def drop(self) -> None:
+        self.kept = []
+
+    def known(self) -> int:
+        return len(current_process.require().objects.entries)
+
+
+@contextmanager
+def counted(*kinds: type) -> Iterator[Counter[str]]:
+    """How many messages of these kinds come to this process, and how many objects they name."""
+    process = current_process.require()
+    found: Counter[str] = Counter()
+    before = dict(process.handlers)
+
+    def count(kind: type) -> Any:
+        def handle(connection: Any, message: Any) -> None:
+            found[kind.__name__] += 1
+            found[f"objects of {kind.__name__}"] += len(message.object_ids)
+            before[kind](connection, message)
+
+        return handle
+
+    with process.lock:
+        process.handlers.update({kind: count(kind) for kind in kinds})
+    try:
+        yield found
+    finally:
+        with process.lock:
+            process.handlers.update({kind: before[kind] for kind in kinds})
+
+
+def test_an_object_of_many_references_is_borrowed_and_given_up_in_few_messages() -> None:
+    many = 5 * BATCH
+    table = current_process.require().objects
+    keeper = Keeper.remote()
+    start = shoal.get(keeper.known.remote(), timeout=PATIENCE_S)
+    known = len(table.entries)
+    with counted(Borrow, Release) as messages:
+        refs = [shoal.put(number) for number in range(many)]
+        box = shoal.put(refs)
+        assert shoal.get(keeper.take.remote([box]), timeout=PATIENCE_S) == many
+        del refs, box
+        assert shoal.get(keeper.read.remote(many - 1), timeout=PATIENCE_S) == many - 1
+        assert messages["objects of Borrow"] >= many
+        # One for a batch, and one for the box.
+        assert messages["Borrow"] <= many / BATCH + 2
+        shoal.get(keeper.drop.remote(), timeout=PATIENCE_S)
+        wait_until(lambda: len(table.entries) <= known, "everything is given up")
+        assert messages["objects of Release"] >= many
+        # Handles die one by one, and are counted whenever somebody looks.
+        assert messages["Release"] < many / 20
+    assert shoal.get(keeper.known.remote(), timeout=PATIENCE_S) <= start + 1
+
+
+@shoal.remote
+def make(count: int) -> list[Any]:
+    return [shoal.put(number) for number in range(count)]
+
+
+@shoal.remote
+def add_up(box: list[Any]) -> int:
+    return sum(shoal.get(box, timeout=PATIENCE_S))
+
+
+@shoal.remote
+def pass_on(box: list[Any]) -> list[Any]:
+    return box
+
+
+@pytest.mark.parametrize("count", [BATCH, 3 * BATCH + 1])
+def test_a_result_with_many_references_can_be_read_and_passed_on(count: int) -> None:
+    refs = shoal.get(make.remote(count), timeout=PATIENCE_S)
+    expected = count * (count - 1) // 2
+    assert sum(shoal.get(refs, timeout=PATIENCE_S)) == expected
+    again = shoal.get(pass_on.remote(refs), timeout=PATIENCE_S)
+    del refs
+    assert shoal.get(add_up.remote(again), timeout=PATIENCE_S) == expected
+    table = current_process.require().objects
+    del again
+    wait_until(lambda: len(table.entries) < 10, "everything is given up")

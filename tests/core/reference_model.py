@@ -243,6 +243,8 @@ class Model:
             assert table.by_borrower == {}
             assert table._asked == {}
             assert table._releases == {}
+            assert table._once == {}
+            assert table.unfinished == []
             assert not table.vouchers
         for location, (creator, owner) in cluster.blocks.items():
             # What the dead have made, or owned, is found by asking (`node.inquiries`), which is not played here.
@@ -262,9 +264,11 @@ def refs_of(message: Run | Fetched) -> list[bytes]:
     if isinstance(message, Fetched):
         return refs_in(message.value)
     deps = [object_id for dep in message.deps for object_id in refs_in(dep)]
-    return [ref.object_id for ref in message.refs] + deps
+    return [i for some in message.refs for i in some.object_ids] + deps
 
 
 def refs_in(value: Value) -> list[bytes]:
     """The objects that a value names."""
-    return [ref.object_id for ref in value.refs] if isinstance(value, Inline | Stored) else []
+    if not isinstance(value, Inline | Stored):
+        return []
+    return [object_id for some in value.refs for object_id in some.object_ids]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shoal.messages.values import Failed, Inline, Ref, Stored
+from shoal.messages.values import Failed, Inline, Refs, Stored
 
 if TYPE_CHECKING:
     from tests.core.reference_process import Process
@@ -25,7 +25,7 @@ class Run(NamedTuple):
 
     task_id: bytes
     attempt: int
-    refs: list[Ref]
+    refs: list[Refs]
     deps: list[Value]
     streams: bool
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from shoal.core.references import Countdown, Entry, ObjectTable
+from shoal.core.reference_effects import Countdown
+from shoal.core.references import Entry, ObjectTable
 from shoal.ids import IdSource, return_id
 from shoal.messages.node import ActorUnreferenced
 from shoal.messages.stores import FreeOrphans
-from shoal.messages.values import Failed, Inline, Location, Ref, Stored
+from shoal.messages.values import Failed, Inline, Location, Refs, Stored
 from shoal.runtime.borrowing import Borrowing
 from shoal.runtime.context import TaskContext
 from shoal.runtime.streams import Stream
@@ -59,7 +60,7 @@ class Running:
 class Actor:
     """An actor, as the control store knows it."""
 
-    def __init__(self, actor_id: bytes, creator: Process, args: list[Ref], restarts: int) -> None:
+    def __init__(self, actor_id: bytes, creator: Process, args: list[Refs], restarts: int) -> None:
         self.actor_id = actor_id
         self.handle = return_id(actor_id, 0)
         self.creator = creator
@@ -87,7 +88,8 @@ class Process:
         self.fenced = False
         self.ids = ids
         self.context = TaskContext("driver", ids.task_id(), ids)
-        self.objects = ObjectTable(address)
+        # Batches so small that what is contained does not always fit into one.
+        self.objects = ObjectTable(address, cluster.rng.choice((1, 2, 1_000)))
         self.peers = Peers(self)
         self.handles: list[Entry] = []
         self.generators: list[Task] = []
@@ -99,7 +101,7 @@ class Process:
         self.tasks: dict[bytes, Task] = {}
         self.news: deque[Callable[[], None]] = deque()
         # What `Borrowing` and `Stream` ask of a process.
-        self.node = self.store = self.deliveries = self.owner = self
+        self.node = self.store = self.deliveries = self.owner = self.arrivals = self
         self.remote = None
         self.borrowing = Borrowing(self)  # type: ignore[arg-type]  # it plays the part
 
@@ -140,16 +142,19 @@ class Process:
     def consumed(self, _task: Task, _count: int) -> None:
         """Streams are never held up here."""
 
+    def finish_arrivals(self) -> None:
+        """What comes is entered at once."""
+
     def complete(
         self,
         entry: Entry,
         value: Any,
-        refs: list[Ref],
+        refs: list[Refs],
         registered: bool | None,
         voucher: str = "",
     ) -> None:
         if not entry.owner:
-            self.cluster.contents[entry.object_id] = [ref.object_id for ref in refs]
+            self.cluster.contents[entry.object_id] = [i for some in refs for i in some.object_ids]
         for waiter in self.objects.complete(entry, value, refs, registered, voucher) or ():
             waiter(entry)
 
@@ -159,21 +164,23 @@ class Process:
     def settle(self) -> None:
         while self.dropped:
             self.objects.drop_locals([self.dropped.popleft()])
+        while self.objects.unfinished:
+            self.objects.release_some()
         if self.objects.outbox:
             self.borrowing.carry_out()
 
     # --- the user's code -----------------------------------------------------------------------------------------------
 
-    def refs(self, entries: Iterable[Entry]) -> list[Ref]:
-        return [Ref(entry.object_id, entry.owner or self.address) for entry in entries]
+    def refs(self, entries: Iterable[Entry]) -> list[Refs]:
+        return [Refs(entry.owner or self.address, [entry.object_id]) for entry in entries]
 
     def take(self, entry: Entry) -> Entry:
         """One more handle."""
         entry.local += 1
         return entry
 
-    def load(self, refs: Iterable[Ref]) -> list[Entry]:
-        return [self.take(self.objects.borrow(ref)) for ref in refs]
+    def load(self, refs: Iterable[Refs]) -> list[Entry]:
+        return [self.take(entry) for entry in self.objects.borrow_all(refs)]
 
     def value(self, inners: list[Entry], owner: Process) -> Value:
         """A value with references inside, in a message or in shared memory."""

@@ -283,6 +283,35 @@ def test_copies_on_disk_are_no_room() -> None:
     assert drain(machine) == [Discard(key(1))]
 
 
+def test_room_on_disk_is_made_of_copies_there_that_were_unused_for_longest() -> None:
+    there = {key(number) for number in (0, 1, 3, 4, 5)}
+    fed, viewed = key(3), key(4)
+    machine = Pulls(
+        100,
+        8,
+        3,
+        feeds=lambda of: of == fed,
+        on_disk=lambda of: of in there,
+        viewed=lambda of: of == viewed,
+    )
+    for number in range(6):
+        wish(machine, key(number), req=number)
+        machine.on_arrived(key(number), number + 1, HERE, 0)
+    # The last one is pinned.
+    for number in (4, 3, 2, 1, 0):
+        machine.on_done_with(1, number, 0)
+    drain(machine)
+    assert machine.on_disk_wanted(1) == 10
+    assert drain(machine) == [Discard(key(1))]
+    assert machine.on_disk_wanted(1000) == 10
+    assert drain(machine) == [Discard(key(0))]
+    assert machine.on_disk_wanted(1) == 0
+    # It is not looked at any more.
+    viewed = key(9)
+    assert machine.on_disk_wanted(1) == 10
+    machine.check()
+
+
 def test_what_is_larger_than_the_store_holds_up_nobody() -> None:
     """It is brought to disk, and may take an hour."""
     machine = Pulls(100, 4, 3, feeds=lambda _key: False, capacity=200)

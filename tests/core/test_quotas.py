@@ -274,16 +274,16 @@ def test_where_nothing_can_be_spilled_objects_are_made_on_disk_in_order() -> Non
                 assert isinstance(effect, SpillOrder)
                 machine.on_spilled(effect.holder, 0, "", now)
     machine.on_tick(SECOND)
-    assert drain(machine) == [Granted("w", 100, 0, on_disk=True)]
+    assert drain(machine) == [Granted("w", 100, 0, on_disk=True, size=30)]
     machine.on_tick(SECOND + MS)
-    assert drain(machine) == [Granted("x", 101, 0, on_disk=True)]
+    assert drain(machine) == [Granted("x", 101, 0, on_disk=True, size=1)]
 
 
 def test_more_than_there_is_goes_to_disk_at_once_and_waits_for_nobody() -> None:
     machine = full_store(a=100)
     ask_for(machine, 30, answering="a")
     machine.on_request("x", "process x", 101, 101, 0)
-    assert drain(machine) == [Granted("x", 101, 0, on_disk=True)]
+    assert drain(machine) == [Granted("x", 101, 0, on_disk=True, size=101)]
 
 
 def test_a_full_disk_is_left_alone_and_then_tried_again() -> None:
@@ -301,7 +301,7 @@ def test_a_full_disk_is_left_alone_and_then_tried_again() -> None:
                 orders.append((now, effect))
     # What is too large for memory has to wait for the disk as well.
     assert orders == [
-        (10 * SECOND, Granted("x", 101, 0, on_disk=True)),
+        (10 * SECOND, Granted("x", 101, 0, on_disk=True, size=101)),
         (10 * SECOND, SpillOrder("a", 30)),
     ]
     machine.on_spilled("a", 30, "", 11 * SECOND)
@@ -340,7 +340,7 @@ def test_a_slow_disk_is_no_error() -> None:
     machine.on_spilled("a", 30, "", 19 * SECOND)
     machine.on_tick(TIMEOUT)
     answers = [e for e in drain(machine) if isinstance(e, Granted)]
-    assert answers == [Granted("w", 100, 0, on_disk=True)]
+    assert answers == [Granted("w", 100, 0, on_disk=True, size=100)]
 
 
 def test_new_requests_do_not_keep_orders_from_being_given() -> None:
@@ -362,4 +362,4 @@ def test_an_object_larger_than_the_store_does_not_wait_for_what_its_maker_keeps(
     machine = StoreQuotas(100, 10, TIMEOUT, TERMS)
     machine.on_request("a", "process a", 1, 10, 0)
     machine.on_request("a", "process a", 2, 95, 0, size=105)
-    assert drain(machine) == [Granted("a", 1, 10), Granted("a", 2, 0, on_disk=True)]
+    assert drain(machine) == [Granted("a", 1, 10), Granted("a", 2, 0, on_disk=True, size=105)]

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
-from shoal.core.references import (
+from shoal.core.reference_effects import (
     AskToRecount,
     EndActor,
     Forsake,
     FreeValue,
     GiveUp,
-    ObjectTable,
     RegisterBorrower,
 )
+from shoal.core.references import ObjectTable
 from shoal.errors import InternalError
-from shoal.messages.values import Failed, Inline, Location, Ref, Stored
+from shoal.messages.values import Failed, Inline, Location, Refs, Stored
 
 
-def stored(name: str = "segment", refs: Iterable[Ref] = ()) -> Stored:
+def stored(name: str = "segment", refs: Iterable[Refs] = ()) -> Stored:
     return Stored(Location(name, 0, 1), "a", list(refs))
 
 
@@ -76,14 +77,14 @@ def test_a_value_that_nobody_waits_for_any_more_is_freed_at_once() -> None:
     table = ObjectTable("a")
     entry = table.own(b"x")
     table.drop_locals([entry])
-    value = stored(refs=[Ref(b"theirs", "b")])
+    value = stored(refs=[Refs("b", [b"theirs"])])
     assert table.complete(entry, value, value.refs, registered=True) is None
     assert effects(table) == [FreeValue(value), GiveUp("b", b"theirs", 1)]
     assert table.entries == {}
 
 
 @pytest.mark.parametrize(
-    "value", [stored(refs=[Ref(b"theirs", "b")]), Inline(b"", [], [Ref(b"theirs", "b")])]
+    "value", [stored(refs=[Refs("b", [b"theirs"])]), Inline(b"", [], [Refs("b", [b"theirs"])])]
 )
 def test_what_comes_twice_gives_up_what_was_registered_for_it(value: Stored | Inline) -> None:
     table = ObjectTable("a")
@@ -96,9 +97,9 @@ def test_what_comes_twice_gives_up_what_was_registered_for_it(value: Stored | In
 def test_what_comes_twice_leaves_the_first_alone() -> None:
     table = ObjectTable("a")
     item = table.own(b"item")
-    table.complete(item, stored(refs=[Ref(b"x", "b")]), [Ref(b"x", "b")], registered=True)
-    table.refuse(stored("again", [Ref(b"x", "b")]), "executor")
-    assert effects(table) == [FreeValue(stored("again", [Ref(b"x", "b")]))]
+    table.complete(item, stored(refs=[Refs("b", [b"x"])]), [Refs("b", [b"x"])], registered=True)
+    table.refuse(stored("again", [Refs("b", [b"x"])]), "executor")
+    assert effects(table) == [FreeValue(stored("again", [Refs("b", [b"x"])]))]
     table.drop_locals([item])
     assert effects(table)[-1] == GiveUp("b", b"x", 2, (("executor", 1),))
 
@@ -162,7 +163,7 @@ def test_what_is_gone_cannot_be_registered_and_giving_it_up_changes_nothing() ->
     table = ObjectTable("a")
     assert not table.register(b"x", "b")
     table.give_up(b"x", "b", 1)
-    theirs = table.borrow(Ref(b"y", "c"))
+    theirs = table.borrow((b"y", "c"))
     assert not table.register(b"y", "b")
     assert theirs.borrowers is None
 
@@ -185,7 +186,7 @@ def test_a_borrowed_entry_is_given_up_as_often_as_it_was_registered() -> None:
     table = ObjectTable("a")
     results = [table.own(b"one"), table.own(b"two")]
     for result in results:
-        table.complete(result, stored(), [Ref(b"x", "b")], registered=True)
+        table.complete(result, stored(), [Refs("b", [b"x"])], registered=True)
     assert table.unregistered == {}
     table.drop_locals(results)
     assert effects(table)[-1] == GiveUp("b", b"x", 2)
@@ -193,7 +194,7 @@ def test_a_borrowed_entry_is_given_up_as_often_as_it_was_registered() -> None:
 
 def test_a_borrowed_argument_that_is_dropped_in_time_is_never_registered() -> None:
     table = ObjectTable("a")
-    entry = table.borrow(Ref(b"x", "b"))
+    entry = table.borrow((b"x", "b"))
     entry.local += 1
     table.drop_locals([entry])
     assert table.register_before([], "b") is None
@@ -202,12 +203,12 @@ def test_a_borrowed_argument_that_is_dropped_in_time_is_never_registered() -> No
 
 def test_a_borrowed_argument_that_is_kept_is_registered_before_the_reply() -> None:
     table = ObjectTable("a")
-    entry = table.borrow(Ref(b"x", "b"))
+    entry = table.borrow((b"x", "b"))
     entry.local += 1
     countdown = table.register_before([], "b")
     assert countdown is not None
     (asked,) = effects(table)
-    assert asked == RegisterBorrower("b", b"x", "a", asked.token)
+    assert asked == RegisterBorrower("b", [b"x"], "a", asked.token)
     assert table.acknowledge(asked.token) == [countdown]
     assert table.acknowledge(asked.token) == []
     assert table.register_before([], "b") is None
@@ -215,7 +216,7 @@ def test_a_borrowed_argument_that_is_kept_is_registered_before_the_reply() -> No
 
 def test_a_reply_waits_for_what_another_reply_has_asked_for() -> None:
     table = ObjectTable("actor")
-    entry = table.borrow(Ref(b"x", "owner"))
+    entry = table.borrow((b"x", "owner"))
     entry.local += 1
     first = table.register_before([], "caller")
     second = table.register_before([], "another caller, whose argument it was")
@@ -228,8 +229,8 @@ def test_the_reply_waits_until_every_owner_has_registered_the_caller() -> None:
     table = ObjectTable("executor")
     ours, theirs, callers = (
         table.own(b"ours"),
-        table.borrow(Ref(b"theirs", "owner")),
-        table.borrow(Ref(b"callers", "caller")),
+        table.borrow((b"theirs", "owner")),
+        table.borrow((b"callers", "caller")),
     )
     theirs.local = callers.local = 1
     countdown = table.register_before([ours, theirs, callers], "caller")
@@ -253,12 +254,12 @@ def test_the_reply_waits_until_every_owner_has_registered_the_caller() -> None:
 
 def test_a_fetched_value_is_held_until_the_owners_inside_it_know_of_us() -> None:
     table = ObjectTable("a")
-    outer = table.borrow(Ref(b"outer", "b"))
+    outer = table.borrow((b"outer", "b"))
     outer.local += 1
-    table.complete(outer, stored(), [Ref(b"inner", "c")], registered=False)
+    table.complete(outer, stored(), [Refs("c", [b"inner"])], registered=False)
     table.drop_locals([outer])
     (asked,) = effects(table)
-    assert asked == RegisterBorrower("c", b"inner", "a", asked.token)
+    assert asked == RegisterBorrower("c", [b"inner"], "a", asked.token)
     assert table.acknowledge(asked.token) == []
     assert effects(table) == [GiveUp("c", b"inner", 1)]
     assert table.entries == {}
@@ -267,7 +268,7 @@ def test_a_fetched_value_is_held_until_the_owners_inside_it_know_of_us() -> None
 def test_objects_made_here_leave_borrowed_references_as_they_are() -> None:
     # An actor's arguments, a `put`: only the caller's hold covers what is inside, until the reply asks for more.
     table = ObjectTable("a")
-    inner, outer = table.borrow(Ref(b"x", "b")), table.own(b"outer")
+    inner, outer = table.borrow((b"x", "b")), table.own(b"outer")
     table.contain(outer, [inner])
     assert inner.registrations == 0
     assert list(table.unregistered) == [inner]
@@ -280,20 +281,20 @@ def test_an_object_that_is_lent_home_is_counted_for_the_journey_only() -> None:
     assert table.register(b"x", "a")
     table.drop_locals([entry])
     assert b"x" in table.entries
-    table.complete(result, stored(), [Ref(b"x", "a")], registered=True)
-    assert entry.borrowers == {}
+    table.complete(result, stored(), [Refs("a", [b"x"])], registered=True)
+    assert not entry.borrowers
     table.drop_locals([result])
     assert table.entries == {}
 
 
 def test_when_an_owner_dies_nobody_waits_for_its_word() -> None:
     table = ObjectTable("a")
-    lent = table.borrow(Ref(b"x", "dead"))
+    lent = table.borrow((b"x", "dead"))
     lent.local = 1
     countdown = table.register_before([lent], "caller")
-    outer = table.borrow(Ref(b"outer", "alive"))
+    outer = table.borrow((b"outer", "alive"))
     outer.local = 1
-    table.complete(outer, stored(), [Ref(b"y", "dead")], registered=False)
+    table.complete(outer, stored(), [Refs("dead", [b"y"])], registered=False)
     assert outer.holds == 1
     entries, ended = table.owner_died("dead")
     assert {entry.object_id for entry in entries} == {b"x", b"y"}
@@ -350,6 +351,89 @@ def test_who_waits_for_what_was_freed_is_told() -> None:
     assert table.complete(entry, b"value", [], registered=True) is None
 
 
+# --- very many at a time -----------------------------------------------------------------------------------------------
+
+
+def test_registrations_go_to_each_owner_in_batches() -> None:
+    table = ObjectTable("a", batch=2)
+    outer = table.borrow((b"outer", "b"))
+    outer.local = 1
+    refs = [Refs("c", [b"1", b"2", b"3"]), Refs("d", [b"4"])]
+    table.complete(outer, stored(refs=refs), refs, registered=False)
+    asked = effects(table)
+    assert [(effect.owner, effect.object_ids) for effect in asked] == [
+        ("c", [b"1", b"2"]),
+        ("c", [b"3"]),
+        ("d", [b"4"]),
+    ]
+    assert outer.holds == 3
+    for effect in asked:
+        table.acknowledge(effect.token)
+    assert outer.holds == 0
+    assert list(table.unregistered) == [outer]
+
+
+def test_a_reply_asks_in_batches_and_waits_for_all_of_them() -> None:
+    table = ObjectTable("executor", batch=2)
+    kept = [table.borrow((bytes([number]), "caller")) for number in range(5)]
+    for entry in kept:
+        entry.local = 1
+    countdown = table.register_before(kept[:3], "caller")
+    asked = effects(table)
+    assert [len(effect.object_ids) for effect in asked] == [2, 2, 1, 2, 1]
+    # Another reply asks for nothing that is asked for, and waits for it.
+    other = table.register_before([], "caller")
+    assert effects(table) == []
+    assert countdown is not None
+    assert other is not None
+    assert (countdown.missing, other.missing) == (5, 3)
+    ended = [table.acknowledge(effect.token) for effect in asked]
+    assert ended == [[], [], [other], [], [countdown]]
+
+
+def test_what_a_freed_object_contained_is_released_in_batches() -> None:
+    table = ObjectTable("a", batch=2)
+    outer = table.own(b"outer")
+    inners = [table.own(bytes([number])) for number in range(5)]
+    table.contain(outer, list(inners))
+    table.drop_locals([*inners, outer])
+    left = [len(table.entries)]
+    while table.unfinished:
+        table.release_some()
+        effects(table)
+        left.append(len(table.entries))
+    assert left == [5, 3, 1, 0]
+
+
+def test_borrowers_of_one_object_are_not_those_of_another() -> None:
+    table = ObjectTable("a")
+    entries = [table.own(bytes([number])) for number in range(3)]
+    for entry in entries:
+        table.register(entry.object_id, "b")
+    assert entries[0].borrowers is entries[1].borrowers, (
+        "a dictionary for each would be most of its memory"
+    )
+    table.register(entries[0].object_id, "b")
+    table.register(entries[1].object_id, "c")
+    assert [entry.borrowers for entry in entries] == [{"b": 2}, {"b": 1, "c": 1}, {"b": 1}]
+    table.give_up(entries[1].object_id, "c", 1)
+    table.give_up(entries[0].object_id, "b", 2)
+    assert [entry.borrowers for entry in entries] == [None, {"b": 1}, {"b": 1}]
+    table.forget_borrower("b")
+    assert [entry.borrowers for entry in entries] == [None, None, None]
+
+
+def test_a_table_that_was_large_is_small_again() -> None:
+    table = ObjectTable("a")
+    entries = [table.own(number.to_bytes(4, "big")) for number in range(100_000)]
+    table.shrink()
+    large = sys.getsizeof(table.entries)
+    table.drop_locals(entries[10:])
+    table.shrink()
+    assert sys.getsizeof(table.entries) < large / 1_000
+    assert list(table.entries.values()) == entries[:10]
+
+
 # --- what somebody has vouched for ------------------------------------------------------------------------------------
 
 
@@ -361,7 +445,7 @@ def test_what_a_dead_process_vouched_for_and_never_said_is_counted_and_dropped()
     # Two replies have come, and both results live; the third was lost with the executor.
     for _ in range(2):
         result = caller.own(os.urandom(16))
-        caller.complete(result, stored(), [Ref(b"x", "owner")], True, "executor")
+        caller.complete(result, stored(), [Refs("owner", [b"x"])], True, "executor")
     owner.drop_locals([entry])
     owner.voucher_died("executor")
     (asked,) = effects(owner)
@@ -381,14 +465,14 @@ def test_what_is_given_up_before_the_count_is_not_counted_again() -> None:
     owner.register(b"x", "caller", "executor")
     owner.register(b"x", "caller", "executor")
     result = caller.own(b"result")
-    caller.complete(result, stored(), [Ref(b"x", "owner")], True, "executor")
+    caller.complete(result, stored(), [Refs("owner", [b"x"])], True, "executor")
     caller.drop_locals([result])
     given_up = effects(caller)[-1]
     assert given_up == GiveUp("owner", b"x", 1, (("executor", 1),))
     owner.voucher_died("executor")
     owner.give_up(b"x", "caller", 1, given_up.vouchers)
     owner.on_counted("executor", "caller", [b"x"], caller.recount("executor", [b"x"]))
-    assert entry.borrowers == {}
+    assert not entry.borrowers
     assert not owner.vouchers
     assert not caller.vouchers
 
@@ -399,7 +483,7 @@ def test_an_owner_counts_for_itself_what_did_not_come_home() -> None:
     owner.register(b"x", "owner", "executor")
     owner.register(b"x", "owner", "executor")
     result = owner.own(b"result")
-    owner.complete(result, stored(), [Ref(b"x", "owner")], True, "executor")
+    owner.complete(result, stored(), [Refs("owner", [b"x"])], True, "executor")
     owner.drop_locals([entry, result])
     assert b"x" in owner.entries
     owner.voucher_died("executor")
@@ -410,7 +494,7 @@ def test_an_owner_counts_for_itself_what_did_not_come_home() -> None:
 def test_nobody_vouches_for_what_an_executor_owns() -> None:
     caller = ObjectTable("caller")
     result = caller.own(b"result")
-    caller.complete(result, stored(), [Ref(b"x", "executor")], True, "executor")
+    caller.complete(result, stored(), [Refs("executor", [b"x"])], True, "executor")
     assert not caller.vouchers
     caller.drop_locals([result])
     assert effects(caller)[-1] == GiveUp("executor", b"x", 1)
@@ -459,7 +543,7 @@ def test_what_was_freed_with_its_caller_is_registered_for_nobody() -> None:
     countdown = executor.register_before([], "caller")
     (asked,) = effects(executor)
     assert isinstance(asked, RegisterBorrower)
-    assert not owner.register(asked.object_id, asked.borrower)
+    assert not owner.register(asked.object_ids[0], asked.borrower)
     assert executor.acknowledge(asked.token) == [countdown]
     # Giving up what was never counted is nothing to the owner.
     executor.drop_locals([kept])

@@ -315,3 +315,44 @@ def test_copies_go_to_disk_where_the_store_is_too_small_for_them(
         reader("drop", req)
     until(lambda: reader("facts")["copies"] == 0)
     until(lambda: not os.listdir(tmp_path / "spill"))
+
+
+def test_copies_on_disk_that_nobody_uses_make_room_there(start: Start, tmp_path: Path) -> None:
+    source = start(store_bytes=512 * MB, maker_bytes=400 * MB)
+    reader = start(
+        store_bytes=64 * MB,
+        maker_bytes=0,
+        session_dir=str(tmp_path),
+        spill_fallback_s=0.1,
+        spill_retry_s=0.1,
+    )
+    reader("small_disk", 120 * MB)
+    objects = [source("put", 70 * MB, seed) for seed in range(3)]
+    right = [digest(content(70 * MB, seed)) for seed in range(3)]
+
+    def pull(number: int) -> Any:
+        found, error, _ = reader("pull", 1, number, source.creator, objects[number])
+        return found or error
+
+    assert pull(0) == right[0]
+    # It is looked at, so its room would not come free.
+    assert "disk" in pull(1)
+    assert reader("digest_of", 0) == right[0]
+    reader("drop", 0)
+    until(lambda: pull(1) == right[1])
+    assert reader("facts")["copies"] == 1
+    reader("drop", 1)
+    # Room for what is written because the store is full: copies that somebody waits for.
+    small = [source("put", 10 * MB, number) for number in range(12)]
+    for req, location in enumerate(small):
+        reader("begin", 2, 100 + req, source.creator, location, 0)
+    until(lambda: reader("facts")["attempts"] == 0)
+    for req in range(12):
+        assert reader("pull", 2, 100 + req, "", [])[0] == digest(content(10 * MB, req))
+        reader("drop", 100 + req)
+    assert reader("facts")["copies"] == 12
+    # All of those can be got again.
+    assert pull(2) == right[2]
+    reader("drop", 2)
+    assert pull(1) == right[1]
+    reader("drop", 1)

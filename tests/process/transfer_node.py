@@ -29,10 +29,11 @@ from shoal.messages.transfer import Pull, PullDone, Pulled, Why
 from shoal.messages.values import Location
 from shoal.node.clients import Clients
 from shoal.node.doorkeeper import Doorkeeper
+from shoal.node.memory_reading import folder_bytes
 from shoal.node.store import StoreKeeper
 from shoal.node.transfer.links import open_bulk
 from shoal.node.transfer.service import Transfers
-from shoal.store import Arena, QuotaExhausted, Reader, copy_into, shm_directory
+from shoal.store import Arena, QuotaExhausted, Reader, copy_into, shm_directory, spilling
 from shoal.wire.addresses import make_address, make_place
 from shoal.wire.session import name_elsewhere, spill_path
 from shoal.wire.tls import Tls
@@ -220,6 +221,10 @@ class _Program:
             "threads": threading.active_count(),
             "spilled_bytes": stats.spilled_bytes if stats else 0,
         }
+
+    def small_disk(self, size: int) -> None:
+        """The disk has room for so many bytes in all, and nothing else is on it."""
+        spilling._disk = lambda folder: (folder_bytes(str(folder)), size)  # type: ignore[assignment]  # a smaller disk
 
     def sweep(self) -> None:
         """The maker has ended, and its job with it."""

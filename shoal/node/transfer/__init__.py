@@ -9,6 +9,6 @@
     a daemon ──Ask──► Serving (a thread) ─► core.uploads
                          └── sendfile from the file of the block ──► that daemon
 
-`service` is the part in the event loop, which owns both cores; `pulling` and `serving` are what the threads do; `links` are their
-connections, `blocks` the memory at either end. Nothing here is loaded by a session of one machine.
+`service` is the part in the event loop, which owns both cores; `pulling`, `serving` and `telling` are what the threads do; `links` are
+their connections, `blocks` the memory at either end. Nothing here is loaded by a session of one machine.
 """

@@ -7,6 +7,7 @@ from it. The loop makes, ends and drops them.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from threading import Condition
 from typing import Protocol
@@ -76,12 +77,12 @@ class Incoming:
             self._ended = reason
             self._changed.notify_all()
 
-    def drop(self, arena: Arena, reason: str) -> None:
-        """Give the memory back."""
+    def drop(self, arena: Arena, reason: str, remove: Callable[[Callable[[], None]], None]) -> None:
+        """Give the memory back; `remove` has a file on disk removed."""
         self.end(reason)
         self._buffer = None
         if self.location is not None:
-            arena.free(self.location)
+            arena.free(self.location, remove)
 
 
 class Source(Protocol):

@@ -4,7 +4,7 @@ Guarantees
 - No byte of an object passes through the loop, and nothing here blocks it.
 - Threads begin with the first transfer, so after the zygote was forked; `close` has them all end.
 - Copies are blocks of the daemon's own arena, which draws quota from the node's store as every process does. They are secondary: when
-  room is wanted, those that nobody has pinned are dropped.
+  room is wanted, in memory or on the disk, those that nobody has pinned are dropped. Files on disk are removed by a thread.
 
 Every `Fetch` of the core becomes an `Attempt` in a thread and ends as one event of the core, also when the arena needs quota first: then
 the attempt is begun anew once there is some.
@@ -50,6 +50,7 @@ from shoal.messages.transfer import (
     Pulled,
 )
 from shoal.messages.values import Location
+from shoal.node.chores import Chores
 from shoal.node.clients import Client, Clients
 from shoal.node.store import StoreKeeper
 from shoal.node.transfer.admission import admit
@@ -58,19 +59,15 @@ from shoal.node.transfer.links import Link, LinkBrokenError, LinkPool
 from shoal.node.transfer.pulling import Arrived, Attempt, Broken, Full, Outcome, Short
 from shoal.node.transfer.room import DaemonQuota
 from shoal.node.transfer.serving import Serving, Terms, Upload
+from shoal.node.transfer.telling import Telling
 from shoal.store import Arena, ArenaStats
 from shoal.wire.addresses import creator_at, place_of
 from shoal.wire.doorway import Settled
 
 _log = logging.getLogger("shoal.node")
 
-_TELL_TRIES: Final = 3
 _JOIN_S: Final = 2.0
 _LATE_S: Final = 10.0
-
-
-def _keep_going(_link: Link) -> None:
-    """Nobody breaks off telling others of dead copies."""
 
 
 class Transfers:
@@ -114,6 +111,7 @@ class Transfers:
             config.pull_tries,
             self._feeds,
             self._is_on_disk,
+            self._is_viewed,
             keeper.quotas.capacity,
         )
         self._uploads = Uploads(self._place, config.uploads_per_object, self._pulls.stage)
@@ -137,11 +135,13 @@ class Transfers:
         self._admitting: set[asyncio.Task[None]] = set()
         self._servings: dict[Serving, threading.Thread] = {}
         self._pullers: ThreadPoolExecutor | None = None
-        self._chores: ThreadPoolExecutor | None = None
+        self._telling = Telling(self._pool, self._connect)
+        self._removals = Chores("shoal-removing")
         self._timer: asyncio.TimerHandle | None = None
         self._trimmer: asyncio.TimerHandle | None = None
         self._closed = False
         keeper.when_swept.append(self._on_swept)
+        keeper.room.copies = self
 
     # --- what clients say ----------------------------------------------------------------------------------------
 
@@ -185,7 +185,7 @@ class Transfers:
         if place in {"", self._place}:
             self._free_here(message.locations)
         else:
-            self._have_done(self._tell, place, OrphansDead(message.locations))
+            self._telling.tell(place, OrphansDead(message.locations))
 
     def _free_here(self, locations: list[Location]) -> None:
         self._keeper.free(locations)
@@ -243,10 +243,18 @@ class Transfers:
         return self._uploads.feeds(key)
 
     def _is_on_disk(self, key: Key) -> bool:
+        arena, location = self._whole(key)
+        return arena.path_of(location).parent != self._directory
+
+    def _is_viewed(self, key: Key) -> bool:
+        arena, location = self._whole(key)
+        return arena.is_viewed(location)
+
+    def _whole(self, key: Key) -> tuple[Arena, Location]:
         location = self._incoming[key].location
         assert self._arena is not None
         assert location is not None
-        return self._arena.path_of(location).parent != self._directory
+        return self._arena, location
 
     def _drain(self) -> None:
         """Carry out what the cores want."""
@@ -267,8 +275,7 @@ class Transfers:
                         if client is not None:
                             client.send(Pulled(req, location, error, cause))
         for notice in uploads:
-            message = CopiesDead(self._place, notice.locations)
-            self._have_done(self._tell, notice.place, message)
+            self._telling.tell(notice.place, CopiesDead(self._place, notice.locations))
         uploads.clear()
         self._set_timer()
 
@@ -337,7 +344,7 @@ class Transfers:
         incoming = self._incoming.pop(key, None)
         if incoming is not None:
             assert self._arena is not None
-            incoming.drop(self._arena, "the copy was dropped")
+            incoming.drop(self._arena, "the copy was dropped", self._removals.do)
 
     def _on_outcome(self, attempt: Attempt, outcome: Outcome) -> None:
         if self._closed:
@@ -403,7 +410,20 @@ class Transfers:
             return
         req = next(self._numbers)
         self._short[req] = attempt
-        self._keeper.on_request(self._share, QuotaRequest(req, needed))
+        size = attempt.fetch.key.location.size
+        self._keeper.on_request(self._share, QuotaRequest(req, needed, size))
+
+    def some_on_disk(self) -> bool:
+        """As of `disk_room.Copies`."""
+        return self._arena is not None and self._arena.stats().spilled_bytes > 0
+
+    def drop_from_disk(self, wanted: int, then: Callable[[], None]) -> bool:
+        """As of `disk_room.Copies`."""
+        if not self._pulls.on_disk_wanted(wanted):
+            return False
+        self._drain()
+        self._removals.do(self._tell_loop, then)
+        return True
 
     def _take_quota(self, message: QuotaGranted | QuotaWanted | SpillWanted) -> None:
         # The keeper is in the middle of its own work.
@@ -493,40 +513,6 @@ class Transfers:
 
         self._tell_loop(note)
 
-    # --- chores (in threads of their own) ------------------------------------------------------------------------
-
-    def _have_done(self, work: Callable[..., None], *args: Any) -> None:
-        if self._closed:
-            return
-        if self._chores is None:
-            self._chores = ThreadPoolExecutor(2, "shoal-transfer")
-
-        def run() -> None:
-            try:
-                work(*args)
-            except Exception:  # noqa: BLE001 - a thread's outermost frame: the executor would keep it to itself
-                _log.exception("%s failed", work.__name__)
-
-        self._chores.submit(run)
-
-    def _tell(self, place: str, message: CopiesDead | OrphansDead) -> None:
-        """Tell another daemon what is dead. If it cannot be reached copies stay until their room is wanted, orphans until their job
-        ends."""
-        for _ in range(_TELL_TRIES):
-            if self._closed:
-                return
-            link: Link | None = None
-            try:
-                link = self._pool.take(place) or self._connect(place, _keep_going)
-                link.send(message)
-                if link.receive() is not None:
-                    self._pool.give(place, link)
-                    return
-            except (OSError, ValueError) as error:
-                _log.debug("cannot tell %s of dead objects: %s", place, error)
-            if link is not None:
-                link.close()
-
     def _tell_loop(self, event: Callable[..., object], *args: Any) -> bool:
         """Call `event` in the loop; False if it has ended."""
         with contextlib.suppress(RuntimeError):
@@ -573,11 +559,12 @@ class Transfers:
         self._share.close()
         for _, thread in servings:
             thread.join(_JOIN_S)
-        for executor in (self._pullers, self._chores):
-            if executor is not None:
-                # Their links are broken. One that is just connecting may take longer than anybody wants to wait.
-                executor.shutdown(wait=False, cancel_futures=True)
+        self._telling.close()
+        if self._pullers is not None:
+            # Their links are broken. One that is just connecting may take longer than anybody wants to wait.
+            self._pullers.shutdown(wait=False, cancel_futures=True)
         self._incoming.clear()
         self._attempts.clear()
+        self._removals.close()
         if self._arena is not None:
             self._arena.close(unlink=True)

@@ -1,7 +1,8 @@
 """`make week`: a million tasks, 200,000 large objects, killed borrowers; then idle minutes. `python -m tests.stress.week --help`.
 
-Writes three files into a folder: `processes.csv` (a row for each process and sample), `stores.csv` (a row for each sample) and `figures.json`;
-`python -m tests.stress.week.plot FOLDER` draws them. Exits with 1 if a value was wrong, something was left, or a process has grown while idle.
+Writes three files into a folder: `processes.csv` (a row for each process and sample), `stores.csv` (a row for each sample) and
+`figures.json`; `python -m tests.stress.week.plot FOLDER` draws them. Exits with 1 if a value was wrong, something was left, or a process
+has grown while idle.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the samples say: figures of each kind of process, the files that they are written to, and whether all is well.
 
-*Warm* is the time from a fifth of the load on: by then every table and every cache has its size. Growth while warm is the slope of a straight line through the
-samples of a process that lived all the time, over the whole of that time; while idle it is the last sample of the
-anonymous memory less the first.
+*Warm* is the time from a fifth of the load on: by then every table and every cache has its size. Growth while warm is the slope of a
+straight line through the samples of a process that lived all the time, over the whole of that time; while idle it is the last sample of
+the anonymous memory less the first.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""What every process of a cluster has: memory of its own, descriptors, threads; and what shared memory and the folders for spilled objects hold.
+"""What every process of a cluster has: memory of its own, descriptors, threads; and what shared memory and the folders for spilled
+objects hold.
 
-*Unique* memory is that of pages which nobody else maps. *Anonymous* memory is what the process has taken from the system, whether or not a fork shares it:
-unlike the unique, it stays as it is when a process ends that had mapped the same pages. Pages of objects, in shared memory or in files of the session, are counted by themselves, since
-whoever looks at an object maps them. Reads /proc (Linux); what is measured is not asked for anything, and does not notice.
+*Unique* memory is that of pages which nobody else maps. *Anonymous* memory is what the process has taken from the system, whether or not
+a fork shares it: unlike the unique, it stays as it is when a process ends that had mapped the same pages. Pages of objects, in shared
+memory or in files of the session, are counted by themselves, since whoever looks at an object maps them. Reads /proc (Linux); what is
+measured is not asked for anything, and does not notice.
 """
 
 from __future__ import annotations
