@@ -1,7 +1,7 @@
 """What workers that have ended had run: the latest runs, as `timeline()` and lists of tasks show them.
 
-Kept encoded, at some sixty bytes each instead of the half kilobyte that they take as objects: there may be a hundred thousand of them, and hardly
-anybody asks. The daemon's event loop only.
+Kept encoded, at some sixty bytes each instead of the half kilobyte that they take as objects: there may be a hundred thousand of them, and
+hardly anybody asks. The daemon's event loop only.
 """
 
 from __future__ import annotations
