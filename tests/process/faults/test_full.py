@@ -1,4 +1,4 @@
-"""The fault matrix, third part: the disk for spilled objects is full, or shared memory is, really, to the last page. See `test_killed.py`."""
+"""The fault matrix, third part: the disk for spilled objects is full, or shared memory is, to the last page. See `test_killed.py`."""
 
 from __future__ import annotations
 
