@@ -4,14 +4,7 @@ Threads: the worker's main thread runs `run` and, in it, all normal tasks. The h
 runtime's lock held; that is the main thread itself while it waits, and the service thread while user code runs. So
 `inbox` is filled by one of them and emptied by the main thread.
 
-What must never happen, and how it is avoided
----------------------------------------------
-- *A task waits for one that is queued behind it.* Before the main thread blocks, it hands its queue back to the owner and
-  tells it to push no more (`lend`); pushes that cross this message are handed back as they come.
-- *Short tasks wait behind a long one.* When a task has run for `handback_us`, the service thread hands back what is queued
-  behind it and pauses the owner; the pause ends with the task.
-- *Recursion needs a process for every level.* A task that waits for a task of its own that has not begun, of the same
-  shape, runs it in place.
+What a worker does before a task of its waits, and behind one that runs for long, is in `blocking`.
 """
 
 from __future__ import annotations
@@ -22,15 +15,11 @@ from collections.abc import Callable
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
-from shoal.core.tasks import Function, State, Task
 from shoal.errors import TaskCancelledError
 from shoal.messages.node import (
-    Blocked,
     Exit,
     Retire,
-    Shape,
     StartActor,
-    Unblocked,
 )
 from shoal.messages.peer import (
     Bind,
@@ -45,31 +34,27 @@ from shoal.messages.peer import (
     Push,
     PushFull,
     Results,
-    Resume,
     StreamConsumed,
 )
 from shoal.messages.values import Inline
 from shoal.runtime.context import TaskContext
 from shoal.serial.exceptions import dump_exception
 from shoal.wire.reactor import Waiter
+from shoal.worker.blocking import WorkerBlocking
 from shoal.worker.functions import Definition, Functions
 from shoal.worker.host import ActorHost
-from shoal.worker.invocation import Job, Outcome, failure, perform, was_interrupted
+from shoal.worker.invocation import Job, Outcome, failure, perform
 from shoal.worker.retirement import Retirement
 from shoal.worker.runs import Runs
 from shoal.worker.streaming import Streams
 
 if TYPE_CHECKING:
-    from shoal.core.references import Entry
     from shoal.messages.node import Job as DriverJob
     from shoal.runtime.process import Process
     from shoal.wire.connection import Connection
     from shoal.worker.output import Source
 
 _MAX_EARLY: Final = 1_000
-
-_MAX_IN_PLACE: Final = 64
-"""How deeply tasks run inside one another before a worker prefers to wait for others."""
 
 
 class Executor:
@@ -92,20 +77,14 @@ class Executor:
         self._main = threading.get_ident()
         self._flush_ns = config.flush_us * 1000
         self._flush_bytes = config.flush_bytes
-        self._handback_ns = config.handback_us * 1000
         self._pending_bytes = 0
         self._last_flush = 0
-        self._running: dict[bytes, TaskContext] = {}
+        self.running: dict[bytes, TaskContext] = {}
         # Cancelled, and neither in the inbox nor running: just taken out, just answered, or unknown.
         self._early: dict[bytes, None] = {}
-        self._busy_since = 0
-        self._lender: Connection | None = None
-        self._shape: Shape | None = None
+        self.busy_since = 0
         self._env = job.env
-        self._lent = 0
-        self._paused_for_long = False
-        self._in_place = 0
-        self._watch_due = False
+        self.blocking = WorkerBlocking(self)
         process.handlers.update(
             {
                 Define: self._on_define,
@@ -125,8 +104,8 @@ class Executor:
                 Retire: Retirement(self).on_retire,
             }
         )
-        process.waiting.blocking = self
-        process.reactor.watch = self.watch
+        process.waiting.blocking = self.blocking
+        process.reactor.watch = self.blocking.watch
 
     # --- handlers (with the lock held) ---------------------------------------------------------------------------
 
@@ -137,21 +116,21 @@ class Executor:
         )
 
     def _on_bind(self, connection: Connection, message: Bind) -> None:
-        self._lender = connection
-        self._shape = message.shape
+        self.blocking.bind(connection, message.shape)
         self.inbox.append((None, message))
         self._idle.finish()
 
     def _on_work(self, connection: Connection, message: Push | PushFull) -> None:
-        if self._lent or self._paused_for_long:
+        blocking = self.blocking
+        if blocking.takes_none:
             connection.send(HandBack([message.task_id]))
             return
         self.inbox.append((connection, message))
         if not self._idle.done:
             self._idle.finish()
-        elif not self._watch_due and self.process.reactor.service_leads:
+        elif not blocking.watch_due and self.process.reactor.service_leads:
             # The main thread is in user code and nobody looks in regularly: see to it in time.
-            self._watch_later(self._handback_ns)
+            blocking.watch_later()
 
     def _on_call(self, connection: Connection, message: Call | CallFull) -> None:
         host = self.host
@@ -179,25 +158,21 @@ class Executor:
 
     def is_busy(self) -> bool:
         """Whether anything runs or waits to be run (with the lock held)."""
-        return bool(self.inbox or self._running)
+        return bool(self.inbox or self.running)
 
     def abandon(self) -> None:
         """Forget what waits to be run and interrupt what runs, once: nobody wants the results (with the lock held)."""
         self.inbox.clear()
-        begun = [context for context in self._running.values() if not context.cancelled]
+        begun = [context for context in self.running.values() if not context.cancelled]
         for context in begun:
             context.cancelled = True
-            self._cancel_children(context)
+            self.cancel_children(context)
         if begun:
             self._interrupt()
 
-    def take_no_more(self) -> None:
-        """Hand back whatever still comes (with the lock held)."""
-        self._lent += 1
-
     def _what_runs(self) -> tuple[list[TaskContext], int, bytes]:
-        running = list(self._running.values())
-        since = self._busy_since if len(running) == 1 else 0
+        running = list(self.running.values())
+        since = self.busy_since if len(running) == 1 else 0
         if self.host is None:
             return running, since, b""
         return [*running, *self.host.contexts.values()], since, self.host.spec.actor_id
@@ -221,13 +196,13 @@ class Executor:
         early[message.task_id] = None
         if len(early) > _MAX_EARLY:
             del early[next(iter(early))]
-        context = self._running.get(message.task_id)
+        context = self.running.get(message.task_id)
         if context is None:
             return
         early.pop(message.task_id, None)
         context.cancelled = True
         if message.recursive:
-            self._cancel_children(context)
+            self.cancel_children(context)
         self._interrupt()
 
     def _check_early(self, context: TaskContext) -> None:
@@ -236,20 +211,20 @@ class Executor:
             context.cancelled = True
             raise KeyboardInterrupt
 
-    def _cancel_children(self, context: TaskContext) -> None:
+    def cancel_children(self, context: TaskContext) -> None:
         """Cancel what a task submitted; some of it may run in place, in this very thread. Once more at the task's end, for
         what it submitted until the interrupt found it."""
         context.recursive = True
         for child in list((context.children or {}).values()):
             self.process.owner.cancel(child, force=False, recursive=True)
-            inner = self._running.get(child.task_id)
+            inner = self.running.get(child.task_id)
             if inner is not None:
                 inner.cancelled = True
-                self._cancel_children(inner)
+                self.cancel_children(inner)
 
     def interrupt_wanted(self) -> bool:
         """Whether a signal to the main thread means that what it runs is cancelled."""
-        return any(context.cancelled for context in self._running.values())
+        return any(context.cancelled for context in self.running.values())
 
     # --- the main loop -------------------------------------------------------------------------------------------
 
@@ -316,7 +291,8 @@ class Executor:
         else:
             self._execute(connection, definition, job)
 
-    def _context(self, job: Job, function_name: str) -> TaskContext:
+    def context_of(self, job: Job, function_name: str) -> TaskContext:
+        """What the code of a task is told about itself."""
         context = TaskContext(
             "task", job.task_id, self.process.ids, job.name, function_name, None, job.attempt
         )
@@ -333,11 +309,11 @@ class Executor:
         process = self.process
         if definition.retriable is not self.runs.retriable:
             self.runs.tell_kind(definition.retriable)
-        context = self._context(job, definition.name)
+        context = self.context_of(job, definition.name)
         task_id = job.task_id
         self.source.name = job.name
-        self._running[task_id] = context
-        self._busy_since = perf_counter_ns()
+        self.running[task_id] = context
+        self.busy_since = perf_counter_ns()
         try:
             if self._early:
                 self._check_early(context)
@@ -349,18 +325,18 @@ class Executor:
                 outcome = perform(process, context, job, call)
             else:
                 outcome = self.streams.run(connection, context, job, call, stream_window)
-        self._busy_since = 0
-        del self._running[task_id]
+        self.busy_since = 0
+        del self.running[task_id]
         if context.recursive:
             with process.lock:
-                self._cancel_children(context)
+                self.cancel_children(context)
                 process.settle()
         self.runs.record(job, "task", outcome)
         if definition.max_calls:
             self._count_call(connection, definition)
         self.reply(connection, outcome)
-        if self._paused_for_long:
-            self._end_long_pause()
+        if self.blocking.paused_for_long:
+            self.blocking.end_long_pause()
         self.flush_if_due()
 
     def flush_if_due(self) -> None:
@@ -423,166 +399,6 @@ class Executor:
         if definition.calls[0] < definition.max_calls:
             return
         with self.process.lock:
-            self._hand_back()
+            self.blocking.hand_back()
             connection.send(Pause(retiring=True))
-            self.take_no_more()
-
-    # --- waiting inside a task (see runtime.waiting.Blocking) ----------------------------------------------------
-
-    def run_in_place(self, entry: Entry) -> bool:
-        """Run the task that makes `entry` in this thread, if it is ours, has not begun, and is of our shape."""
-        task = entry.task
-        if (
-            type(task) is not Task
-            or task.state is not State.QUEUED
-            or task.function is None
-            or task.function.max_calls
-            or task.return_count < 0
-            or self._shape is None
-            or self._in_place >= _MAX_IN_PLACE
-            or threading.get_ident() != self._main
-            or self.host is not None
-        ):
-            return False
-        process = self.process
-        with process.lock:
-            if not process.owner.tasks.take(task, self._shape):
-                return False
-        self._run_here(task)
-        return True
-
-    def _run_here(self, task: Task) -> None:
-        process = self.process
-        function = task.function
-        assert function is not None
-        job = Job(
-            task.task_id,
-            task.name or function.name,
-            task.args,
-            process.owner.resolve_deps(task),
-            task.return_count,
-            task.attempt,
-        )
-        context = self._context(job, function.name)
-        before = self.source.name
-        self.source.name = job.name
-        self._running[task.task_id] = context
-        self._in_place += 1
-        try:
-            outcome = self._perform_own(context, job, function)
-        finally:
-            self._in_place -= 1
-            self.source.name = before
-            del self._running[task.task_id]
-        if context.recursive:
-            with process.lock:
-                self._cancel_children(context)
-        self.runs.record(job, "task", outcome)
-        message = outcome.message
-        outer_cancelled = self.interrupt_wanted()
-        with process.lock:
-            if outer_cancelled and not context.cancelled and was_interrupted(message):
-                # The interrupt was meant for a task further out: this one runs elsewhere.
-                process.owner.tasks.retry(task)
-                process.settle()
-                raise KeyboardInterrupt
-            task.state = State.FINISHED
-            if isinstance(message, Failure):
-                process.owner.fail_or_retry(task, message)
-            elif isinstance(message, Done):
-                process.owner.succeed(
-                    task, Results(message.task_id, [Inline(message.data)], 0), registered=None
-                )
-            else:
-                process.owner.succeed(task, message, registered=None)
-            process.settle()
-            if process.tick_waiters:
-                process.tick()
-        if outer_cancelled:
-            raise KeyboardInterrupt
-
-    def _perform_own(self, context: TaskContext, job: Job, function: Function) -> Outcome:
-        try:
-            call = self.functions.load_own(function)
-        except BaseException as error:  # noqa: BLE001 - importing the user's code can raise anything
-            return Outcome(failure(self.process, context, job, error, 0), [], 0, 0)
-        return perform(self.process, context, job, call)
-
-    def lend(self) -> bool:
-        """The main thread is about to wait: give its CPU and its queue away."""
-        if threading.get_ident() != self._main or (self._lender is None and self.host is None):
-            return False
-        process = self.process
-        with process.lock:
-            self._lent += 1
-            if self._lent == 1:
-                if self._lender is not None and self.host is None:
-                    self._hand_back()
-                    if not self._lender.closed:
-                        self._lender.send(Pause())
-                process.node.send_locked(Blocked())
-            process.settle()
-            process.reactor.flush_locked()
-        return True
-
-    def take_back(self) -> None:
-        """The main thread runs again."""
-        process = self.process
-        with process.lock:
-            self._lent -= 1
-            if self._lent == 0:
-                process.node.send_locked(Unblocked())
-                if self._lender is not None and self.host is None and not self._lender.closed:
-                    self._lender.send(Resume())
-            process.reactor.flush_locked()
-
-    def _hand_back(self) -> None:
-        """Give every task that has not begun back to its owner (with the lock held)."""
-        kept = []
-        returned: dict[Connection, list[bytes]] = {}
-        for connection, message in self.inbox:
-            if connection is not None and type(message) in {Push, PushFull}:
-                returned.setdefault(connection, []).append(message.task_id)
-            else:
-                kept.append((connection, message))
-        if not returned:
-            return
-        self.inbox.clear()
-        self.inbox.extend(kept)
-        for connection, task_ids in returned.items():
-            if not connection.closed:
-                connection.send(HandBack(task_ids))
-
-    # --- long tasks ----------------------------------------------------------------------------------------------
-
-    def watch(self) -> None:
-        """Hand back what is queued behind a task that has run for long. Any thread, without the lock."""
-        self._watch_due = False
-        since = self._busy_since
-        if not since or not self.inbox or self.host is not None or self._paused_for_long:
-            return
-        ran = perf_counter_ns() - since
-        process = self.process
-        with process.lock:
-            if self._busy_since != since or self._lent:
-                return
-            if ran < self._handback_ns:
-                if process.reactor.service_leads:
-                    self._watch_later(self._handback_ns - ran)
-                return
-            lender = self._lender
-            self._hand_back()
-            if lender is not None and not lender.closed:
-                self._paused_for_long = True
-                lender.send(Pause())
-            process.reactor.flush_locked()
-
-    def _watch_later(self, delay_ns: int) -> None:
-        self._watch_due = True
-        self.process.reactor.call_later(delay_ns / 1e9, self.watch)
-
-    def _end_long_pause(self) -> None:
-        with self.process.lock:
-            self._paused_for_long = False
-            if self._lender is not None and not self._lender.closed:
-                self._lender.send(Resume())
+            self.blocking.take_no_more()

@@ -35,7 +35,7 @@ class Retirement:
         process, executor = self._process, self._executor
         process.settle()
         if message.spent:
-            executor.take_no_more()
+            executor.blocking.take_no_more()
             self._end_spent(message.reason)
         elif executor.is_busy() or process.is_counted_on():
             process.node.send_locked(Stay())

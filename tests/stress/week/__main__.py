@@ -1,12 +1,14 @@
 """`make week`: a million tasks, 200,000 large objects, killed borrowers; then idle minutes. `python -m tests.stress.week --help`.
 
-Writes three files into a folder: `processes.csv` (a row for each process and sample), `stores.csv` (a row for each sample) and `figures.json`;
-`python -m tests.stress.week.plot FOLDER` draws them. Exits with 1 if a value was wrong, something was left, or a process has grown while idle.
+Writes three files into a folder: `processes.csv` (a row for each process and sample), `stores.csv` (a row for each sample) and
+`figures.json`; `python -m tests.stress.week.plot FOLDER` draws them. Exits with 1 if a value was wrong, something was left, or a process
+has grown while idle.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -32,6 +34,8 @@ def main() -> int:
     parser.add_argument("--most", type=float, default=7200.0, metavar="SECONDS", help="of load")
     parser.add_argument("--out", type=Path, default=Path("out/week"), metavar="FOLDER")
     given = parser.parse_args()
+    # Shells start background jobs with it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     plan = Plan(
         tasks=given.tasks,
         objects=given.objects,

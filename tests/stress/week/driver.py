@@ -1,7 +1,7 @@
 """One driver, a program of its own: `python -m tests.stress.week.driver JSON`; started by `cluster`, with which it speaks in lines of JSON.
 
-Standard output: `{"phase": "load" | "dropped", …}`, once a second while there is load, with what was done and which actors it has. Standard input: nothing but
-its end, at which this program leaves the cluster and ends, whatever it is at.
+Standard output: `{"phase": "load" | "dropped", …}`, once a second while there is load, with what was done and which actors it has.
+Standard input: nothing but its end, at which this program leaves the cluster and ends, whatever it is at.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """The load of one driver: tasks of many kinds, large objects with random lifetimes, and borrowers that are killed.
 
-Operations are drawn until the driver has submitted its tasks and made its objects; those of tasks (`task_…`) and those of objects (`object_…`) take
-turns, so that both are through at the same time. What an operation makes is checked, and then let go at once, soon, late, or when all that this
-driver holds would exceed its budget. It is held by the driver, inside other objects, in the state of actors, or by borrowers only.
+Operations are drawn until the driver has submitted its tasks and made its objects; those of tasks (`task_…`) and those of objects
+(`object_…`) take turns, so that both are through at the same time. What an operation makes is checked, and then let go at once, soon,
+late, or when all that this driver holds would exceed its budget. It is held by the driver, inside other objects, in the state of actors,
+or by borrowers only.
 
-Guarantees: the seed says what is asked for, though not in which order the cluster does it. Everything that is held is looked at once more when
-it is let go. That something is lost is accepted only if its owner may have been killed, and counted.
+Guarantees: the seed says what is asked for, though not in which order the cluster does it. Everything that is held is looked at once more
+when it is let go. That something is lost is accepted only if its owner may have been killed, and counted.
 """
 
 from __future__ import annotations

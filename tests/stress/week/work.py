@@ -1,7 +1,8 @@
 """Tasks and actors of the load, and large objects that tell whether they are whole.
 
-A large object is a list of slices of one run of numbers, which each process has once: making it costs nothing but the copy into the store, and
-no memory of the process that would be mistaken for growth. Where the slices begin follows from the seed of the object, so sums of them are known.
+A large object is a list of slices of one run of numbers, which each process has once: making it costs nothing but the copy into the
+store, and no memory of the process that would be mistaken for growth. Where the slices begin follows from the seed of the object, so sums
+of them are known.
 """
 
 from __future__ import annotations
