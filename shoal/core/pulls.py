@@ -32,6 +32,7 @@ Y is added only while X receives and Y, which waits for an answer, feeds nobody.
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -94,11 +95,14 @@ class Pulls:
         self._capacity: Final = capacity
         self._attempts = 0
         self._copies: dict[Key, Copy] = {}
-        self._queues: Final[dict[Why, dict[Key, None]]] = {why: {} for why in Why}
+        # Of ten thousand that are taken out at the head, an ordinary dictionary would look at all the gaps each time.
+        self._queues: Final[dict[Why, OrderedDict[Key, None]]] = {why: OrderedDict() for why in Why}
         self._under_way: dict[Key, None] = {}
         self._bytes_under_way = 0
         # Whole and without pins, the one unused for longest first.
-        self._unused: dict[Key, None] = {}
+        self._unused: OrderedDict[Key, None] = OrderedDict()
+        # Of these, those that were seen to be on disk, where they stay.
+        self._unused_on_disk: dict[Key, None] = {}
         self._of_client: dict[Client, dict[int, Key]] = {}
         # How nodes ended; the oldest are forgotten.
         self._ended: dict[str, str] = {}
@@ -264,23 +268,39 @@ class Pulls:
 
     def on_room_wanted(self, wanted: int) -> int:
         """Drop copies in memory that nobody holds until `wanted` bytes are free, if there are as many; how many are."""
-        return self._drop_unused(wanted, lambda key: not self._on_disk(key))
+        given = 0
+        feeding: list[Key] = []
+        while given < wanted and self._unused:
+            key, _ = self._unused.popitem(last=False)
+            if self._on_disk(key):
+                self._unused_on_disk[key] = None
+            elif self._feeds(key):
+                # The room would not be free yet.
+                feeding.append(key)
+            else:
+                given += self._drop(key)
+        for key in reversed(feeding):
+            self._unused[key] = None
+            self._unused.move_to_end(key, last=False)
+        return given
 
     def on_disk_wanted(self, wanted: int) -> int:
         """The same with copies on disk, for room there."""
-        return self._drop_unused(wanted, lambda key: self._on_disk(key) and not self._viewed(key))
-
-    def _drop_unused(self, wanted: int, serves: Callable[[Key], bool]) -> int:
+        for key in [key for key in self._unused if self._on_disk(key)]:
+            del self._unused[key]
+            self._unused_on_disk[key] = None
         given = 0
-        for key in list(self._unused):
+        for key in list(self._unused_on_disk):
             if given >= wanted:
                 break
-            if not self._feeds(key) and serves(key):
-                # Of one that somebody gets from here the room would not be free yet.
-                copy = self._copies[key]
-                given += copy.size
-                self._remove(copy)
+            if not self._feeds(key) and not self._viewed(key):
+                given += self._drop(key)
         return given
+
+    def _drop(self, key: Key) -> int:
+        copy = self._copies[key]
+        self._remove(copy)
+        return copy.size
 
     def on_tick(self, now: int) -> None:
         """Time has passed."""
@@ -412,7 +432,7 @@ class Pulls:
 
     def _grant(self, copy: Copy, client: Client, req: int) -> None:
         copy.pins[(client, req)] = None
-        self._unused.pop(copy.key, None)
+        self._use(copy)
         self.outbox.append(Answer(client, req, copy.location))
 
     def _unpin(self, copy: Copy, client: Client, req: int) -> None:
@@ -423,6 +443,10 @@ class Pulls:
             self._remove(copy)
         else:
             self._unused[copy.key] = None
+
+    def _use(self, copy: Copy) -> None:
+        self._unused.pop(copy.key, None)
+        self._unused_on_disk.pop(copy.key, None)
 
     def _refuse(self, client: Client, req: int, text: str, cause: str) -> None:
         self.outbox.append(Answer(client, req, None, f"ObjectLostError: {text}", cause))
@@ -467,7 +491,7 @@ class Pulls:
         queue = self._queues[copy.why]
         if copy.state is State.QUEUED:
             queue.pop(copy.key, None)
-        self._unused.pop(copy.key, None)
+        self._use(copy)
         if copy.attempt:
             self.outbox.append(Discard(copy.key))
         self._move(copy, State.GONE)
@@ -492,7 +516,8 @@ class Pulls:
         for key, copy in self._copies.items():
             assert copy.key == key
             unused = copy.state is State.WHOLE and not copy.pins
-            assert unused == (key in self._unused)
+            assert unused == (key in self._unused or key in self._unused_on_disk)
+            assert not (key in self._unused and key in self._unused_on_disk)
             assert not (unused and copy.dead), "a dead copy that nobody holds was kept"
             assert (copy.state is State.WHOLE) == (copy.location is not None)
             assert not (copy.state is State.WHOLE and copy.wishes)

@@ -283,6 +283,30 @@ def test_copies_on_disk_are_no_room() -> None:
     assert drain(machine) == [Discard(key(1))]
 
 
+def test_copies_on_disk_are_looked_at_once() -> None:
+    asked: list[Key] = []
+
+    def on_disk(of: Key) -> bool:
+        asked.append(of)
+        return True
+
+    machine = Pulls(100, 4, 3, feeds=lambda _key: False, on_disk=on_disk)
+    for number in range(50):
+        wish(machine, key(number), req=number)
+        machine.on_arrived(key(number), number + 1, HERE, 0)
+        machine.on_done_with(1, number, 0)
+    for _ in range(50):
+        assert machine.on_room_wanted(10) == 0
+    machine.check()
+    assert len(asked) == 50
+    # It is as good as any, and goes with its object.
+    wish(machine, key(7), req=99)
+    machine.on_done_with(1, 99, 0)
+    machine.on_dead("origin", [key(number).location for number in range(50)])
+    machine.check()
+    assert machine.copies() == []
+
+
 def test_room_on_disk_is_made_of_copies_there_that_were_unused_for_longest() -> None:
     there = {key(number) for number in (0, 1, 3, 4, 5)}
     fed, viewed = key(3), key(4)

@@ -325,7 +325,6 @@ def test_copies_on_disk_that_nobody_uses_make_room_there(start: Start, tmp_path:
         session_dir=str(tmp_path),
         spill_fallback_s=0.1,
         spill_retry_s=0.1,
-        store_full_timeout_s=1.0,
     )
     reader("small_disk", 120 * MB)
     objects = [source("put", 70 * MB, seed) for seed in range(3)]
