@@ -75,7 +75,8 @@ class GetWaiter(Waiter):
 
 
 class FutureWaiter:
-    """Has a callback called once an entry is known; until then somebody waits without a thread that is inside shoal (with the lock held)."""
+    """Has a callback called once an entry is known; until then somebody waits without a thread that is inside shoal (with the lock
+    held)."""
 
     __slots__ = ("_blocking", "_callback", "_process", "_wait")
 
