@@ -56,6 +56,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     block_grace_us: int = 500
     """How long a worker waits in `get` before it lends its CPU to others. Lower: more traffic for short waits."""
 
+    idle_lend_ms: Count = 50
+    """A worker in which somebody waits for an object, but not inside `get` in the main thread (`await`, the `result()` of a future, a
+    thread of the program's own), lends its CPU when its process has done nothing for so long; 0: never. Lower: quicker, more looks."""
+
     lease_idle_ms: int = 50
     """How long an owner keeps a lease with nothing to run before it gives it back; not at all while tasks of another shape of its own
     wait. Higher: quicker next task, longer waits for other owners."""
@@ -165,7 +169,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Most objects that a node is getting at once; it has a thread and a connection for each."""
 
     pull_tries: int = 3
-    """How often in a row a node may fail to send a byte of an object before it is asked no more."""
+    """How often in a row a node may fail to send a byte of an object before it is asked no more. The node where the object was made is
+    asked for `node_timeout_s` at least, since by then it is known whether it has died."""
 
     pull_stall_s: float = 10.0
     """How long the other side of a transfer may send (or take) nothing before another source is tried. Lower: a node that hangs

@@ -16,8 +16,9 @@ Rule 2. Pulls begin in order: first what a `get` waits for, then `wait`, then ar
         finds no room holds back those behind it, or large objects would starve.
 Rule 3. Pulls under way have at most `inflight_bytes` together, unless there is only one; and are at most `inflight`.
 Rule 4. The origin is asked first, then whom it names. A source that breaks off is followed by the one that failed least, and the
-        bytes that have come are kept. A source is given up after `tries` failures in a row without a byte; a pull fails when
-        no source is left. An origin that is merely busy is asked again and again, with pauses.
+        bytes that have come are kept. A source is given up after `tries` failures in a row without a byte, but the origin, or
+        the last one that is left, not before it has failed for `patience_ns`, unless it refuses: a node that has died will be
+        said to have. A pull fails when no source is left. An origin that is merely busy is asked again and again, with pauses.
 Rule 5. A copy is pinned for each process that asked, until that has it mapped. Copies that nobody has pinned are dropped when
         the origin says that the object is dead, and, the one unused for longest first, when room is wanted: those in memory for room
         there, those on disk for room on the disk.
@@ -73,6 +74,7 @@ class Pulls:
         on_disk: Whether a whole copy takes room on disk only.
         viewed: Whether somebody still looks at a whole copy, so that its room on disk would not be free at once.
         capacity: Of the store. What is larger is brought to disk, and takes none of `inflight_bytes`.
+        patience_ns: Rule 4.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Pulls:
         on_disk: Callable[[Key], bool] = lambda _: False,
         viewed: Callable[[Key], bool] = lambda _: False,
         capacity: int = sys.maxsize,
+        patience_ns: int = 0,
     ) -> None:
         self.outbox: list[Effect] = []
         self._limit_bytes: Final = inflight_bytes
@@ -93,6 +96,7 @@ class Pulls:
         self._on_disk: Final = on_disk
         self._viewed: Final = viewed
         self._capacity: Final = capacity
+        self._patience_ns: Final = patience_ns
         self._attempts = 0
         self._copies: dict[Key, Copy] = {}
         # Of ten thousand that are taken out at the head, an ordinary dictionary would look at all the gaps each time.
@@ -186,19 +190,33 @@ class Pulls:
         self._admit(now)
 
     def on_broken(
-        self, key: Key, attempt: int, reason: str, now: int, *, progress: bool = False
+        self,
+        key: Key,
+        attempt: int,
+        reason: str,
+        now: int,
+        *,
+        progress: bool = False,
+        refused: bool = False,
     ) -> None:
-        """The source cannot be reached, stalls, broke off, or sent what is damaged. `progress`: some bytes came from it."""
+        """The source cannot be reached, stalls, broke off, or sent what is damaged. `progress`: some bytes came from it; `refused`: it
+        lives, and will not serve this node."""
         copy = self._at(key, attempt)
         if copy is None or self._has_ended(copy, now):
             return
         if progress:
             copy.failures.clear()
+            copy.failing_since.clear()
             copy.pause_ns = FIRST_PAUSE_NS
         source = copy.source
         copy.failures[source] = copy.failures.get(source, 0) + 1
+        since = copy.failing_since.setdefault(source, now)
         copy.reason = f"{source} {reason}"
-        if copy.failures[source] >= self._tries or source in self._ended:
+        patient = not refused and (source == copy.key.place or len(copy.holders) == 1)
+        hopeless = copy.failures[source] >= self._tries and (
+            not patient or now - since >= self._patience_ns
+        )
+        if hopeless or source in self._ended:
             self._give_up(copy, source)
         self._go_on(copy, now)
 
@@ -211,6 +229,7 @@ class Pulls:
         copy.reason = f"{source} had others to serve, or waits for it itself"
         if key.place in copy.holders:
             copy.failures.pop(source, None)
+            copy.failing_since.pop(source, None)
             self._learn(copy, places)
         else:
             # Two that each have a part, and no origin, could ask each other for ever.
@@ -320,6 +339,10 @@ class Pulls:
         return min(times, default=None)
 
     # --- questions -----------------------------------------------------------------------------------------------
+
+    def has_ended(self, place: str) -> bool:
+        """Whether a node that was there has ended, and no other has come."""
+        return place in self._ended
 
     def stage(self, key: Key) -> Stage:
         """How much of an object is here."""

@@ -30,7 +30,7 @@ from shoal.messages.state import (
     TaskRow,
 )
 from shoal.runtime.inventory import Inventory
-from shoal.runtime.waiting import GetWaiter
+from shoal.runtime.waiting import FutureWaiter, GetWaiter
 
 if TYPE_CHECKING:
     from shoal.core.references import Entry
@@ -148,19 +148,22 @@ class Census:
         awaited = self._awaited()
         if awaited:
             names = ", ".join(f"object {short(entry.object_id)}" for entry in awaited)
-            text += f", where get() waits for {names}"
+            text += f", where somebody waits for {names}"
         makers = dict.fromkeys(task_of(entry.object_id) for entry in awaited)
         follow = [Follow(AskWhy(task_id.hex())) for task_id in makers]
         return Reason(subject, "running", f"{text}.", process.node_id, row.start_ns, follow=follow)
 
     def _awaited(self) -> list[Entry]:
-        """What threads of this process wait for at this moment."""
+        """What threads and futures of this process wait for at this moment."""
         entries = self._process.objects.entries.values()
         found = (
             entry
             for entry in entries
             if entry.waiters is not None
-            and any(type(one) is GetWaiter and one.current is entry for one in entry.waiters)
+            and any(
+                type(one) is FutureWaiter or (type(one) is GetWaiter and one.current is entry)
+                for one in entry.waiters
+            )
         )
         return list(islice(found, _MOST_REASONS))
 

@@ -53,6 +53,12 @@ class Blocking(Protocol):
     def take_back(self) -> None:
         """It runs again."""
 
+    def begin_wait(self) -> int:
+        """Somebody waits for an object without a thread that is inside shoal (with the lock held); what to call the wait."""
+
+    def end_wait(self, number: int) -> None:
+        """The object is there (with the lock held)."""
+
 
 class GetWaiter(Waiter):
     """Waits for entries one after the other, and for the failure of any of them."""
@@ -70,6 +76,26 @@ class GetWaiter(Waiter):
             self.finish()
         elif entry is self.current:
             self.finish()
+
+
+class FutureWaiter:
+    """Has a callback called once an entry is known; until then somebody waits without a thread that is inside shoal (with the lock
+    held)."""
+
+    __slots__ = ("_blocking", "_callback", "_process", "_wait")
+
+    def __init__(
+        self, process: Process, blocking: Blocking | None, callback: Callable[[], None]
+    ) -> None:
+        self._process = process
+        self._blocking = blocking
+        self._callback = callback
+        self._wait = 0 if blocking is None else blocking.begin_wait()
+
+    def __call__(self, _entry: Entry) -> None:
+        if self._blocking is not None:
+            self._blocking.end_wait(self._wait)
+        self._process.callbacks.append(self._callback)
 
 
 class Waiting:
@@ -430,7 +456,7 @@ class Waiting:
             if entry.value is None:
                 if entry.task is None:
                     process.borrowing.fetch(entry)
-                process.when_known(entry, lambda _entry: process.callbacks.append(callback))
+                process.when_known(entry, FutureWaiter(process, self.blocking, callback))
                 process.settle()
                 process.reactor.flush_locked()
                 known = False

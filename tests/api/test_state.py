@@ -196,8 +196,9 @@ def test_the_beginning_of_several_ids_is_refused_with_all_of_them(
     shoal.get(refs, timeout=PATIENCE_S)
 
 
+@pytest.mark.parametrize("wait", [shoal.get, lambda ref: ref.future().result()])
 def test_a_task_that_waits_inside_for_another_leads_on_to_that(
-    gates: Callable[[str], Gate],
+    gates: Callable[[str], Gate], wait: Callable[[Any], int]
 ) -> None:
     gate = gates("gate")
 
@@ -205,7 +206,7 @@ def test_a_task_that_waits_inside_for_another_leads_on_to_that(
     def outer() -> int:
         # Another shape: it cannot run in place.
         inner = hold.options(name="inner one", num_cpus=0.25).remote(gate)
-        return shoal.get(inner)
+        return wait(inner)
 
     ref = outer.remote()
 
@@ -214,7 +215,7 @@ def test_a_task_that_waits_inside_for_another_leads_on_to_that(
 
     wait_until(lambda: explained() == ["outer one"] * 2 + ["inner one"] * 2, "it leads on")
     steps = state.why(ref.hex())
-    assert "where get() waits for object" in steps[1].text
+    assert "where somebody waits for object" in steps[1].text
     assert [step.depth for step in steps] == [0, 0, 1, 1]
     gate.open()
     shoal.get(ref, timeout=PATIENCE_S)
