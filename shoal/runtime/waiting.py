@@ -16,7 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from shoal.errors import GetTimeoutError, ShoalError
-from shoal.messages.state import WhyLease
+from shoal.messages.state import AskActor, AskRequest, Findings, Survey, WhyLease
 from shoal.messages.transfer import Why
 from shoal.messages.values import Failed
 from shoal.runtime.reentry import refuse_reentry
@@ -261,9 +261,9 @@ class Waiting:
         process = self._process
         with process.lock:
             missing = [entry for entry in entries if entry.value is None]
-            first, request = process.census.explain(missing[0]) if missing else ("", 0)
-        if request and timeout_s is not None and timeout_s >= _WORTH_A_QUESTION_S:
-            first += self._ask_node(request)
+            first, more = process.census.explain(missing[0]) if missing else ("", None)
+        if more is not None and timeout_s is not None and timeout_s >= _WORTH_A_QUESTION_S:
+            first += self._ask(more)
         count = (
             f"{len(missing)} of {len(entries)} objects were"
             if len(entries) > 1
@@ -271,15 +271,24 @@ class Waiting:
         )
         return GetTimeoutError(f"get() waited {timeout_s} s, but {count} not ready: {first}")
 
-    def _ask_node(self, request: int) -> str:
-        """What the node knows of a request for a worker. A program that polls must not wait for this, nor one whose node is busy."""
+    def _ask(self, question: AskRequest | AskActor) -> str:
+        """What the node knows of a request for a worker, or the cluster of an actor that does not run. A program that polls must not wait
+        for this, nor one whose node is busy."""
+        node = self._process.node
         try:
-            told: str = self._process.node.query(
-                lambda req: WhyLease(req, request), str, _ANSWER_WITHIN_S
+            if isinstance(question, AskRequest):
+                told: str = node.query(
+                    lambda req: WhyLease(req, question.req), str, _ANSWER_WITHIN_S
+                )
+                return f" On its node: {told}" if told else ""
+            found: Findings = node.query(
+                lambda req: Survey(req, question, [], round(_ANSWER_WITHIN_S * 900)),
+                Findings,
+                _ANSWER_WITHIN_S,
             )
         except (ShoalError, TimeoutError):
             return ""
-        return f" On its node: {told}" if told else ""
+        return "".join(f" {_sentence(reason.subject)}: {reason.text}" for reason in found.reasons)
 
     # --- wait ----------------------------------------------------------------------------------------------------
 
@@ -510,6 +519,10 @@ class Waiting:
         value = self.load(entry)
         del held
         return value
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _tell_loop(loop: asyncio.AbstractEventLoop, happened: asyncio.Future[Any], held: Any) -> None:
