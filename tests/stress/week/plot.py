@@ -1,8 +1,8 @@
 """A picture of the samples: `python -m tests.stress.week.plot FOLDER [FILE]`. Needs matplotlib, which `make install` has.
 
-Four fields above one another, with time from left to right: unique memory of what lives all the time (drivers, daemons, control store), of the
-processes that come and go (workers, actors, zygotes: the smallest, the median and the largest of those that live), what the stores hold in
-memory and on disk, and what has been done. The shaded part on the right is the idle time.
+Four fields above one another, with time from left to right: unique memory of what lives all the time (drivers, daemons, control store), of
+the processes that come and go (workers, actors, zygotes: the smallest, the median and the largest of those that live), what the stores
+hold in memory and on disk, and what has been done. The shaded part on the right is the idle time.
 """
 
 from __future__ import annotations
