@@ -1,7 +1,7 @@
 """A week in seconds: the load of `make week`, so little of it that it fits into every run of the tests.
 
-What it can see is what grows with every task, object or kill, by a kilobyte or more. The tables that have bounds fill meanwhile, and are far
-from full; so the limits below leave room for them. `docs/endurance.md` has the long run.
+What it can see is what grows with every task, object or kill, by a kilobyte or more. The tables that have bounds fill meanwhile, and are
+far from full; so the limits below leave room for them. `docs/endurance.md` has the long run.
 """
 
 from __future__ import annotations
