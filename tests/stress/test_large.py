@@ -1,7 +1,7 @@
 """An object of five gigabytes through stores of two, and a million references, with everything counted at the end.
 
-That takes `--stress-seconds=60` or more, some 15 GB of disk, and a minute or two; with less, it is a twentieth of it. How fast it is, beside
-Ray, say the rows `huge-5gb` and `refs-1m` of `bench`.
+That takes `--stress-seconds=60` or more, some 15 GB of disk, and a minute or two; with less, it is a twentieth of it. How fast it is,
+beside Ray, say the rows `huge-5gb` and `refs-1m` of `bench`.
 """
 
 from __future__ import annotations
