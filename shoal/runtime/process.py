@@ -8,7 +8,8 @@ consequences are drawn after any change: dead handles are counted, lanes refille
 
 Who owns what: `objects` the table of objects, `submissions` the way in for tasks and calls, `owner` the tasks and leases, `actors` the
 calls, `borrowing` what is said to other owners, `store` the shared memory of this process, `garbage` references that nobody can reach,
-`peers` the connections to others, `node` that to the node daemon, `node_messages` what comes from there, `deaths` what follows when another process ends.
+`peers` the connections to others, `node` that to the node daemon, `node_messages` what comes from there, `deaths` what follows when
+another process ends.
 """
 
 from __future__ import annotations
