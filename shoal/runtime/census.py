@@ -16,6 +16,7 @@ from shoal.core.tasks import State, Task
 from shoal.core.waits import name_of, short, state_of, why_task
 from shoal.ids import task_of
 from shoal.messages.state import (
+    AskActor,
     AskMemory,
     AskObjects,
     AskRequest,
@@ -172,8 +173,8 @@ class Census:
 
     # --- for timeouts --------------------------------------------------------------------------------------------
 
-    def explain(self, entry: Entry) -> tuple[str, int]:
-        """What an object that is not ready waits for, and the request for a worker that its node knows more of (0: none)."""
+    def explain(self, entry: Entry) -> tuple[str, AskRequest | AskActor | None]:
+        """What an object that is not ready waits for, and of what others know more: the request for a worker, or the actor."""
         process = self._process
         steps: list[str] = []
         while len(steps) < _MOST_STEPS:
@@ -192,6 +193,8 @@ class Census:
                 continue
             for follow in reason.follow:
                 if isinstance(follow.question, AskRequest):
-                    return " ".join(steps), follow.question.req
+                    return " ".join(steps), follow.question
+            if reason.kind == "actor":
+                return " ".join(steps), AskActor(task.queue.actor_id)
             break
-        return " ".join(steps), 0
+        return " ".join(steps), None

@@ -19,7 +19,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
@@ -80,6 +80,7 @@ logger = logging.getLogger("shoal")
 
 
 _TRIM_AFTER_S: Final = 1.0
+_DRAIN_PAUSE_S: Final = 0.001
 """After very many objects have gone, others go: what is free is given back once."""
 
 
@@ -427,9 +428,13 @@ class Process:
     def drain(self, timeout_s: float) -> None:
         """Let what is queued to be sent leave, for at most `timeout_s`."""
         deadline = monotonic() + timeout_s
-        while self.reactor.dirty and monotonic() < deadline:
-            self.reactor.flush()
-            self.reactor.pump()
+        reactor = self.reactor
+        while (reactor.dirty or reactor.behind) and monotonic() < deadline:
+            reactor.flush()
+            reactor.pump()
+            if reactor.behind:
+                # The kernel takes more when the other side has read.
+                sleep(_DRAIN_PAUSE_S)
 
     def close(self, unlink: bool) -> None:
         """Close everything; `unlink` removes the shared memory that this process made."""
