@@ -22,6 +22,7 @@ from shoal.messages.values import Failed
 from shoal.runtime.reentry import refuse_reentry
 from shoal.runtime.refs import ObjectRef
 from shoal.runtime.remote import Wanted, Wish
+from shoal.runtime.tally import Tally
 from shoal.runtime.values import error_of
 from shoal.wire.reactor import Waiter
 
@@ -35,6 +36,9 @@ _WORTH_A_QUESTION_S: Final = 0.5
 """A `get` that was to wait for at least this long asks the node, too, what it has waited for."""
 
 _ANSWER_WITHIN_S: Final = 0.2
+
+_FEW: Final = 8
+"""A `wait` for so many looks at its objects whenever anything has come: that costs least where it is called again and again."""
 
 
 class Blocking(Protocol):
@@ -173,9 +177,12 @@ class Waiting:
         try:
             return remote.get(wanted, Why.GET, wait)
         except TimeoutError as error:
-            raise GetTimeoutError(
-                f"get() waited {timeout_s} s, but {error} is still on its way from another node"
-            ) from None
+            subject, missing = error.args
+            what = f"{subject} is still on its way from another node"
+            if len(wanted) > 1:
+                verb = "is" if missing == 1 else "are"
+                what = f"{missing:,} of {len(wanted):,} objects of other nodes {verb} still on the way, such as {subject}"
+            raise GetTimeoutError(f"get() waited {timeout_s} s, but {what}") from None
         finally:
             if lent and blocking is not None:
                 blocking.take_back()
@@ -299,7 +306,11 @@ class Waiting:
             look = self._ready_here
         ready = look(entries, num_returns)
         if len(ready) < num_returns:
-            ready = self._wait_ready(entries, num_returns, timeout_s, look)
+            if num_returns <= _FEW:
+                ready = self._wait_ready(entries, num_returns, timeout_s, look)
+            else:
+                tally = Tally(num_returns, self._remote if fetch_local else None)
+                ready = self._wait_for_many(entries, num_returns, timeout_s, tally)
         if len(ready) == 1:
             index = ready[0]
             return [refs[index]], refs[:index] + refs[index + 1 :]
@@ -328,6 +339,41 @@ class Waiting:
                 if len(found) == most:
                     break
         return found
+
+    def _wait_for_many(
+        self, entries: list[Entry], num_returns: int, timeout_s: float | None, tally: Tally
+    ) -> list[int]:
+        process = self._process
+        refuse_reentry(process.reactor, "shoal.wait()")
+        with process.lock:
+            for entry in entries:
+                if entry.value is None and entry.task is None:
+                    process.borrowing.fetch(entry)
+                if entry.value is None:
+                    process.when_known(entry, tally)
+                else:
+                    tally(entry)
+            process.settle()
+            process.reactor.flush_locked()
+        deadline = None if timeout_s is None else monotonic() + timeout_s
+        blocking = self.blocking
+        lent = False
+        try:
+            if blocking is not None:
+                # Only what must be waited for in any case may be run here, and, as in `get`, nothing with a time limit.
+                if deadline is None and num_returns == len(entries):
+                    for entry in entries:
+                        blocking.run_in_place(entry)
+                if not process.reactor.wait(tally, self._left(self._soon(deadline))):
+                    lent = blocking.lend()
+            process.reactor.wait(tally, self._left(deadline))
+        finally:
+            with process.lock:
+                for entry in entries:
+                    process.forget_waiter(entry, tally)
+            if lent and blocking is not None:
+                blocking.take_back()
+        return tally.chosen(entries)
 
     def _wait_ready(
         self,
