@@ -1,9 +1,9 @@
 """Every limit and default in one frozen record, read once, at the edge.
 
 A field `inline_limit_bytes` is set by the environment variable `SHOAL_INLINE_LIMIT_BYTES` (or `SHOAL_inline_limit_bytes`, as those are
-written who come from Ray; in capitals it wins), or by `init(_system_config={"inline_limit_bytes": …})`, which wins over both. What Ray calls
-otherwise is refused with the name that it has here. The session's head process hands its record to every
-process of the session, so that all of them agree.
+written who come from Ray; in capitals it wins), or by `init(_system_config={"inline_limit_bytes": …})`, which wins over both. What Ray
+calls otherwise is refused with the name that it has here. The session's head process hands its record to every process of the session, so
+that all of them agree.
 """
 
 from __future__ import annotations
