@@ -7,8 +7,9 @@ reactor's leader (see `wire.reactor`) feeds messages in; user threads submit and
 consequences are drawn after any change: dead handles are counted, lanes refilled, effects carried out.
 
 Who owns what: `objects` the table of objects, `submissions` the way in for tasks and calls, `owner` the tasks and leases, `actors` the
-calls, `borrowing` what is said to other owners, `store` the shared memory of this process, `peers` the connections to others, `node`
-that to the node daemon, `node_messages` what comes from there, `deaths` what follows when another process ends.
+calls, `borrowing` what is said to other owners, `store` the shared memory of this process, `garbage` references that nobody can reach,
+`peers` the connections to others, `node` that to the node daemon, `node_messages` what comes from there, `deaths` what follows when
+another process ends.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from shoal.runtime.deaths import Deaths
 from shoal.runtime.deliveries import Deliveries
 from shoal.runtime.entrance import Entrance
 from shoal.runtime.environment import merge_envs
+from shoal.runtime.garbage import Garbage
 from shoal.runtime.groups import Groups
 from shoal.runtime.heap import trim_heap
 from shoal.runtime.inquiries import Inquiries
@@ -149,6 +151,7 @@ class Process:
             self.config.store_idle_s,
             self.reactor.call_later,
         )
+        self.garbage = Garbage(self.config.store_full_timeout_s)
         self.deliveries = Deliveries(self.store)
         self.values = Values(self.store, self.config.inline_limit_bytes, address)
         self.peers = Peers(
@@ -257,7 +260,12 @@ class Process:
         self.tick()
 
     def _on_quota_wanted(self, message: QuotaWanted) -> None:
-        self.callbacks.append(lambda: self.store.give_back(message.wanted, message.itself))
+        def give_back() -> None:
+            if self.garbage.collect():
+                self.settle_now()
+            self.store.give_back(message.wanted, message.itself)
+
+        self.callbacks.append(give_back)
 
     def is_counted_on(self) -> bool:
         """Whether others need this process though it may have nothing to do itself: for objects that it owns and has lent, for
