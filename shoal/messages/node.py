@@ -32,6 +32,9 @@ from shoal.messages.placement import (
 from shoal.messages.state import Found, Inquire, Look, Survey, WhyLease
 from shoal.messages.stores import (
     Abandoned,
+    AwayDead,
+    BringBack,
+    BroughtBack,
     FreeAbandoned,
     FreeOrphans,
     InUse,
@@ -521,6 +524,8 @@ ToNode = (
     | QuotaRequest
     | QuotaReturn
     | Spilled
+    | BringBack
+    | AwayDead
     | FreeOrphans
     | InUse
     | Abandoned
@@ -561,6 +566,7 @@ FromNode = (
     | QuotaGranted
     | QuotaWanted
     | SpillWanted
+    | BroughtBack
     | WhoUses
     | FreeAbandoned
     | Pulled

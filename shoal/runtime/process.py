@@ -147,6 +147,7 @@ class Process:
             self.config.spill_batch_bytes,
             self.config.store_idle_s,
             self.reactor.call_later,
+            bool(self.config.spill_remote),
         )
         self.deliveries = Deliveries(self.store)
         self.values = Values(self.store, self.config.inline_limit_bytes, address)

@@ -1,6 +1,6 @@
-"""The thread of a process that writes its objects to disk when the node asks for it, so that nobody else waits for the disk.
+"""What a process does for spilling: it writes its objects to disk when the node asks for it, and has them brought back from elsewhere.
 
-It begins with the first order and ends with the store. It is a daemon: a process that ends in the middle of an order leaves a file that
+The writing has a thread, so that nobody else waits for the disk. It begins with the first order and ends with the store. It is a daemon: a process that ends in the middle of an order leaves a file that
 nobody looks for, which the node removes with what else the process has left.
 """
 
@@ -12,7 +12,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
-from shoal.messages.stores import Spilled
+from shoal.messages.stores import AwayDead, BringBack, BroughtBack, Spilled
+from shoal.runtime.node_link import error_from_text
 from shoal.store.spilling import SpillResult
 
 if TYPE_CHECKING:
@@ -58,3 +59,27 @@ class Spiller:
                 _log.exception("spilling failed")
                 result = SpillResult(0, 0, f"{type(error).__name__}: {error}")
             self._node.send(Spilled(result.freed, result.written, result.error))
+
+
+class RemoteTarget:
+    """The remote target of spilled segments, as a process sees it: its node brings them back, and hears which are dead. Any thread."""
+
+    def __init__(self, node: NodeLink) -> None:
+        self._node = node
+        self._dead: list[str] = []
+
+    def bring(self, segment: str) -> None:
+        """As of `store.spilling.Remote`."""
+        answer = self._node.request(lambda req: BringBack(req, segment), BroughtBack)
+        if answer.error:
+            raise error_from_text(answer.error)
+
+    def forget(self, segment: str) -> None:
+        """As of `store.spilling.Remote`."""
+        self._dead.append(segment)
+
+    def tell_dead(self) -> None:
+        """Tell the node of it, with whatever is sent next (with the lock held)."""
+        if self._dead:
+            dead, self._dead = self._dead, []
+            self._node.send_locked(AwayDead(dead))

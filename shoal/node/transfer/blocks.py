@@ -16,11 +16,15 @@ from shoal.core.pull_records import Key
 from shoal.messages.values import Location
 from shoal.store import Arena, Block, locks
 from shoal.store.layout import lock_file, lock_range, parse_segment
-from shoal.store.spilling import open_block
+from shoal.store.spilling import NotOnDiskError, open_block
 
 
 class SourceGoneError(Exception):
     """The object is not where it should be, or will not be whole."""
+
+
+class SourceAwayError(Exception):
+    """The object is at a remote target, and is not back yet."""
 
 
 class Incoming:
@@ -124,13 +128,21 @@ class CopySource:
 
 
 class LockedSource:
-    """A block that some process of this node has made, locked as any reader locks it.
+    """A block that some process of this node has made, locked as any reader locks it. `bring` has a segment brought back that is not on the
+    disk, if that can be: whether it is there now.
 
     Raises:
         SourceGoneError: it is not there any more.
+        SourceAwayError: it takes long to get it.
     """
 
-    def __init__(self, directory: Path, spill_directory: Path | None, location: Location) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        spill_directory: Path | None,
+        location: Location,
+        bring: Callable[[str], bool] | None = None,
+    ) -> None:
         parts = parse_segment(location.segment)
         if parts is None:
             raise SourceGoneError(f"{location.segment!r} is not the name of a segment")
@@ -148,17 +160,25 @@ class LockedSource:
             locks.hold(
                 self._lock_fd, *lock_range(number, location.offset, location.size, slab=slab)
             )
-            self.fd = self._open(directory, spill_directory, location, number)
+            self.fd = self._open(directory, spill_directory, location, number, bring)
         except BaseException:
             os.close(self._lock_fd)
             raise
 
     def _open(
-        self, directory: Path, spill_directory: Path | None, location: Location, number: int
+        self,
+        directory: Path,
+        spill_directory: Path | None,
+        location: Location,
+        number: int,
+        bring: Callable[[str], bool] | None,
     ) -> int:
+        name = location.segment
         try:
-            fd, _ = open_block(directory, spill_directory, self._lock_fd, location.segment, number)
-        except FileNotFoundError:
+            fd, _ = open_block(directory, spill_directory, self._lock_fd, name, number)
+        except FileNotFoundError as error:
+            if isinstance(error, NotOnDiskError) and bring is not None and bring(name):
+                return self._open(directory, spill_directory, location, number, bring)
             raise SourceGoneError("the object was freed") from None
         if not 0 <= location.offset <= location.offset + location.size <= os.fstat(fd).st_size:
             os.close(fd)
