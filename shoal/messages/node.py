@@ -34,7 +34,6 @@ from shoal.messages.stores import (
     Abandoned,
     AwayDead,
     BringBack,
-    BroughtBack,
     FreeAbandoned,
     FreeOrphans,
     InUse,
@@ -566,7 +565,6 @@ FromNode = (
     | QuotaGranted
     | QuotaWanted
     | SpillWanted
-    | BroughtBack
     | WhoUses
     | FreeAbandoned
     | Pulled

@@ -63,20 +63,13 @@ class Spilled(msgspec.Struct, array_like=True, tag=71):
 
 class BringBack(msgspec.Struct, array_like=True, tag=72):
     """Client to node: a segment that was spilled is not in the spill folder; bring it back from the remote target. Answered by
-    `BroughtBack`."""
+    `Reply`, when it is there."""
 
     req: int
     segment: str
 
 
-class BroughtBack(msgspec.Struct, array_like=True, tag=73):
-    """It is in the spill folder; or `error`, "ErrorClass: text"."""
-
-    req: int
-    error: str = ""
-
-
-class AwayDead(msgspec.Struct, array_like=True, tag=74):
+class AwayDead(msgspec.Struct, array_like=True, tag=73):
     """Client to node: these segments of the client, which were not in the spill folder, are dead."""
 
     segments: list[str]

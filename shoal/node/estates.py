@@ -38,6 +38,7 @@ _BLOCK: Final = 512
 _HELD_RETRY_S: Final = 1.0
 _FAILED_RETRY_S: Final = 1.0
 _LONGEST_RETRY_S: Final = 60.0
+_LOOKS: Final = 3
 
 
 class Estate:
@@ -231,12 +232,17 @@ class Estates:
             return 0
 
     def _size(self, slab: str) -> int:
-        """The length of its file, wherever that is: it may have been written to disk just now."""
-        for directory in (self._directory, self._spill_directory):
-            if directory is not None:
-                with contextlib.suppress(FileNotFoundError):
-                    return (directory / slab).stat().st_size
-        return (self._remote.length_of(slab) if self._remote is not None else None) or 0
+        """The length of its file, wherever that is: it may have been written to disk just now; 0 if it is nowhere."""
+        for _ in range(_LOOKS):
+            # First the table, then the disk: what comes back is on the disk before it leaves the table. What goes may be missed once.
+            length = None if self._remote is None else self._remote.length_of(slab)
+            if length is not None:
+                return length
+            for directory in (self._directory, self._spill_directory):
+                if directory is not None:
+                    with contextlib.suppress(FileNotFoundError):
+                        return (directory / slab).stat().st_size
+        return 0
 
     def _path(self, estate: Estate, segment: str) -> Path:
         if segment in estate.on_disk:

@@ -117,9 +117,17 @@ class Target:
         """
         with self._words():
             files = self._open(make=False)
-            files.invalidate_cache()
-            if files.exists(self._root):
-                files.rm(self._root, recursive=True)
+            for last in (False, False, True):
+                files.invalidate_cache()
+                try:
+                    if files.exists(self._root):
+                        files.rm(self._root, recursive=True)
+                except FileNotFoundError:
+                    # Somebody else clears it, too.
+                    if last:
+                        raise
+                else:
+                    return
 
     def _open(self, *, make: bool = True) -> Any:
         if self._files is None:

@@ -29,11 +29,11 @@ from shoal.core.quotas import Granted, StoreQuotas, Wanted
 from shoal.core.spilling import SpillOrder, SpillTerms
 from shoal.errors import ProtocolError
 from shoal.messages.boot import Boot
+from shoal.messages.node import Reply
 from shoal.messages.stores import (
     Abandoned,
     AwayDead,
     BringBack,
-    BroughtBack,
     FreeAbandoned,
     FreeOrphans,
     InUse,
@@ -52,7 +52,6 @@ from shoal.node.disk_room import DiskRoom, DiskTerms
 from shoal.node.inheritance import Inheritance, Left
 from shoal.node.inquiries import Inquiries, Used
 from shoal.node.store_row import StoreRows
-from shoal.store.layout import parse_segment
 from shoal.wire.addresses import creator_at
 from shoal.wire.session import spill_path, spill_target
 
@@ -152,17 +151,21 @@ class StoreKeeper:
 
     def on_bring_back(self, client: Client, message: BringBack) -> None:
         """A process does not find a segment on disk."""
+        from shoal.store.layout import parse_segment
+
         remote = self.room.remote
         if parse_segment(message.segment) is None or remote is None:
             raise ProtocolError(f"{message.segment!r} cannot be at a remote target")
 
         def answer(error: str) -> None:
-            client.send(BroughtBack(message.req, error))
+            client.send(Reply(message.req, error=error))
 
         remote.bring(message.segment, partial(self._tell_loop, answer))
 
     def on_away_dead(self, _client: Client, message: AwayDead) -> None:
         """Segments of a process are dead, and were not on the disk."""
+        from shoal.store.layout import parse_segment
+
         remote = self.room.remote
         if remote is None or any(parse_segment(name) is None for name in message.segments):
             raise ProtocolError("segments are dead that cannot be at a remote target")

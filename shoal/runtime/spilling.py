@@ -12,8 +12,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
-from shoal.messages.stores import AwayDead, BringBack, BroughtBack, Spilled
-from shoal.runtime.node_link import error_from_text
+from shoal.messages.stores import AwayDead, BringBack, Spilled
 from shoal.store.spilling import SpillResult
 
 if TYPE_CHECKING:
@@ -70,9 +69,7 @@ class RemoteTarget:
 
     def bring(self, segment: str) -> None:
         """As of `store.spilling.Remote`."""
-        answer = self._node.request(lambda req: BringBack(req, segment), BroughtBack)
-        if answer.error:
-            raise error_from_text(answer.error)
+        self._node.query(lambda req: BringBack(req, segment), None, None)
 
     def forget(self, segment: str) -> None:
         """As of `store.spilling.Remote`."""

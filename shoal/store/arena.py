@@ -279,7 +279,8 @@ class Arena(Accounts):
             set_spilled(self._lock_fd, number)
             segment.busy = 1
             block = self._open_block(segment, 0, capacity, size)
-            self._hold_while_filled(segment.blocks[0])
+            if self._remote is not None:
+                self._hold_while_filled(segment.blocks[0])
             self._live_bytes -= size
             self._spilled_bytes += size
             # The block keeps the mapping for as long as it is being filled.

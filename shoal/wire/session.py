@@ -33,7 +33,6 @@ import os
 import shutil
 import socket
 import stat
-import subprocess
 import sys
 from typing import Final
 
@@ -217,11 +216,10 @@ def remove_session(session_dir: str, shm_dir: str) -> None:
 
     If the target cannot be reached the session's folder stays, with the note of it and the lock: for the next who removes dead sessions.
     """
-    kept = frozenset() if _clear_remote(session_dir) else frozenset({LOCK, REMOTE})
     # The link goes with the session's folder: until then another process that removes the session finds its way by it.
     for folder in (shm_dir, spill_target(session_dir)):
         _remove_folder(folder)
-    if not kept:
+    if _clear_remote(session_dir):
         _remove_folder(session_dir)
         return
     with contextlib.suppress(OSError):
@@ -229,7 +227,7 @@ def remove_session(session_dir: str, shm_dir: str) -> None:
             path = f"{session_dir}/{name}"
             if os.path.isdir(path) and not os.path.islink(path):
                 _remove_folder(path)
-            elif name not in kept:
+            elif name not in (LOCK, REMOTE):
                 os.unlink(path)
 
 
@@ -248,6 +246,8 @@ def _clear_remote(session_dir: str) -> bool:
             url = file.read()
     except OSError:
         return True
+    import subprocess
+
     command = [sys.executable, "-m", "shoal.node.remote_target", url, folder_name(session_dir)]
     try:
         done = subprocess.run(
