@@ -173,7 +173,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Most objects that a node is getting at once; it has a thread and a connection for each."""
 
     pull_tries: int = 3
-    """How often in a row a node may fail to send a byte of an object before it is asked no more."""
+    """How often in a row a node may fail to send a byte of an object before it is asked no more. The node where the object was made is
+    asked for `node_timeout_s` at least, since by then it is known whether it has died."""
 
     pull_stall_s: float = 10.0
     """How long the other side of a transfer may send (or take) nothing before another source is tried. Lower: a node that hangs

@@ -110,6 +110,7 @@ class Copy:
         attempt: Number of the latest fetch; no two fetches have the same.
         asked: Of these, who was asked since the last pause.
         failures: Of these, how often each failed in a row without sending a byte.
+        failing_since: And when the first of these failures was.
         gave_up: Who was named by the origin in vain.
         receiving: The source has begun to send.
         dead: The object is dead: its copy goes when nobody has it pinned.
@@ -120,6 +121,7 @@ class Copy:
         "attempt",
         "cause",
         "dead",
+        "failing_since",
         "failures",
         "gave_up",
         "holders",
@@ -154,6 +156,7 @@ class Copy:
         self.holders: dict[str, None] = {self.key.place: None}
         self.asked: dict[str, None] = {}
         self.failures: dict[str, int] = {}
+        self.failing_since: dict[str, int] = {}
         self.gave_up: dict[str, None] = {}
         self.pause_ns = FIRST_PAUSE_NS
         self.resume_at = 0

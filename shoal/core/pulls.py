@@ -16,8 +16,9 @@ Rule 2. Pulls begin in order: first what a `get` waits for, then `wait`, then ar
         finds no room holds back those behind it, or large objects would starve.
 Rule 3. Pulls under way have at most `inflight_bytes` together, unless there is only one; and are at most `inflight`.
 Rule 4. The origin is asked first, then whom it names. A source that breaks off is followed by the one that failed least, and the
-        bytes that have come are kept. A source is given up after `tries` failures in a row without a byte; a pull fails when
-        no source is left. An origin that is merely busy is asked again and again, with pauses.
+        bytes that have come are kept. A source is given up after `tries` failures in a row without a byte, but the origin, or
+        the last one that is left, not before it has failed for `patience_ns`, unless it refuses: a node that has died will be
+        said to have. A pull fails when no source is left. An origin that is merely busy is asked again and again, with pauses.
 Rule 5. A copy is pinned for each process that asked, until that has it mapped. Copies that nobody has pinned are dropped when
         the origin says that the object is dead, and, the one unused for longest first, when room is wanted: those in memory for room
         there, those on disk for room on the disk.
@@ -32,6 +33,7 @@ Y is added only while X receives and Y, which waits for an answer, feeds nobody.
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -72,6 +74,7 @@ class Pulls:
         on_disk: Whether a whole copy takes room on disk only.
         viewed: Whether somebody still looks at a whole copy, so that its room on disk would not be free at once.
         capacity: Of the store. What is larger is brought to disk, and takes none of `inflight_bytes`.
+        patience_ns: Rule 4.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Pulls:
         on_disk: Callable[[Key], bool] = lambda _: False,
         viewed: Callable[[Key], bool] = lambda _: False,
         capacity: int = sys.maxsize,
+        patience_ns: int = 0,
     ) -> None:
         self.outbox: list[Effect] = []
         self._limit_bytes: Final = inflight_bytes
@@ -92,13 +96,17 @@ class Pulls:
         self._on_disk: Final = on_disk
         self._viewed: Final = viewed
         self._capacity: Final = capacity
+        self._patience_ns: Final = patience_ns
         self._attempts = 0
         self._copies: dict[Key, Copy] = {}
-        self._queues: Final[dict[Why, dict[Key, None]]] = {why: {} for why in Why}
+        # Of ten thousand that are taken out at the head, an ordinary dictionary would look at all the gaps each time.
+        self._queues: Final[dict[Why, OrderedDict[Key, None]]] = {why: OrderedDict() for why in Why}
         self._under_way: dict[Key, None] = {}
         self._bytes_under_way = 0
         # Whole and without pins, the one unused for longest first.
-        self._unused: dict[Key, None] = {}
+        self._unused: OrderedDict[Key, None] = OrderedDict()
+        # Of these, those that were seen to be on disk, where they stay.
+        self._unused_on_disk: dict[Key, None] = {}
         self._of_client: dict[Client, dict[int, Key]] = {}
         # How nodes ended; the oldest are forgotten.
         self._ended: dict[str, str] = {}
@@ -182,19 +190,33 @@ class Pulls:
         self._admit(now)
 
     def on_broken(
-        self, key: Key, attempt: int, reason: str, now: int, *, progress: bool = False
+        self,
+        key: Key,
+        attempt: int,
+        reason: str,
+        now: int,
+        *,
+        progress: bool = False,
+        refused: bool = False,
     ) -> None:
-        """The source cannot be reached, stalls, broke off, or sent what is damaged. `progress`: some bytes came from it."""
+        """The source cannot be reached, stalls, broke off, or sent what is damaged. `progress`: some bytes came from it; `refused`: it
+        lives, and will not serve this node."""
         copy = self._at(key, attempt)
         if copy is None or self._has_ended(copy, now):
             return
         if progress:
             copy.failures.clear()
+            copy.failing_since.clear()
             copy.pause_ns = FIRST_PAUSE_NS
         source = copy.source
         copy.failures[source] = copy.failures.get(source, 0) + 1
+        since = copy.failing_since.setdefault(source, now)
         copy.reason = f"{source} {reason}"
-        if copy.failures[source] >= self._tries or source in self._ended:
+        patient = not refused and (source == copy.key.place or len(copy.holders) == 1)
+        hopeless = copy.failures[source] >= self._tries and (
+            not patient or now - since >= self._patience_ns
+        )
+        if hopeless or source in self._ended:
             self._give_up(copy, source)
         self._go_on(copy, now)
 
@@ -207,6 +229,7 @@ class Pulls:
         copy.reason = f"{source} had others to serve, or waits for it itself"
         if key.place in copy.holders:
             copy.failures.pop(source, None)
+            copy.failing_since.pop(source, None)
             self._learn(copy, places)
         else:
             # Two that each have a part, and no origin, could ask each other for ever.
@@ -264,23 +287,39 @@ class Pulls:
 
     def on_room_wanted(self, wanted: int) -> int:
         """Drop copies in memory that nobody holds until `wanted` bytes are free, if there are as many; how many are."""
-        return self._drop_unused(wanted, lambda key: not self._on_disk(key))
+        given = 0
+        feeding: list[Key] = []
+        while given < wanted and self._unused:
+            key, _ = self._unused.popitem(last=False)
+            if self._on_disk(key):
+                self._unused_on_disk[key] = None
+            elif self._feeds(key):
+                # The room would not be free yet.
+                feeding.append(key)
+            else:
+                given += self._drop(key)
+        for key in reversed(feeding):
+            self._unused[key] = None
+            self._unused.move_to_end(key, last=False)
+        return given
 
     def on_disk_wanted(self, wanted: int) -> int:
         """The same with copies on disk, for room there."""
-        return self._drop_unused(wanted, lambda key: self._on_disk(key) and not self._viewed(key))
-
-    def _drop_unused(self, wanted: int, serves: Callable[[Key], bool]) -> int:
+        for key in [key for key in self._unused if self._on_disk(key)]:
+            del self._unused[key]
+            self._unused_on_disk[key] = None
         given = 0
-        for key in list(self._unused):
+        for key in list(self._unused_on_disk):
             if given >= wanted:
                 break
-            if not self._feeds(key) and serves(key):
-                # Of one that somebody gets from here the room would not be free yet.
-                copy = self._copies[key]
-                given += copy.size
-                self._remove(copy)
+            if not self._feeds(key) and not self._viewed(key):
+                given += self._drop(key)
         return given
+
+    def _drop(self, key: Key) -> int:
+        copy = self._copies[key]
+        self._remove(copy)
+        return copy.size
 
     def on_tick(self, now: int) -> None:
         """Time has passed."""
@@ -300,6 +339,10 @@ class Pulls:
         return min(times, default=None)
 
     # --- questions -----------------------------------------------------------------------------------------------
+
+    def has_ended(self, place: str) -> bool:
+        """Whether a node that was there has ended, and no other has come."""
+        return place in self._ended
 
     def stage(self, key: Key) -> Stage:
         """How much of an object is here."""
@@ -412,7 +455,7 @@ class Pulls:
 
     def _grant(self, copy: Copy, client: Client, req: int) -> None:
         copy.pins[(client, req)] = None
-        self._unused.pop(copy.key, None)
+        self._use(copy)
         self.outbox.append(Answer(client, req, copy.location))
 
     def _unpin(self, copy: Copy, client: Client, req: int) -> None:
@@ -423,6 +466,10 @@ class Pulls:
             self._remove(copy)
         else:
             self._unused[copy.key] = None
+
+    def _use(self, copy: Copy) -> None:
+        self._unused.pop(copy.key, None)
+        self._unused_on_disk.pop(copy.key, None)
 
     def _refuse(self, client: Client, req: int, text: str, cause: str) -> None:
         self.outbox.append(Answer(client, req, None, f"ObjectLostError: {text}", cause))
@@ -467,7 +514,7 @@ class Pulls:
         queue = self._queues[copy.why]
         if copy.state is State.QUEUED:
             queue.pop(copy.key, None)
-        self._unused.pop(copy.key, None)
+        self._use(copy)
         if copy.attempt:
             self.outbox.append(Discard(copy.key))
         self._move(copy, State.GONE)
@@ -492,7 +539,8 @@ class Pulls:
         for key, copy in self._copies.items():
             assert copy.key == key
             unused = copy.state is State.WHOLE and not copy.pins
-            assert unused == (key in self._unused)
+            assert unused == (key in self._unused or key in self._unused_on_disk)
+            assert not (key in self._unused and key in self._unused_on_disk)
             assert not (unused and copy.dead), "a dead copy that nobody holds was kept"
             assert (copy.state is State.WHOLE) == (copy.location is not None)
             assert not (copy.state is State.WHOLE and copy.wishes)

@@ -211,6 +211,12 @@ class AskAgain(msgspec.Struct, array_like=True, tag=42):
     address: str
 
 
+class NothingLeft(msgspec.Struct, array_like=True, tag=43):
+    """Of what a process had left, of which your clients have named something, nothing is there any more: you need not tell us more."""
+
+    address: str
+
+
 Neighbourly = (
     Introduce
     | Ask
@@ -230,6 +236,7 @@ Neighbourly = (
     | UsesAsked
     | UsesTold
     | AskAgain
+    | NothingLeft
 )
 """What is said, once and in order."""
 

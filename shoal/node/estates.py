@@ -376,21 +376,23 @@ class Estates:
             os.close(fd)
 
     def _note_freed(self, estate: Estate, location: Location) -> None:
-        """A block of a slab is dead: the pages that no block shares which still lives can be given back (to the system, or the disk)."""
+        """A block of a slab is dead: the pages that no block shares which still lives can be given back (to the system, or the disk).
+
+        That may be known already: it was in use by nobody when all were asked, and then comes the word of its owner, who let go of it
+        just before.
+        """
         from shoal.store.extents import Extents
         from shoal.store.layout import ALIGNMENT, PAGE, round_up
 
         freed = estate.freed.setdefault(location.segment, Extents())
-        length = round_up(max(1, location.size), ALIGNMENT)
-        start, size = freed.give(location.offset, length)
-        # Of what was freed around it before, only the pages at its edges are new.
-        start, end = (
-            max(start, location.offset - PAGE),
-            min(start + size, location.offset + length + PAGE),
-        )
-        first, last = round_up(start, PAGE), end // PAGE * PAGE
-        if first < last:
-            estate.holes.setdefault(location.segment, []).append((first, last - first))
+        whole = round_up(max(1, location.size), ALIGNMENT)
+        for offset, length in freed.missing(location.offset, whole):
+            start, size = freed.give(offset, length)
+            # Of what was freed around it before, only the pages at its edges are new.
+            start, end = max(start, offset - PAGE), min(start + size, offset + length + PAGE)
+            first, last = round_up(start, PAGE), end // PAGE * PAGE
+            if first < last:
+                estate.holes.setdefault(location.segment, []).append((first, last - first))
 
     # --- files ---------------------------------------------------------------------------------------------------
 

@@ -53,6 +53,9 @@ class Others(Protocol):
     def ask_again(self, node_id: bytes, address: str) -> None:
         """Somebody here has let go of something that we had named to a node."""
 
+    def tell_nothing_left(self, node_id: bytes, address: str) -> None:
+        """What a node has named is all gone."""
+
 
 class _Inquiry:
     """`asked` are those that have not answered, `users` those that named anything; `judging` drops some of the former."""
@@ -159,7 +162,11 @@ class Inquiries:
 
     def forget(self, address: str) -> None:
         """Nothing is left of what a process made or owned."""
-        self._users.pop(address, None)
+        users = self._users.pop(address, ())
+        if self.others is not None:
+            for who in users:
+                if isinstance(who, bytes):
+                    self.others.tell_nothing_left(who, address)
 
     # --- on behalf of other nodes ----------------------------------------------------------------------------------
 
@@ -180,6 +187,10 @@ class Inquiries:
             self.others.tell(node_id, theirs, list(inquiry.locations))
             if inquiry.stale:
                 self.others.ask_again(node_id, inquiry.address)
+
+    def on_nothing_left(self, node_id: bytes, address: str) -> None:
+        """What our clients have named to a node is all gone."""
+        self._named.pop((node_id, address), None)
 
     def on_let_go(self, address: str) -> None:
         """A client of ours uses less of what a process has left; nodes to which we named that should ask again."""

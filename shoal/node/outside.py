@@ -31,6 +31,7 @@ from shoal.messages.neighbours import (
     Introduce,
     Lines,
     Neighbourly,
+    NothingLeft,
     OwnerEnded,
     ProcessEnded,
     Refused,
@@ -158,6 +159,7 @@ class Outside:
             UsesAsked: self._uses.on_asked,
             UsesTold: self._uses.on_told,
             AskAgain: self._uses.on_ask_again,
+            NothingLeft: self._uses.on_nothing_left,
         }
 
     def open(self, door: socket.socket) -> None:

@@ -4,7 +4,7 @@ Questions of clients go to the control store, which asks the nodes; what is aske
 Every question has a time limit: whoever has not answered by then is named as silent. Questions that are under way at the same time are
 bounded by the control store.
 
-Keeps what workers that have ended remembered of their tasks, the latest `remembered` of them.
+Keeps what workers that have ended remembered of their tasks, the latest `remembered` of them (`past_runs`).
 
 Everything runs in the daemon's event loop.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -27,10 +26,10 @@ from shoal.core.forwarding import HERE, NOWHERE
 from shoal.core.lease_reasons import why_request
 from shoal.core.lease_records import Lease
 from shoal.core.pool import WorkerState
-from shoal.core.task_rows import cut, largest, row_of
+from shoal.core.task_rows import cut, largest
 from shoal.messages.control import NodeFound, SurveyNode, SurveyNodes
 from shoal.messages.inventory import StoreMemory
-from shoal.messages.node import Events, Reply, TaskEvent
+from shoal.messages.node import Events, Reply
 from shoal.messages.state import (
     AskActor,
     AskDemands,
@@ -55,6 +54,7 @@ from shoal.node.actors import ActorSeats
 from shoal.node.clients import Client, Clients
 from shoal.node.hosting import Foreigner
 from shoal.node.leasing import Leasing
+from shoal.node.past_runs import PastRuns
 from shoal.node.queries import Queries
 from shoal.node.stock import Stock
 from shoal.node.workers import Workers
@@ -105,10 +105,7 @@ class Surveys:
         self._control = control
         self._queries = queries
         self._accounts = accounts
-        self._remembered = remembered
-        # Of each worker that has ended: its address, its job, and what it had run.
-        self._past: deque[tuple[str, bytes, list[TaskEvent]]] = deque()
-        self._past_count = 0
+        self._past = PastRuns(remembered)
         self._collections: dict[int, _Collection] = {}
         self.client_handlers: dict[type, Callable[[Client, Any], None]] = {
             Survey: self._on_survey,
@@ -162,8 +159,7 @@ class Surveys:
     def _collect(self, number: int, question: Question, within_ms: int) -> None:
         collection = self._collections[number] = _Collection(question)
         if isinstance(question, AskTasks) and question.finished:
-            for address, job_id, events in self._past:
-                collection.findings.tasks += [row_of(event, address, job_id) for event in events]
+            collection.findings.tasks += self._past.rows()
         if isinstance(question, AskMemory):
             collection.asked[_STORE] = "the object store of the node, which waits for its disk"
             self._accounts.tell(question.limit, partial(self._on_store_told, number))
@@ -195,10 +191,7 @@ class Surveys:
 
     def _on_events(self, client: Client, message: Events) -> None:
         """What a worker that ends has run."""
-        self._past.append((client.address, client.job.job_id, message.events))
-        self._past_count += len(message.events)
-        while self._past_count > self._remembered:
-            self._past_count -= len(self._past.popleft()[2])
+        self._past.add(client.address, client.job.job_id, message.events)
 
     def on_client_gone(self, client: Client) -> None:
         """It will not answer any more."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from shoal.messages.neighbours import AskAgain, Neighbourly, UsesAsked, UsesTold
+from shoal.messages.neighbours import AskAgain, Neighbourly, NothingLeft, UsesAsked, UsesTold
 from shoal.messages.values import Location
 from shoal.node.inquiries import Ended, Inquiries
 from shoal.node.neighbours import Neighbour, Neighbours
@@ -36,6 +36,10 @@ class UsesElsewhere:
         """Our clients use less than a node has heard."""
         self._send(node_id, AskAgain(address))
 
+    def tell_nothing_left(self, node_id: bytes, address: str) -> None:
+        """A node need not remember any more what its clients used."""
+        self._send(node_id, NothingLeft(address))
+
     def _send(self, node_id: bytes, message: Neighbourly) -> None:
         node = self._neighbours.get(node_id)
         if node is not None:
@@ -54,3 +58,7 @@ class UsesElsewhere:
     def on_ask_again(self, _node: Neighbour, message: AskAgain) -> None:
         """The clients of a node use less than we have heard."""
         self._inquiries.ask_later(message.address)
+
+    def on_nothing_left(self, node: Neighbour, message: NothingLeft) -> None:
+        """A node does not want to hear more."""
+        self._inquiries.on_nothing_left(node.node_id, message.address)

@@ -25,6 +25,12 @@ from shoal.store.mapping import Mapping, export, view_of
 from shoal.store.segment import FULL, Record, Segment, State
 from shoal.store.spilling import SpillResult, reserve_flag, set_spilled, write_out
 
+_ALL_AT_ONCE: Final = 256
+"""Quarantined blocks that a `create` without quota looks at."""
+
+_IN_TURN: Final = 64
+"""How many it looks at if there are more."""
+
 
 class QuotaExhausted(Exception):  # noqa: N818 - a condition that the caller mends, by `grant`, not an error
     """New pages would exceed the quota. Grant `needed_bytes` or more, and call `create` again."""
@@ -147,7 +153,7 @@ class Accounts:
         no longer the store's either.
         """
         with self._lock:
-            self._settle(len(self._quarantine))
+            self._settle_all()
             given = self._give_unused(wanted_bytes) if unused else 0
             victims = self._choose_victims(wanted_bytes - given)
         given += self._remove(victims, discard=True, shrink_quota=True)
@@ -167,7 +173,7 @@ class Accounts:
         with self._lock:
             if self._closed_because:
                 return 0, False
-            self._settle(len(self._quarantine))
+            self._settle_all()
             before, serial = self._rested_at
             self._rested_at = next(self._ticks), self._serial
             quiet = self._serial == serial
@@ -197,7 +203,7 @@ class Accounts:
     def blocks(self) -> ArenaBlocks:
         """All blocks that hold an object, or held one and are still looked at, as of now."""
         with self._lock:
-            self._settle(len(self._quarantine))
+            self._settle_all()
             live = [
                 record for segment in self._segments.values() for record in segment.blocks.values()
             ]
@@ -341,9 +347,12 @@ class Accounts:
     def _is_held(self, record: Record) -> bool:
         if record.is_viewed:
             return True
+        return locks.is_held(self._lock_fd, *self._lock_range(record))
+
+    @staticmethod
+    def _lock_range(record: Record) -> tuple[int, int]:
         segment = record.segment
-        start, length = lock_range(segment.number, record.offset, record.length, slab=segment.slab)
-        return locks.is_held(self._lock_fd, start, length)
+        return lock_range(segment.number, record.offset, record.length, slab=segment.slab)
 
     def _recycle(self, record: Record) -> None:
         segment = record.segment
@@ -370,6 +379,24 @@ class Accounts:
             else:
                 self._recycle(record)
 
+    def _settle_all(self) -> None:
+        """Look at all of them again."""
+        quarantine = self._quarantine
+        if not quarantine:
+            return
+        unseen = [
+            (self._lock_range(record), record) for record in quarantine if not record.is_viewed
+        ]
+        unseen.sort(key=lambda pair: pair[0])
+        numbers = locks.unheld(self._lock_fd, [place for place, _ in unseen])
+        free = {id(unseen[number][1]) for number in numbers}
+        for _ in range(len(quarantine)):
+            record = quarantine.popleft()
+            if id(record) in free:
+                self._recycle(record)
+            else:
+                quarantine.append(record)
+
     def _charge(self, wanted: int, recycle: bool) -> None:
         """Take `wanted` bytes of quota, from what is idle if need be and allowed."""
         while True:
@@ -381,7 +408,11 @@ class Accounts:
                     return
                 if not recycle:
                     raise QuotaExhausted(short)
-                self._settle(len(self._quarantine))
+                if len(self._quarantine) <= _ALL_AT_ONCE:
+                    self._settle_all()
+                else:
+                    # All of it is looked at when others want room too: not for each of ten thousand objects.
+                    self._settle(_IN_TURN)
                 victims = self._choose_victims(short)
             if not victims.segments and not victims.holes:
                 raise QuotaExhausted(short)

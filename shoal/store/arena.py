@@ -332,7 +332,7 @@ class Arena(Accounts):
             if self._closed_because:
                 return
             self._closed_because = "it was closed"
-            self._settle(len(self._quarantine))
+            self._settle_all()
             waiting = {record.segment.name for record in self._quarantine}
             stay = False
             for segment in self._segments.values():

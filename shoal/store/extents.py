@@ -92,6 +92,20 @@ class Extents:
         """Size of the free range that begins at `start`; 0 if none does."""
         return self._size_at.get(start, 0)
 
+    def missing(self, start: int, size: int) -> list[tuple[int, int]]:
+        """The parts of a range that are not free, as (start, size), by address. It looks at every free range."""
+        end = start + size
+        found: list[tuple[int, int]] = []
+        for free, length in self.ranges():
+            if free >= end:
+                break
+            if free > start:
+                found.append((start, free - start))
+            start = max(start, free + length)
+        if start < end:
+            found.append((start, end - start))
+        return found
+
     def remove(self, whole: int, start: int, size: int) -> None:
         """Take this very range out of the free range that begins at `whole`."""
         length = self._size_at[whole]

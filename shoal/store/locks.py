@@ -24,6 +24,8 @@ import errno
 import fcntl
 import os
 import struct
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -84,3 +86,38 @@ def is_held(fd: int, start: int, length: int) -> bool:
     # The kernel answers with the first lock that would stand in the way, or with F_UNLCK.
     answer: bytes = _control(fd, _GET, _pack(_WRITE, os.SEEK_SET, start, length, 0))
     return answer[:2] != _NONE_BYTES
+
+
+def unheld(fd: int, ranges: Sequence[tuple[int, int]]) -> list[int]:
+    """Which of many ranges nobody else holds any byte of: their numbers.
+
+    Args:
+        fd: Of the lock file.
+        ranges: Start and length of each. They do not overlap, and are in order.
+
+    One question for each lock that stands in the way of any of them, and each is answered for many: those that are held, for what was
+    made in a row is, are joined; so are all between two locks. To ask for each by itself, when thousands are held, costs the square.
+    """
+    if not SUPPORTED:
+        return []
+    starts = [start for start, _ in ranges]
+    ends = [start + length for start, length in ranges]
+    found: list[int] = []
+    todo = [(0, len(ranges))] if ranges else []
+    while todo:
+        first, beyond = todo.pop()
+        if first >= beyond:
+            continue
+        span = starts[first], ends[beyond - 1] - starts[first]
+        answer: bytes = _control(fd, _GET, _pack(_WRITE, os.SEEK_SET, *span, 0))
+        kind, _, start, length, _ = _FLOCK.unpack(answer)
+        if kind == _NONE:
+            found += range(first, beyond)
+            continue
+        # Of one holder; what is on either side of it others may hold.
+        end = start + length if length else ends[-1]
+        todo += [
+            (first, max(first, bisect_right(ends, start, first, beyond))),
+            (min(beyond, bisect_left(starts, end, first, beyond)), beyond),
+        ]
+    return found

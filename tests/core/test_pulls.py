@@ -33,8 +33,8 @@ def key(number: int = 0, size: int = 10, place: str = "origin") -> Key:
     return Key(place, Location(f"maker-{number}", 0, size, number + 1))
 
 
-def make(limit_bytes: int = 100, limit: int = 4, tries: int = 3) -> Pulls:
-    return Pulls(limit_bytes, limit, tries, feeds=lambda _key: False)
+def make(limit_bytes: int = 100, limit: int = 4, tries: int = 3, patience_ns: int = 0) -> Pulls:
+    return Pulls(limit_bytes, limit, tries, feeds=lambda _key: False, patience_ns=patience_ns)
 
 
 def drain(machine: Pulls) -> list[Effect]:
@@ -152,6 +152,56 @@ def test_a_source_that_fails_again_and_again_is_given_up_with_the_reason() -> No
         ),
         Discard(key()),
     ]
+
+
+def while_nobody_can_be_reached(machine: Pulls, end: int) -> tuple[list[str], list[Answer]]:
+    """Who is asked until `end`, and what is answered."""
+    asked: list[str] = []
+    answers: list[Answer] = []
+    now = 0
+    while True:
+        for effect in drain(machine):
+            if isinstance(effect, Fetch):
+                asked.append(effect.source)
+                machine.on_broken(effect.key, effect.attempt, "cannot be reached", now)
+            elif isinstance(effect, Answer):
+                answers.append(effect)
+        if machine.outbox:
+            continue
+        now = machine.next_deadline() or end
+        if now >= end:
+            return asked, answers
+        machine.on_tick(now)
+
+
+def test_an_origin_that_cannot_be_reached_may_have_died_and_is_asked_until_that_is_known() -> None:
+    machine = make(tries=3, patience_ns=10 * SECOND)
+    wish(machine, key())
+    asked, answers = while_nobody_can_be_reached(machine, 9 * SECOND)
+    assert len(asked) > 3
+    assert not answers
+    machine.on_place_gone("origin", "was killed", 9 * SECOND)
+    (answer,) = (effect for effect in drain(machine) if isinstance(effect, Answer))
+    assert answer.cause == "was killed"
+
+
+def test_an_origin_that_cannot_be_reached_and_has_not_died_is_given_up_in_the_end() -> None:
+    machine = make(tries=3, patience_ns=10 * SECOND)
+    wish(machine, key())
+    _, (answer,) = while_nobody_can_be_reached(machine, 20 * SECOND)
+    assert answer.error == "ObjectLostError: no node has it any more: origin cannot be reached"
+
+
+def test_of_several_others_those_that_fail_are_given_up_soon_but_not_the_last() -> None:
+    machine = make(tries=3, patience_ns=10 * SECOND)
+    wish(machine, key())
+    drain(machine)
+    machine.on_accepted(key(), 1, ["one", "two"])
+    machine.on_missing(key(), 1, "it is not here", 0)
+    asked, answers = while_nobody_can_be_reached(machine, 9 * SECOND)
+    assert min(map(asked.count, ("one", "two"))) == 3
+    assert max(map(asked.count, ("one", "two"))) > 3
+    assert not answers
 
 
 def test_bytes_that_came_excuse_the_failures_before() -> None:
@@ -281,6 +331,30 @@ def test_copies_on_disk_are_no_room() -> None:
     drain(machine)
     assert machine.on_room_wanted(1000) == 10
     assert drain(machine) == [Discard(key(1))]
+
+
+def test_copies_on_disk_are_looked_at_once() -> None:
+    asked: list[Key] = []
+
+    def on_disk(of: Key) -> bool:
+        asked.append(of)
+        return True
+
+    machine = Pulls(100, 4, 3, feeds=lambda _key: False, on_disk=on_disk)
+    for number in range(50):
+        wish(machine, key(number), req=number)
+        machine.on_arrived(key(number), number + 1, HERE, 0)
+        machine.on_done_with(1, number, 0)
+    for _ in range(50):
+        assert machine.on_room_wanted(10) == 0
+    machine.check()
+    assert len(asked) == 50
+    # It is as good as any, and goes with its object.
+    wish(machine, key(7), req=99)
+    machine.on_done_with(1, 99, 0)
+    machine.on_dead("origin", [key(number).location for number in range(50)])
+    machine.check()
+    assert machine.copies() == []
 
 
 def test_room_on_disk_is_made_of_copies_there_that_were_unused_for_longest() -> None:

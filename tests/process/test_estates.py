@@ -423,3 +423,25 @@ def test_the_pages_between_blocks_that_are_freed_one_by_one_come_back(tmp_path: 
         assert s.content(small[3]) == bytes([4]) * 200_000
 
     run(tmp_path, play)
+
+
+def test_a_block_that_is_freed_twice_is_freed_once_and_so_are_the_others(tmp_path: Path) -> None:
+    """Nobody uses it, when all are asked; the word of its owner, who had let go of it just before, comes later."""
+
+    async def play(s: Setting) -> None:
+        await s.die()
+        kept, dropped, other, last = s.locations[1:]
+        used = {kept.segment: {(one.offset, one.size) for one in (kept, last)}}
+        s.estates.free_unused(MAKER, used)
+        (estate,) = await s.look()
+        freed = estate.freed[kept.segment]
+        assert freed.missing(dropped.offset, 2 * dropped.size) == []
+        s.estates.free([other, last])
+        assert await s.look() == [estate]
+        freed.check()
+        assert s.content(kept) == bytes([1]) * kept.size
+        s.estates.free([kept])
+        assert await s.look() == []
+        assert s.heir.gone == [ADDRESS]
+
+    run(tmp_path, play)

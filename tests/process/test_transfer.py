@@ -157,7 +157,7 @@ def test_an_object_that_is_not_there_is_an_error_that_says_so(start: Start) -> N
 
 
 def test_a_node_that_nobody_can_reach_is_given_up(start: Start) -> None:
-    reader = start()
+    reader = start(node_timeout_s=0.5)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         place = f"127.0.0.1:{taken.getsockname()[1]}"
     _, error, _ = reader("pull", 1, 1, f"{place}/w-00000001", ["00000001-0", 0, 10, 1])
@@ -224,7 +224,7 @@ def test_readers_of_a_node_that_dies_all_hear_of_it(start: Start) -> None:
 
 
 def test_a_source_that_hangs_is_given_up_though_nobody_says_that_it_died(start: Start) -> None:
-    source, reader = start(), start(pull_stall_s=0.3, pull_tries=1)
+    source, reader = start(), start(pull_stall_s=0.3, pull_tries=1, node_timeout_s=0.3)
     location = source("put", 8 * MB, 3)
     os.kill(source.process.pid, signal.SIGSTOP)
     try:

@@ -32,23 +32,30 @@ class Connection:
 
 
 class OtherNodes:
-    """The daemons of the other nodes: none that could be asked, one that asks."""
+    """The daemons of the other nodes: those that are `alive` can be asked, and one asks."""
 
     def __init__(self) -> None:
         self.told: list[tuple[int, list[Location]]] = []
         self.again: list[str] = []
+        self.asked: list[Ended] = []
+        self.nothing_left: list[tuple[bytes, str]] = []
+        self.alive: list[bytes] = []
 
     def nodes(self) -> Iterable[bytes]:
-        return []
+        return self.alive
 
     def ask(self, node_id: bytes, ended: list[Ended]) -> None:
-        raise AssertionError("there is no other node")
+        assert node_id in self.alive
+        self.asked += ended
 
     def tell(self, node_id: bytes, number: int, locations: list[Location]) -> None:
         self.told.append((number, locations))
 
     def ask_again(self, node_id: bytes, address: str) -> None:
         self.again.append(address)
+
+    def tell_nothing_left(self, node_id: bytes, address: str) -> None:
+        self.nothing_left.append((node_id, address))
 
 
 class Here:
@@ -156,5 +163,32 @@ def test_the_node_that_asks_hears_nothing_more_if_all_is_as_it_was_told() -> Non
         assert here.others.again == []
         here.go(here.first)
         assert here.others.again == [DEAD]
+
+    run(scenario)
+
+
+def test_nothing_is_remembered_of_what_is_gone() -> None:
+    """Neither by the node that has asked, nor by the one whose clients named anything."""
+
+    async def scenario(here: Here) -> None:
+        here.others.alive = [NODE]
+        here.inquiries.ask([DEAD])
+        for client in (here.first, here.second):
+            here.answer(client, [])
+        here.inquiries.on_node_in_use(NODE, here.others.asked[0][0], [BLOCK])
+        assert here.outcomes == [{BLOCK.segment: {(BLOCK.offset, BLOCK.size)}}]
+        here.inquiries.forget(DEAD)
+        assert here.others.nothing_left == [(NODE, DEAD)]
+        here.inquiries.forget(DEAD)
+        assert len(here.others.nothing_left) == 1
+
+        here.inquiries.on_node_asks(NODE, [(7, DEAD, "was killed", b"")])
+        here.answer(here.first, [BLOCK])
+        here.answer(here.second, [])
+        assert here.others.told == [(7, [BLOCK])]
+        here.inquiries.on_nothing_left(NODE, DEAD)
+        here.go(here.first)
+        here.inquiries.on_let_go(DEAD)
+        assert here.others.again == []
 
     run(scenario)

@@ -83,3 +83,14 @@ def test_it_agrees_with_a_set_of_free_units(data: st.DataObject) -> None:
                 assert all(length < size for _, length in extents.ranges())
         extents.check()
         assert {u for start, size in extents.ranges() for u in range(start, start + size)} == free
+
+
+def test_the_parts_of_a_range_that_are_not_free() -> None:
+    extents = Extents()
+    assert extents.missing(10, 20) == [(10, 20)]
+    for start in (0, 20, 40):
+        extents.give(start, 10)
+    assert extents.missing(0, 50) == [(10, 10), (30, 10)]
+    assert extents.missing(5, 10) == [(10, 5)]
+    assert extents.missing(22, 8) == []
+    assert extents.missing(45, 15) == [(50, 10)]

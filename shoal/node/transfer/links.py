@@ -47,6 +47,10 @@ class LinkBrokenError(ConnectionError):
     """The peer closed, or did not answer in time, or does not keep to the protocol."""
 
 
+class LinkRefusedError(LinkBrokenError):
+    """The peer does not trust this node, and has said so."""
+
+
 def open_bulk(place: str, timeout_s: float, context: ssl.SSLContext | None = None) -> socket.socket:
     """Connect to the door of a node, for bytes of objects.
 
@@ -169,7 +173,9 @@ class Link:
             raise LinkBrokenError(f"sent nothing for {self._patience_s:g} s") from None
         except ssl.SSLError as error:
             # The other side judges our certificate after it has let us begin.
-            raise LinkBrokenError(f"broke the connection: {explain(error, server=False)}") from None
+            raise LinkRefusedError(
+                f"broke the connection: {explain(error, server=False)}"
+            ) from None
         except OSError as error:
             raise LinkBrokenError(f"broke the connection: {error.strerror or error}") from None
         if not count:

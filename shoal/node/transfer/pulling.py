@@ -24,7 +24,7 @@ from shoal.errors import (
 )
 from shoal.messages.transfer import Ask, Elsewhere, Missing, Sending
 from shoal.node.transfer.blocks import Incoming
-from shoal.node.transfer.links import Link, LinkBrokenError, LinkPool
+from shoal.node.transfer.links import Link, LinkBrokenError, LinkPool, LinkRefusedError
 from shoal.store import Arena, QuotaExhausted
 
 CHECKSUM_BYTES: Final = 4
@@ -35,10 +35,11 @@ class Arrived(NamedTuple):
 
 
 class Broken(NamedTuple):
-    """The source failed; `progress`: after some bytes."""
+    """The source failed; `progress`: after some bytes; `refused`: it lives, and will not serve this node."""
 
     reason: str
     progress: bool
+    refused: bool = False
 
 
 class Short(NamedTuple):
@@ -106,17 +107,25 @@ class Attempt:
             except (ObjectStoreFullError, OutOfDiskError) as error:
                 return Full(str(error))
         before = incoming.received
+        refused = True
         try:
             return self._get()
         except LinkBrokenError as error:
             reason = str(error)
+            refused = isinstance(error, LinkRefusedError)
         except AuthenticationError as error:
             reason = f"and this node do not trust each other: {error}"
         except ProtocolError as error:
             reason = f"did not keep to the protocol: {error}"
         except (OSError, ValueError) as error:
             reason = f"cannot be reached: {error}"
-        return Broken("was not waited for" if self.stopped else reason, incoming.received > before)
+            # What the kernel says has a number; what TLS says has none.
+            refused = not (
+                isinstance(error, OSError) and (error.errno or isinstance(error, TimeoutError))
+            )
+        if self.stopped:
+            reason = "was not waited for"
+        return Broken(reason, incoming.received > before, refused)
 
     def _get(self) -> Outcome:
         source = self.fetch.source

@@ -65,6 +65,7 @@ from shoal.node.transfer.links import Link, LinkBrokenError, LinkPool
 from shoal.node.transfer.pulling import Arrived, Attempt, Broken, Full, Outcome, Short
 from shoal.node.transfer.room import DaemonQuota
 from shoal.node.transfer.serving import Serving, Terms, Upload
+from shoal.node.transfer.survivors import Survivors
 from shoal.node.transfer.telling import Telling
 from shoal.store import Arena, ArenaStats
 from shoal.wire.addresses import creator_at, place_of
@@ -119,6 +120,8 @@ class Transfers:
             self._is_on_disk,
             self._is_viewed,
             keeper.quotas.capacity,
+            # As long as the control store may take to say that a node has died.
+            int(config.node_timeout_s * 1e9),
         )
         self._uploads = Uploads(self._place, config.uploads_per_object, self._pulls.stage)
         self._terms = Terms(
@@ -142,6 +145,7 @@ class Transfers:
         self._servings: dict[Serving, threading.Thread] = {}
         self._pullers: ThreadPoolExecutor | None = None
         self._telling = Telling(self._pool, self._connect)
+        self._survivors = Survivors(loop, self._place, self._telling.tell)
         self._removals = Chores("shoal-removing")
         self._timer: asyncio.TimerHandle | None = None
         self._trimmer: asyncio.TimerHandle | None = None
@@ -192,6 +196,10 @@ class Transfers:
         place = place_of(message.creator)
         if place in {"", self._place}:
             self._free_here(message.locations)
+        elif self._pulls.has_ended(place):
+            self._pulls.on_dead(place, message.locations)
+            self._survivors.on_dead(place, message.locations)
+            self._drain()
         else:
             self._telling.tell(place, OrphansDead(message.locations))
 
@@ -209,6 +217,7 @@ class Transfers:
     def on_neighbour_gone(self, place: str, cause: str) -> None:
         """A node has ended."""
         self._pool.forget(place)
+        self._survivors.on_place_gone(place)
         self._uploads.on_place_gone(place)
         self._pulls.on_place_gone(place, cause, monotonic_ns())
         self._drain()
@@ -216,6 +225,7 @@ class Transfers:
     def on_neighbour_here(self, place: str) -> None:
         """A node has come."""
         self._pulls.on_place_here(place)
+        self._survivors.on_place_here(place)
 
     def accept_bulk(self, sock: socket.socket) -> Settled:
         """Another daemon has connected, and has said the preface."""
@@ -379,8 +389,8 @@ class Transfers:
                     # The disk was full: nobody else need try.
                     self._keeper.on_spilled(self._share, Spilled(0, 0, reason))
                 self._pulls.on_no_room(key, number, reason, now)
-            case Broken(reason, progress):
-                self._pulls.on_broken(key, number, reason, now, progress=progress)
+            case Broken(reason, progress, refused):
+                self._pulls.on_broken(key, number, reason, now, progress=progress, refused=refused)
             case Short():
                 self._pulls.on_broken(key, number, "was stopped", now)
         self._drain()
@@ -566,6 +576,7 @@ class Transfers:
         for timer in (self._timer, self._trimmer):
             if timer is not None:
                 timer.cancel()
+        self._survivors.close()
         for attempt in self._attempts.values():
             attempt.stop()
         for task in self._admitting:

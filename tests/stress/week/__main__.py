@@ -8,6 +8,7 @@ has grown while idle.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -33,6 +34,8 @@ def main() -> int:
     parser.add_argument("--most", type=float, default=7200.0, metavar="SECONDS", help="of load")
     parser.add_argument("--out", type=Path, default=Path("out/week"), metavar="FOLDER")
     given = parser.parse_args()
+    # Shells start background jobs with it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     plan = Plan(
         tasks=given.tasks,
         objects=given.objects,

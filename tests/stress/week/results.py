@@ -1,8 +1,8 @@
 """What the samples say: figures of each kind of process, the files that they are written to, and whether all is well.
 
 *Warm* is the time from a fifth of the load on: by then every table and every cache has its size. Growth while warm is the slope of a
-straight line through the samples of a process that lived all the time, over the whole of that time; while idle it is the last sample less
-the first.
+straight line through the samples of a process that lived all the time, over the whole of that time; while idle it is the last sample of
+the anonymous memory less the first.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _process(
         int(slope * (times[-1] - times[0])),
         first.unique,
         last.unique,
-        last.unique - first.unique,
+        last.anonymous - first.anonymous,
         {
             name: size
             for name in first.mappings.keys() | last.mappings.keys()
@@ -158,12 +158,23 @@ def write(outcome: Outcome, found: Figures, folder: Path) -> None:
     with (folder / "processes.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(
-            ("seconds", "phase", "pid", "kind", "unique", "objects", "descriptors", "threads")
+            (
+                "seconds",
+                "phase",
+                "pid",
+                "kind",
+                "unique",
+                "anonymous",
+                "objects",
+                "files",
+                "threads",
+            )
         )
         for row in sampler.rows:
             use = row.usage
-            what = row.pid, row.kind, use.unique, use.objects, use.descriptors, use.threads
-            rows.writerow((f"{row.seconds:.1f}", row.phase, *what))
+            what = row.pid, row.kind, use.unique, use.anonymous, use.objects
+            counts = use.descriptors, use.threads
+            rows.writerow((f"{row.seconds:.1f}", row.phase, *what, *counts))
     with (folder / "stores.csv").open("w", newline="", encoding="utf-8") as file:
         names = ("tasks", "calls", "objects", "bytes", "kills", "held_bytes")
         rows = csv.writer(file)

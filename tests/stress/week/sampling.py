@@ -1,9 +1,10 @@
 """What every process of a cluster has: memory of its own, descriptors, threads; and what shared memory and the folders for spilled
 objects hold.
 
-*Unique* memory is that of pages which nobody else maps. Pages of objects, in shared memory or in files of the session, are counted by
-themselves, since whoever looks at an object maps them. Reads /proc (Linux); what is measured is not asked for anything, and does not
-notice.
+*Unique* memory is that of pages which nobody else maps. *Anonymous* memory is what the process has taken from the system, whether or not
+a fork shares it: unlike the unique, it stays as it is when a process ends that had mapped the same pages. Pages of objects, in shared
+memory or in files of the session, are counted by themselves, since whoever looks at an object maps them. Reads /proc (Linux); what is
+measured is not asked for anything, and does not notice.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ _KB: Final = 1024
 
 @dataclass(frozen=True)
 class Usage:
-    """Of one process at one moment, in bytes. `mappings` has the unique bytes by what is mapped, without those of objects."""
+    """Of one process at one moment, in bytes. `mappings` has the anonymous bytes by what is mapped."""
 
     unique: int
+    anonymous: int
     objects: int
     mappings: dict[str, int] = field(repr=False)
     descriptors: int = 0
@@ -71,7 +73,7 @@ def read_usage(pid: int, root: str) -> Usage | None:
         return None
     if not text:  # it has ended, and was not waited for yet
         return None
-    objects = unique = 0
+    objects = unique = anonymous = 0
     mappings: dict[str, int] = {}
     name, of_object = "", False
     for line in text.splitlines():
@@ -84,19 +86,23 @@ def read_usage(pid: int, root: str) -> Usage | None:
             if first == "Rss:":
                 objects += int(rest.split()[0]) * _KB
         elif first in ("Private_Clean:", "Private_Dirty:"):
+            unique += int(rest.split()[0]) * _KB
+        elif first == "Anonymous:":
             size = int(rest.split()[0]) * _KB
             if size:
-                unique += size
+                anonymous += size
                 mappings[name] = mappings.get(name, 0) + size
-    return Usage(unique, objects, mappings, descriptors, threads)
+    return Usage(unique, anonymous, objects, mappings, descriptors, threads)
 
 
 def files_under(folders: list[str]) -> tuple[int, int]:
-    """Bytes and number of the files in some folders, of all depths."""
+    """Bytes and number of the files in some folders, of all depths; without the lock file that each process has for its memory."""
     size = count = 0
     for folder in folders:
         for path, _, names in os.walk(folder):
             for name in names:
+                if name.endswith(".locks"):
+                    continue
                 try:
                     size += os.stat(f"{path}/{name}", follow_symlinks=False).st_blocks * _BLOCK
                 except FileNotFoundError:
