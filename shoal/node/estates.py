@@ -177,7 +177,9 @@ class Estates:
                 estate.on_disk.add(name)
         away |= self._away(creator)
         for name, length in away.items():
-            estate.segments.setdefault(name, length)
+            if name in estate.on_disk or (name in estate.segments and not self._choose(name)):
+                continue
+            estate.segments[name] = length
             estate.on_disk.add(name)
         if estate.segments:
             self._heir.on_found(creator)

@@ -12,11 +12,14 @@ All of it blocks, for as long as the target likes; called by one thread at a tim
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
+
+_log = logging.getLogger("shoal.node")
 
 _CHUNK: Final = 1 << 20
 
@@ -57,8 +60,7 @@ class Target:
                         sink.write(data)
                 self._check_size(files, path, os.fstat(file.fileno()).st_size)
             except BaseException:
-                with contextlib.suppress(Exception):
-                    files.rm_file(path)
+                self._drop(files, path)
                 raise
 
     def get(self, name: str, place: Path, length: int) -> None:
@@ -68,6 +70,7 @@ class Target:
             TargetError: that failed.
             OSError: the disk here takes no more; nothing is left there.
         """
+        place.unlink(missing_ok=True)
         try:
             with open(place, "xb", opener=_private) as file:
                 got = 0
@@ -84,19 +87,10 @@ class Target:
             raise
 
     def _read(self, name: str) -> Iterator[bytes]:
-        with self._words():
-            file = self._open().open(self._path(name), "rb")
-        try:
-            while True:
-                with self._words():
-                    self._go_on()
-                    data = file.read(_CHUNK)
-                if not data:
-                    return
+        with self._words(), self._open().open(self._path(name), "rb") as file:
+            while data := file.read(_CHUNK):
+                self._go_on()
                 yield data
-        finally:
-            with contextlib.suppress(Exception):
-                file.close()
 
     def remove(self, name: str) -> None:
         """Remove a file there, if it is there.
@@ -128,6 +122,14 @@ class Target:
                         raise
                 else:
                     return
+
+    def _drop(self, files: Any, path: str) -> None:
+        try:
+            files.rm_file(path)
+        except FileNotFoundError:
+            return
+        except Exception as error:  # noqa: BLE001 - libraries of others raise what they like, and the first error is the one to tell
+            _log.debug("%s stays at the target until that is cleared: %s", path, error)
 
     def _open(self, *, make: bool = True) -> Any:
         if self._files is None:

@@ -1,7 +1,7 @@
 """What a process does for spilling: it writes its objects to disk when the node asks for it, and has them brought back from elsewhere.
 
-The writing has a thread, so that nobody else waits for the disk. It begins with the first order and ends with the store. It is a daemon: a process that ends in the middle of an order leaves a file that
-nobody looks for, which the node removes with what else the process has left.
+The writing has a thread, so that nobody else waits for the disk. It begins with the first order and ends with the store. It is a daemon:
+a process that ends in the middle of an order leaves a file that nobody looks for, which the node removes with what else it has left.
 """
 
 from __future__ import annotations

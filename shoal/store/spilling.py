@@ -17,8 +17,8 @@ not. Locks make it safe::
 
 So a flag that was set stays set, and what somebody has locked stays where it is.
 
-A node may have spilled segments go on from the spill folder, to a remote target (`node.remote_spill`). Whoever does not find one there has it
-brought back (`Remote`).
+A node may have spilled segments go on from the spill folder, to a remote target (`node.remote_spill`). Whoever does not find one there
+has it brought back (`Remote`).
 """
 
 from __future__ import annotations

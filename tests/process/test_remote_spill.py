@@ -314,6 +314,24 @@ def test_what_the_dead_have_left_there_is_freed(s: Setting, end: str) -> None:
     chores.close()
 
 
+def test_of_one_in_memory_and_one_at_the_target_the_flag_says_which_is_right(s: Setting) -> None:
+    """The maker was killed after it had said that it is on disk, and before it removed the other; meanwhile that has gone on."""
+    name = s.objects[0].segment
+    assert s.move() == ""
+    (s.memory / name).write_bytes(b"of no use")
+    s.arena.close(unlink=False)
+    chores = Chores("test-estates")
+    estates = Estates(chores, s.memory, s.disk, 1.0, Heir(), s.remote)
+    estates.on_death(MAKER, f"local/w-{MAKER}", b"job")
+    assert not (s.memory / name).exists()
+    (estate,) = estates
+    assert estate.on_disk == s.segments
+    assert estate.bytes() == 0
+    s.check(s.reader)
+    estates.close()
+    chores.close()
+
+
 def test_closing_breaks_off_what_goes(s: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
     real = s.remote._target._go_on

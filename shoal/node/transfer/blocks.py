@@ -10,13 +10,16 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from threading import Condition
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from shoal.core.pull_records import Key
 from shoal.messages.values import Location
 from shoal.store import Arena, Block, locks
 from shoal.store.layout import lock_file, lock_range, parse_segment
 from shoal.store.spilling import NotOnDiskError, open_block
+
+if TYPE_CHECKING:
+    from shoal.node.remote_spill import RemoteSpill
 
 
 class SourceGoneError(Exception):
@@ -100,6 +103,18 @@ class Source(Protocol):
 
     def close(self) -> None:
         """It is not read any more."""
+
+
+def bring_soon(remote: RemoteSpill, patience_s: float, segment: str) -> bool:
+    """Have a segment brought back from the remote target; False if it is nowhere.
+
+    Raises:
+        SourceAwayError: that takes longer, or cannot be done now.
+    """
+    error = remote.bring_within(segment, patience_s)
+    if error is None or error.startswith(("SpillTargetError", "OutOfDiskError")):
+        raise SourceAwayError
+    return not error
 
 
 class CopySource:

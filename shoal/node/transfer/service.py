@@ -54,13 +54,7 @@ from shoal.node.chores import Chores
 from shoal.node.clients import Client, Clients
 from shoal.node.store import StoreKeeper
 from shoal.node.transfer.admission import admit
-from shoal.node.transfer.blocks import (
-    CopySource,
-    Incoming,
-    LockedSource,
-    Source,
-    SourceAwayError,
-)
+from shoal.node.transfer.blocks import CopySource, Incoming, LockedSource, Source, bring_soon
 from shoal.node.transfer.links import Link, LinkBrokenError, LinkPool
 from shoal.node.transfer.pulling import Arrived, Attempt, Broken, Full, Outcome, Short
 from shoal.node.transfer.room import DaemonQuota
@@ -503,7 +497,9 @@ class Transfers:
         end = partial(self._tell_loop, self._uploads.on_ended, key, number)
         open_it: Callable[[], Source]
         if verdict.stage is Stage.NONE:
-            bring = None if self._keeper.room.remote is None else self._bring
+            remote = self._keeper.room.remote
+            stall_s = self._config.pull_stall_s
+            bring = None if remote is None else partial(bring_soon, remote, stall_s / 2)
             open_it = partial(
                 LockedSource, self._directory, self._spill_directory, ask.location, bring
             )
@@ -519,15 +515,6 @@ class Transfers:
             path = self._arena.path_of(incoming.location)
             open_it = partial(CopySource, path, incoming, view, stall_s)
         return Upload(open_it, verdict.places, absent, end)
-
-    def _bring(self, segment: str) -> bool:
-        """In the thread of a connection."""
-        remote = self._keeper.room.remote
-        assert remote is not None
-        found = remote.bring_within(segment, self._config.pull_stall_s / 2)
-        if found is None or found.startswith(("SpillTargetError", "OutOfDiskError")):
-            raise SourceAwayError
-        return not found
 
     def _on_absent(self, key: Key) -> None:
         self._uploads.on_absent(key)
