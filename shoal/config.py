@@ -56,6 +56,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     block_grace_us: int = 500
     """How long a worker waits in `get` before it lends its CPU to others. Lower: more traffic for short waits."""
 
+    idle_lend_ms: Count = 50
+    """A worker in which somebody waits for an object, but not inside `get` in the main thread (`await`, the `result()` of a future, a
+    thread of the program's own), lends its CPU when its process has done nothing for so long; 0: never. Lower: quicker, more looks."""
+
     lease_idle_ms: int = 50
     """How long an owner keeps a lease with nothing to run before it gives it back; not at all while tasks of another shape of its own
     wait. Higher: quicker next task, longer waits for other owners."""

@@ -164,8 +164,11 @@ class ActorClass:
         process = current_process.require()
         Signature(self._described.init, self._name).check(args, kwargs)
         options = self._checked
-        packed, deps, holds = process.submissions.pack_args(args, kwargs, f"{self._name}.__init__")
+        # First, as it may be refused: what is packed may lie in shared memory already.
         code = register(process, self._cls, self._name)
+        packed, deps, holds, _kept = process.submissions.pack_args(
+            args, kwargs, f"{self._name}.__init__"
+        )
         here = partial(process.shape_here, capturable=options.capturable, inherits=options.inherits)
         spec = ActorSpec(
             actor_id=process.ids.task_id(),

@@ -224,7 +224,7 @@ def launch(
     target: Any,
 ) -> Any:
     """Submit a task (or call) with any number of results; see `RemoteFunction.remote` for what comes back."""
-    packed, deps, holds = process.submissions.pack_args(args, kwargs, target)
+    packed, deps, holds, _kept = process.submissions.pack_args(args, kwargs, target)
     task.args = packed
     task.return_count = returns
     extra = task.holds

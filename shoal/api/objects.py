@@ -56,6 +56,8 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         if isinstance(refs, ObjectRef):
             return process.waiting.get_one(refs, seconds)
         if isinstance(refs, list | tuple):
+            # What is waited for is kept, though another thread may empty the list meanwhile.
+            refs = list(refs)
             if set(map(type, refs)) - _ONLY_REFS:
                 _refuse_others(refs)
             return process.waiting.get_many(refs, seconds)
@@ -141,6 +143,8 @@ def wait(
             f"wait() takes a list of references, not a {type(refs).__name__}: {_short(refs)}"
         )
     seconds = None if timeout is None else _timeout(timeout, "wait()")
+    # As in `get`.
+    refs = list(refs)
     if not refs:
         return [], []
     if isinstance(num_returns, bool) or not isinstance(num_returns, int):

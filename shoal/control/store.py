@@ -52,6 +52,7 @@ from shoal.control.surveys import ActorRows, Surveys
 from shoal.core.actor_records import Place, Save, SaveForgotten, Stop, StopHow, Tell
 from shoal.core.actors import ActorDirectory, NameTaken
 from shoal.core.demands import Demands
+from shoal.core.waits import why_actor
 from shoal.ids import ID_SIZE
 from shoal.messages.control import (
     ActorGone,
@@ -100,6 +101,7 @@ from shoal.messages.control import (
 from shoal.messages.node import NodeRow
 from shoal.messages.placement import BundleHeld
 from shoal.messages.records import LivingActor, NodeRecord
+from shoal.messages.state import AskActor, Findings
 from shoal.version import __version__
 from shoal.wire.addresses import place_of
 
@@ -176,7 +178,7 @@ class ControlStore:
             RemoveGroup: self._groups.remove,
             ListGroups: self._groups.list,
             ListActors: lambda _: self._rows.listed(self._places.why_unplaced),
-            SurveyNodes: self._surveys.ask,
+            SurveyNodes: self._survey,
         }
 
     async def load(self) -> None:
@@ -352,6 +354,20 @@ class ControlStore:
         node_id = self._places.node_of(actor_id)
         record = self._actors.record(actor_id)
         self._rows.on_saved(actor_id, self._actors.get(actor_id), record, node_id)
+
+    def _survey(self, message: SurveyNodes) -> Findings | asyncio.Future[Findings]:
+        question = message.question
+        if not isinstance(question, AskActor) or message.node_ids:
+            return self._surveys.ask(message)
+        row = self._rows.get(question.actor_id, self._places.why_unplaced)
+        if row is None:
+            return Findings()
+        reason = why_actor(row)
+        if not reason.follow:
+            return Findings(reasons=[reason])
+        return self._surveys.ask(
+            SurveyNodes(question, [row.node_id], message.within_ms), known=[reason]
+        )
 
     def _status(self) -> StatusOfCluster:
         waiting = [

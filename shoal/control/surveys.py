@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from shoal.control.nodes import Nodes
@@ -30,6 +30,7 @@ from shoal.messages.state import (
     AskWorkers,
     Findings,
     Question,
+    Reason,
 )
 
 _MOST_OPEN: Final = 16
@@ -71,14 +72,15 @@ class Surveys:
         self._open: dict[int, _Open] = {}
         self._open_at: dict[bytes, int] = {}
 
-    def ask(self, message: SurveyNodes) -> asyncio.Future[Findings]:
-        """Ask; the answer comes in time."""
+    def ask(self, message: SurveyNodes, known: Sequence[Reason] = ()) -> asyncio.Future[Findings]:
+        """Ask; the answer comes in time, and after what is known already."""
         answer: asyncio.Future[Findings] = self._loop.create_future()
         number = next(self._numbers)
         question = message.question
         if isinstance(question, AskTasks | AskObjects | AskWorkers | AskDemands | AskMemory):
             question.limit = min(question.limit, _MOST_ROWS)
         survey = self._open[number] = _Open(question, answer)
+        survey.findings.reasons += known
         within_ms = min(max(message.within_ms, 1), _MOST_MS)
         for row in self._nodes.living():
             node_id = row.node_id
@@ -199,6 +201,13 @@ class ActorRows:
                 where=IN_GROUP if in_group else "",
                 nowhere=not in_group,
             )
+
+    def get(self, actor_id: bytes, waits: Callable[[bytes], str]) -> ActorRow | None:
+        """The row of one actor, as `listed` has it."""
+        row = self._rows.get(actor_id)
+        if row is not None:
+            row.waits = waits(actor_id)
+        return row
 
     def listed(self, waits: Callable[[bytes], str]) -> list[ActorRow]:
         """All rows. `waits` tells why an actor waits that no node could take."""

@@ -78,7 +78,17 @@ class SchedulingClass:
     """A scheduling class: the queue of the tasks of one shape, and the lanes that serve it. `place` is where their arguments are, if
     that matters. `even`: they are to be spread evenly."""
 
-    __slots__ = ("even", "lanes", "place", "queue", "refused", "requests", "room", "shape")
+    __slots__ = (
+        "__weakref__",
+        "even",
+        "lanes",
+        "place",
+        "queue",
+        "refused",
+        "requests",
+        "room",
+        "shape",
+    )
 
     def __init__(self, shape: Shape, place: str = "") -> None:
         self.shape = shape

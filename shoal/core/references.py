@@ -70,6 +70,12 @@ _LARGE: Final = 65_536
 """Tables that had so many entries are made anew when most are gone: Python's dictionaries grow, and never shrink."""
 
 
+_FEW: Final = 4
+"""Borrowers of one object. As many as most have: a dictionary of its own for each would be a third of what a million references take."""
+
+_KINDS: Final = 1_024
+
+
 class Entry:
     """One object, as one process knows it.
 
@@ -79,7 +85,7 @@ class Entry:
         local: Handles in this process.
         holds: Pending tasks that use it, objects that contain it, and references on their way.
         registrations: How often this process is registered with the owner (borrowed objects).
-        borrowers: Address to count of registrations (owned objects). With one address it is never changed, for entries share it.
+        borrowers: Address to count of registrations (owned objects). Of a few it is never changed, for entries share it.
         contains: Entries of the references inside the value, each held once by this entry.
         waiters: Who is told when the value comes: `waiter(entry)` each.
         task: The task that makes it (kept as lineage while the value is `Stored`).
@@ -139,11 +145,11 @@ class ObjectTable:
     """See the module's docstring."""
 
     __slots__ = (
+        "_alike",
         "_asked",
         "_batch",
         "_most",
         "_next_token",
-        "_once",
         "_releases",
         "address",
         "by_borrower",
@@ -165,8 +171,8 @@ class ObjectTable:
         self.entries: dict[bytes, Entry] = {}
         self.outbox: list[Effect] = []
         self.by_borrower: dict[str, dict[Entry, None]] = {}
-        # What `Entry.borrowers` is where somebody is registered once and nobody else: one dictionary for all of them.
-        self._once: dict[str, dict[str, int]] = {}
+        # What `Entry.borrowers` are where there are few: one dictionary for all entries whose borrowers are the same.
+        self._alike: dict[tuple[tuple[str, int], ...], dict[str, int]] = {}
         # What freed objects contained and has not been released: lists that become shorter.
         self.unfinished: list[list[Entry]] = []
         # Borrowed entries that their owners may not know of yet: somebody else's hold covers them for now. The number is
@@ -494,25 +500,28 @@ class ObjectTable:
             of_peer.pop(entry, None)
             if not of_peer:
                 del self.by_borrower[borrower]
-                self._once.pop(borrower, None)
 
     def _set_count(self, entry: Entry, borrower: str, count: int) -> None:
         borrowers = entry.borrowers
-        if not borrowers and count == 1:
-            entry.borrowers = self._once.setdefault(borrower, {borrower: 1})
-            return
-        if borrowers is None or len(borrowers) == 1:
-            borrowers = entry.borrowers = dict(borrowers or ())
+        if borrowers is None:
+            borrowers = {}
+        elif len(borrowers) <= _FEW:
+            borrowers = borrowers.copy()
         if count:
             borrowers[borrower] = count
         else:
             borrowers.pop(borrower, None)
-            if not borrowers:
-                entry.borrowers = None
+        if not borrowers:
+            entry.borrowers = None
+        elif len(borrowers) > _FEW:
+            entry.borrowers = borrowers
+        else:
+            if len(self._alike) > _KINDS:
+                self._alike.clear()
+            entry.borrowers = self._alike.setdefault(tuple(borrowers.items()), borrowers)
 
     def forget_borrower(self, borrower: str) -> None:
         """A process died: its registrations go."""
-        self._once.pop(borrower, None)
         for entry in self.by_borrower.pop(borrower, {}):
             self.vouchers.forget_borrower(entry, borrower)
             self._set_count(entry, borrower, 0)

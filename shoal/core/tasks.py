@@ -23,6 +23,8 @@ Rules
 4. A lease is asked for while tasks are queued that no lane has room for, and returned when nothing was queued for
    `lease_idle_ms`, or as soon as it has drained when the node wants it back. While the node lets tasks of another class wait for
    a worker, leases with nothing to run are returned at once.
+5. The table has the classes that anything is queued, asked for or leased for. Others are there as long as somebody knows them, a remote
+   function or a task: a program may draw the amounts of its tasks from a distribution, and have a shape for each.
 
 Hot path: called once per task, batches where there are any, records changed in place. All methods are called with the
 runtime's lock held. `push` and `outbox` are the only ways out.
@@ -33,6 +35,7 @@ from __future__ import annotations
 from collections import deque
 from heapq import heapify, heappop, heapreplace
 from typing import Final
+from weakref import WeakValueDictionary
 
 from shoal.core.lanes import CancelLease, Effect, Lane, RequestLease, ReturnLease, SchedulingClass
 from shoal.core.task_records import Function, State, Task
@@ -53,6 +56,7 @@ class TaskTable:
     __slots__ = (
         "_delayed",
         "_idle_s",
+        "_known",
         "_max_requests",
         "_next_request",
         "_window_tasks",
@@ -76,13 +80,15 @@ class TaskTable:
         # Shapes for which the node has no worker at present. (It knows shapes only; of places, several classes may share one.)
         self._delayed: dict[Shape, None] = {}
         self.classes: dict[tuple[Shape, str], SchedulingClass] = {}
+        # All of them, also those that only others hold.
+        self._known: WeakValueDictionary[tuple[Shape, str], SchedulingClass] = WeakValueDictionary()
         self.outbox: list[Effect] = []
 
     def scheduling_class(self, shape: Shape, place: str = "") -> SchedulingClass:
         """The class of a shape, and of a place to which tasks are to go if they can; made on first use."""
-        queue = self.classes.get((shape, place))
+        queue = self._known.get((shape, place))
         if queue is None:
-            queue = self.classes[shape, place] = SchedulingClass(shape, place)
+            queue = self._known[shape, place] = SchedulingClass(shape, place)
         return queue
 
     # --- in ------------------------------------------------------------------------------------------------------
@@ -177,6 +183,8 @@ class TaskTable:
     def _request(self, queue: SchedulingClass) -> None:
         if queue.refused and any(lane.is_open() for lane in queue.lanes):
             return
+        # Whatever is queued was asked for once.
+        self.classes[queue.shape, queue.place] = queue
         wanted = min(len(queue.queue), self._max_requests)
         while len(queue.requests) < wanted:
             req = self._next_request = self._next_request + 1
@@ -286,7 +294,7 @@ class TaskTable:
     def expire(self, now: float) -> float | None:
         """Return leases that have been idle for long. Returns when to look again, if there is reason to."""
         soonest: float | None = None
-        for queue in self.classes.values():
+        for key, queue in list(self.classes.items()):
             for lane in list(queue.lanes):
                 if lane.inflight:
                     continue
@@ -295,6 +303,8 @@ class TaskTable:
                     self._return(lane)
                 elif soonest is None or due < soonest:
                     soonest = due
+            if not (queue.lanes or queue.queue or queue.requests):
+                del self.classes[key]
         return soonest
 
     def _settle(self, lane: Lane) -> None:
@@ -452,6 +462,11 @@ class TaskTable:
 
     def check(self) -> None:
         """Raise `InternalError` if the table contradicts itself."""
+        for key, queue in self._known.items():
+            if (queue.queue or queue.lanes or queue.requests) and self.classes.get(
+                key
+            ) is not queue:
+                raise InternalError(f"the class of {queue.shape} is in use, and not in the table")
         for key, queue in self.classes.items():
             if (queue.shape, queue.place) != key:
                 raise InternalError(

@@ -118,6 +118,10 @@ def _maker(entry: Entry) -> str:
 
 def _why_call(subject: str, task: Task, link: ActorCalls) -> Reason:
     actor = f"{link.class_name or 'its actor'} ({short(link.actor_id)})"
+    led_on = [Follow(AskWhy(link.actor_id.hex()))]
+    if task.lane is not None and link.state not in {"ALIVE", "DEAD"}:
+        text = f"it was sent to its actor {actor}, which is {link.state}."
+        return Reason(subject, "actor", text, follow=led_on)
     if task.lane is not None:
         ahead = _ahead(list(link.inflight), task)
         first = "" if ahead else " and is the first of those that have no answer"
@@ -126,7 +130,7 @@ def _why_call(subject: str, task: Task, link: ActorCalls) -> Reason:
         return Reason(subject, "calls" if ahead else "running", text, ahead=ahead)
     if link.connection is None:
         text = f"its actor {actor} is {link.state}."
-        return Reason(subject, "actor", text, follow=[Follow(AskWhy(link.actor_id.hex()))])
+        return Reason(subject, "actor", text, follow=led_on)
     waiting = [other for other in link.queue if other.state is not State.FINISHED]
     ahead = next((index for index, other in enumerate(waiting) if other is task), 0)
     head = waiting[0] if waiting else task
@@ -186,7 +190,10 @@ def why_actor(row: ActorRow) -> Reason:
     if row.state == "ALIVE":
         text = f"it is alive, in the process with pid {row.pid}."
         return Reason(subject, "running", text, row.node_id, since)
-    again = f" It is to live again. {row.cause}" if row.state == "RESTARTING" else ""
+    again = ""
+    if row.state == "RESTARTING":
+        times = "once" if row.incarnation == 1 else f"{row.incarnation} times"
+        again = f" It has ended {times} and is to live again. The last time: {row.cause}"
     if row.waits:
         return Reason(subject, "nowhere", f"{row.waits}{again}", since_ns=since)
     if row.address:

@@ -62,7 +62,8 @@ class AskHosted(msgspec.Struct, array_like=True, tag=6):
 
 
 class AskActor(msgspec.Struct, array_like=True, tag=7):
-    """Why an actor has no process, asked of the node that it was sent to."""
+    """Why an actor does not run: asked of no node in particular, the control store tells what it knows, and asks on where that leads to
+    the node that it was sent to. Asked of that node: why it has no process there."""
 
     actor_id: bytes
 

@@ -16,6 +16,7 @@ from shoal.core.tasks import State, Task
 from shoal.core.waits import name_of, short, state_of, why_task
 from shoal.ids import task_of
 from shoal.messages.state import (
+    AskActor,
     AskMemory,
     AskObjects,
     AskRequest,
@@ -30,7 +31,7 @@ from shoal.messages.state import (
     TaskRow,
 )
 from shoal.runtime.inventory import Inventory
-from shoal.runtime.waiting import GetWaiter
+from shoal.runtime.waiting import FutureWaiter, GetWaiter
 
 if TYPE_CHECKING:
     from shoal.core.references import Entry
@@ -148,19 +149,22 @@ class Census:
         awaited = self._awaited()
         if awaited:
             names = ", ".join(f"object {short(entry.object_id)}" for entry in awaited)
-            text += f", where get() waits for {names}"
+            text += f", where somebody waits for {names}"
         makers = dict.fromkeys(task_of(entry.object_id) for entry in awaited)
         follow = [Follow(AskWhy(task_id.hex())) for task_id in makers]
         return Reason(subject, "running", f"{text}.", process.node_id, row.start_ns, follow=follow)
 
     def _awaited(self) -> list[Entry]:
-        """What threads of this process wait for at this moment."""
+        """What threads and futures of this process wait for at this moment."""
         entries = self._process.objects.entries.values()
         found = (
             entry
             for entry in entries
             if entry.waiters is not None
-            and any(type(one) is GetWaiter and one.current is entry for one in entry.waiters)
+            and any(
+                type(one) is FutureWaiter or (type(one) is GetWaiter and one.current is entry)
+                for one in entry.waiters
+            )
         )
         return list(islice(found, _MOST_REASONS))
 
@@ -169,8 +173,8 @@ class Census:
 
     # --- for timeouts --------------------------------------------------------------------------------------------
 
-    def explain(self, entry: Entry) -> tuple[str, int]:
-        """What an object that is not ready waits for, and the request for a worker that its node knows more of (0: none)."""
+    def explain(self, entry: Entry) -> tuple[str, AskRequest | AskActor | None]:
+        """What an object that is not ready waits for, and of what others know more: the request for a worker, or the actor."""
         process = self._process
         steps: list[str] = []
         while len(steps) < _MOST_STEPS:
@@ -189,6 +193,8 @@ class Census:
                 continue
             for follow in reason.follow:
                 if isinstance(follow.question, AskRequest):
-                    return " ".join(steps), follow.question.req
+                    return " ".join(steps), follow.question
+            if reason.kind == "actor":
+                return " ".join(steps), AskActor(task.queue.actor_id)
             break
-        return " ".join(steps), 0
+        return " ".join(steps), None

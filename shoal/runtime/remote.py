@@ -70,8 +70,9 @@ class RemoteObjects:
         self._wishes: dict[int, Wish] = {}
         # What stands behind the views that live.
         self._viewed: WeakValueDictionary[_Key, Any] = WeakValueDictionary()
-        # What `wait` has asked for: whether it has been answered. The oldest are forgotten.
-        self._brought: dict[_Key, bool] = {}
+        # What `wait` has asked for: who is told when it has come; and what has come. The oldest of that are forgotten.
+        self._bringing: dict[_Key, list[Callable[[], None]]] = {}
+        self._brought: dict[_Key, None] = {}
         self._freed: list[Location] = []
         self.node_handlers: dict[type, Callable[[Any], None]] = {Pulled: self._on_pulled}
         node.when_lost.append(self._on_lost)
@@ -163,7 +164,7 @@ class RemoteObjects:
         Args:
             wanted: The objects.
             why: What for.
-            wait: Waits for one; False when the time is up, which raises `TimeoutError`.
+            wait: Waits for one; False when the time is up, which raises `TimeoutError` with what one it was, and how many are missing.
         """
         wishes: list[Wish] = []
         views: list[memoryview] = []
@@ -173,7 +174,7 @@ class RemoteObjects:
             reactor.flush()
             for wish, (_, subject, object_id_hex) in zip(wishes, wanted, strict=True):
                 if not wish.done and not (reactor.wait(wish) if wait is None else wait(wish)):
-                    raise TimeoutError(subject)
+                    raise TimeoutError(subject, sum(not one.done for one in wishes))
                 views.append(self.take(wish, subject, object_id_hex))
         finally:
             for wish in wishes[len(views) :]:
@@ -216,23 +217,38 @@ class RemoteObjects:
         """
         key = _key(stored)
         with self._node.reactor.lock:
-            here = self._brought.get(key)
-            if here is None:
-                here = self._brought[key] = key in self._viewed
-                if len(self._brought) > _REMEMBERED:
-                    del self._brought[next(iter(self._brought))]
-                if not here:
-                    self._bring(key, stored)
-            return here
-
-    def _bring(self, key: _Key, stored: Stored) -> None:
-        def known(wish: Wish) -> None:
             if key in self._brought:
-                self._brought[key] = True
-            self.end(wish)
+                return True
+            if key in self._bringing:
+                return False
+            if key in self._viewed:
+                self._note(key)
+                return True
+            self._bringing[key] = []
 
-        self.begin(stored, Why.WAIT, known)
-        self._node.reactor.flush_locked()
+            def known(wish: Wish) -> None:
+                told = self._bringing.pop(key)
+                self._note(key)
+                self.end(wish)
+                for callback in told:
+                    callback()
+
+            self.begin(stored, Why.WAIT, known)
+            self._node.reactor.flush_locked()
+            return key in self._brought
+
+    def when_here(self, stored: Stored, callback: Callable[[], None]) -> None:
+        """Have an object brought here, and call `callback`, with the lock held, when it has come, or cannot."""
+        with self._node.reactor.lock:
+            if self.is_here(stored):
+                callback()
+            else:
+                self._bringing[_key(stored)].append(callback)
+
+    def _note(self, key: _Key) -> None:
+        self._brought[key] = None
+        if len(self._brought) > _REMEMBERED:
+            del self._brought[next(iter(self._brought))]
 
     # --- what has been freed here --------------------------------------------------------------------------------
 

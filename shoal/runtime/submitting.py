@@ -9,6 +9,7 @@ is done with the lock held. A thread that does nothing else is made to look at t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextvars import copy_context
 from functools import partial
 from time import time_ns
@@ -63,10 +64,12 @@ class Submissions:
 
     def pack_args(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any
-    ) -> tuple[Any, list[tuple[int | str, Entry]] | None, list[Entry] | None]:
-        """Arguments ready for the wire: the packed rest, top-level references by key, and every entry they count on.
+    ) -> tuple[Any, list[tuple[int | str, Entry]] | None, list[Entry] | None, Sequence[Any]]:
+        """Arguments ready for the wire: the packed rest, top-level references by key, every entry they count on, and the handles
+        that were found inside.
 
-        The entries are not held yet; the caller's references keep them alive until the task is made.
+        The entries are not held yet: the caller keeps `args`, `kwargs` and those handles until the task is made. (Handles inside
+        may have been made by the `__reduce__` of some argument, or be taken out of it by another thread: nobody else need have them.)
         """
         deps: list[tuple[int | str, Entry]] | None = None
         for index, value in enumerate(args):
@@ -90,8 +93,8 @@ class Submissions:
         packed = values.pack(serialized, entries or [])
         if deps is not None:
             held = [entry for _, entry in deps]
-            return packed, deps, held + entries if entries else held
-        return packed, None, entries
+            return packed, deps, held + entries if entries else held, serialized.refs
+        return packed, None, entries, serialized.refs
 
     def submit(
         self,
@@ -105,7 +108,7 @@ class Submissions:
         process = self._process
         task_id = process.ids.task_id()
         if args or kwargs:
-            packed, deps, holds = self.pack_args(args, kwargs, function.target)
+            packed, deps, holds, _kept = self.pack_args(args, kwargs, function.target)
         else:
             packed, deps, holds = b"", None, None
         entry = Entry(task_id[:13] + FIRST_RETURN, "", 1)
@@ -140,7 +143,7 @@ class Submissions:
         process = self._process
         task_id = process.ids.task_id()
         if args or kwargs:
-            packed, deps, holds = self.pack_args(args, kwargs, method)
+            packed, deps, holds, _kept = self.pack_args(args, kwargs, method)
             if handle is not None:
                 holds = [handle] if holds is None else [handle, *holds]
         else:

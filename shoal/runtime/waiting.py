@@ -16,12 +16,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from shoal.errors import GetTimeoutError, ShoalError
-from shoal.messages.state import WhyLease
+from shoal.messages.state import AskActor, AskRequest, Findings, Survey, WhyLease
 from shoal.messages.transfer import Why
 from shoal.messages.values import Failed
 from shoal.runtime.reentry import refuse_reentry
 from shoal.runtime.refs import ObjectRef
 from shoal.runtime.remote import Wanted, Wish
+from shoal.runtime.tally import Tally
 from shoal.runtime.values import error_of
 from shoal.wire.reactor import Waiter
 
@@ -36,6 +37,9 @@ _WORTH_A_QUESTION_S: Final = 0.5
 
 _ANSWER_WITHIN_S: Final = 0.2
 
+_FEW: Final = 8
+"""A `wait` for so many looks at its objects whenever anything has come: that costs least where it is called again and again."""
+
 
 class Blocking(Protocol):
     """What an executor does around the waiting of its threads."""
@@ -48,6 +52,12 @@ class Blocking(Protocol):
 
     def take_back(self) -> None:
         """It runs again."""
+
+    def begin_wait(self) -> int:
+        """Somebody waits for an object without a thread that is inside shoal (with the lock held); what to call the wait."""
+
+    def end_wait(self, number: int) -> None:
+        """The object is there (with the lock held)."""
 
 
 class GetWaiter(Waiter):
@@ -66,6 +76,26 @@ class GetWaiter(Waiter):
             self.finish()
         elif entry is self.current:
             self.finish()
+
+
+class FutureWaiter:
+    """Has a callback called once an entry is known; until then somebody waits without a thread that is inside shoal (with the lock
+    held)."""
+
+    __slots__ = ("_blocking", "_callback", "_process", "_wait")
+
+    def __init__(
+        self, process: Process, blocking: Blocking | None, callback: Callable[[], None]
+    ) -> None:
+        self._process = process
+        self._blocking = blocking
+        self._callback = callback
+        self._wait = 0 if blocking is None else blocking.begin_wait()
+
+    def __call__(self, _entry: Entry) -> None:
+        if self._blocking is not None:
+            self._blocking.end_wait(self._wait)
+        self._process.callbacks.append(self._callback)
 
 
 class Waiting:
@@ -147,9 +177,12 @@ class Waiting:
         try:
             return remote.get(wanted, Why.GET, wait)
         except TimeoutError as error:
-            raise GetTimeoutError(
-                f"get() waited {timeout_s} s, but {error} is still on its way from another node"
-            ) from None
+            subject, missing = error.args
+            what = f"{subject} is still on its way from another node"
+            if len(wanted) > 1:
+                verb = "is" if missing == 1 else "are"
+                what = f"{missing:,} of {len(wanted):,} objects of other nodes {verb} still on the way, such as {subject}"
+            raise GetTimeoutError(f"get() waited {timeout_s} s, but {what}") from None
         finally:
             if lent and blocking is not None:
                 blocking.take_back()
@@ -228,9 +261,9 @@ class Waiting:
         process = self._process
         with process.lock:
             missing = [entry for entry in entries if entry.value is None]
-            first, request = process.census.explain(missing[0]) if missing else ("", 0)
-        if request and timeout_s is not None and timeout_s >= _WORTH_A_QUESTION_S:
-            first += self._ask_node(request)
+            first, more = process.census.explain(missing[0]) if missing else ("", None)
+        if more is not None and timeout_s is not None and timeout_s >= _WORTH_A_QUESTION_S:
+            first += self._ask(more)
         count = (
             f"{len(missing)} of {len(entries)} objects were"
             if len(entries) > 1
@@ -238,15 +271,24 @@ class Waiting:
         )
         return GetTimeoutError(f"get() waited {timeout_s} s, but {count} not ready: {first}")
 
-    def _ask_node(self, request: int) -> str:
-        """What the node knows of a request for a worker. A program that polls must not wait for this, nor one whose node is busy."""
+    def _ask(self, question: AskRequest | AskActor) -> str:
+        """What the node knows of a request for a worker, or the cluster of an actor that does not run. A program that polls must not wait
+        for this, nor one whose node is busy."""
+        node = self._process.node
         try:
-            told: str = self._process.node.query(
-                lambda req: WhyLease(req, request), str, _ANSWER_WITHIN_S
+            if isinstance(question, AskRequest):
+                told: str = node.query(
+                    lambda req: WhyLease(req, question.req), str, _ANSWER_WITHIN_S
+                )
+                return f" On its node: {told}" if told else ""
+            found: Findings = node.query(
+                lambda req: Survey(req, question, [], round(_ANSWER_WITHIN_S * 900)),
+                Findings,
+                _ANSWER_WITHIN_S,
             )
         except (ShoalError, TimeoutError):
             return ""
-        return f" On its node: {told}" if told else ""
+        return "".join(f" {_sentence(reason.subject)}: {reason.text}" for reason in found.reasons)
 
     # --- wait ----------------------------------------------------------------------------------------------------
 
@@ -264,7 +306,11 @@ class Waiting:
             look = self._ready_here
         ready = look(entries, num_returns)
         if len(ready) < num_returns:
-            ready = self._wait_ready(entries, num_returns, timeout_s, look)
+            if num_returns <= _FEW:
+                ready = self._wait_ready(entries, num_returns, timeout_s, look)
+            else:
+                tally = Tally(num_returns, self._remote if fetch_local else None)
+                ready = self._wait_for_many(entries, num_returns, timeout_s, tally)
         if len(ready) == 1:
             index = ready[0]
             return [refs[index]], refs[:index] + refs[index + 1 :]
@@ -293,6 +339,41 @@ class Waiting:
                 if len(found) == most:
                     break
         return found
+
+    def _wait_for_many(
+        self, entries: list[Entry], num_returns: int, timeout_s: float | None, tally: Tally
+    ) -> list[int]:
+        process = self._process
+        refuse_reentry(process.reactor, "shoal.wait()")
+        with process.lock:
+            for entry in entries:
+                if entry.value is None and entry.task is None:
+                    process.borrowing.fetch(entry)
+                if entry.value is None:
+                    process.when_known(entry, tally)
+                else:
+                    tally(entry)
+            process.settle()
+            process.reactor.flush_locked()
+        deadline = None if timeout_s is None else monotonic() + timeout_s
+        blocking = self.blocking
+        lent = False
+        try:
+            if blocking is not None:
+                # Only what must be waited for in any case may be run here, and, as in `get`, nothing with a time limit.
+                if deadline is None and num_returns == len(entries):
+                    for entry in entries:
+                        blocking.run_in_place(entry)
+                if not process.reactor.wait(tally, self._left(self._soon(deadline))):
+                    lent = blocking.lend()
+            process.reactor.wait(tally, self._left(deadline))
+        finally:
+            with process.lock:
+                for entry in entries:
+                    process.forget_waiter(entry, tally)
+            if lent and blocking is not None:
+                blocking.take_back()
+        return tally.chosen(entries)
 
     def _wait_ready(
         self,
@@ -384,7 +465,7 @@ class Waiting:
             if entry.value is None:
                 if entry.task is None:
                     process.borrowing.fetch(entry)
-                process.when_known(entry, lambda _entry: process.callbacks.append(callback))
+                process.when_known(entry, FutureWaiter(process, self.blocking, callback))
                 process.settle()
                 process.reactor.flush_locked()
                 known = False
@@ -438,6 +519,10 @@ class Waiting:
         value = self.load(entry)
         del held
         return value
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _tell_loop(loop: asyncio.AbstractEventLoop, happened: asyncio.Future[Any], held: Any) -> None:

@@ -218,7 +218,9 @@ class Reader:
         for creator in self._creators.values():
             # The parent has its own descriptor of the same description: nothing is unlocked.
             os.close(creator.fd)
-        # Dropping the watches drops their callbacks.
+        # Dropping the watches drops their callbacks. Each of them and what it is watched in know each other.
+        for attached in self._attached.values():
+            attached.live.clear()
         self._dead = deque()
         self._creators = {}
         self._attached = {}

@@ -15,9 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from shoal.api.actors import ActorHandle
+from shoal.api.groups import PlacementGroup
 from shoal.errors import ShoalError
 from shoal.runtime import current_process
 from shoal.runtime.asking import Member, Questions, visit
+from shoal.runtime.refs import ObjectRef
+from shoal.runtime.streams import ObjectRefGenerator
 from shoal.util.records import (
     MOST,
     ActorState,
@@ -371,18 +375,41 @@ def summarize_objects(
 # --- why ------------------------------------------------------------------------------------------------------------
 
 
-def why(id: str, address: str | None = None, timeout: float = 30) -> Explanation:
+def why(
+    id: str | ObjectRef[Any] | ActorHandle | PlacementGroup,
+    address: str | None = None,
+    timeout: float = 30,
+) -> Explanation:
     """Why a task, an actor or a placement group waits (or an object: the task that makes it): step by step, until something is found
     that waits for nothing else. `str()` of the answer is for people.
 
     Args:
-        id: In hexadecimal digits; the first ones are enough if no other id begins with them.
+        id: In hexadecimal digits; the first ones are enough if no other id begins with them. Or what stands for one: a reference, an
+            actor's handle, a placement group.
         address: See the module.
         timeout: Seconds to wait for each of the answers.
 
     Raises:
         ValueError: it is no id, or nobody knows it; says what to do.
+        TypeError: it is something else.
         ConnectionError: there is no such cluster.
     """
     with asking(address, timeout) as questions:
-        return explain(questions, id)
+        return explain(questions, _digits(id))
+
+
+def _digits(named: object) -> str:
+    match named:
+        case str():
+            return named
+        case ObjectRef():
+            return named.hex()
+        case ActorHandle():
+            return named._actor_id.hex()
+        case PlacementGroup():
+            return named.id.hex()
+        case ObjectRefGenerator():
+            return named.completed().hex()
+    raise TypeError(
+        f"why() takes an id in hexadecimal digits, a reference, an actor's handle or a placement group, not a {type(named).__name__}"
+    )

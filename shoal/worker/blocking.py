@@ -8,6 +8,7 @@ What must never happen, and how it is avoided
   behind it and pauses the owner; the pause ends with the task.
 - *Recursion needs a process for every level.* A task that waits for a task of its own that has not begun, of the same
   shape, runs it in place.
+- *A task waits, but not in its main thread, or not in a way that can be seen.* It lends when its process does nothing (`quiet_waits`).
 
 Owns: whom the worker serves and in which shape, how often its CPU is lent, whether it takes tasks. Threads: `run_in_place`, `lend` and
 `take_back` are called by the thread that waits, and take the lock; `watch` by the service thread, and takes it; `bind`, `watch_later`,
@@ -26,6 +27,7 @@ from shoal.messages.peer import Done, Failure, HandBack, Pause, Push, PushFull, 
 from shoal.messages.values import Inline
 from shoal.runtime.context import TaskContext
 from shoal.worker.invocation import Job, Outcome, failure, perform, was_interrupted
+from shoal.worker.quiet_waits import QuietWaits
 
 if TYPE_CHECKING:
     from shoal.core.references import Entry
@@ -54,6 +56,16 @@ class WorkerBlocking:
         self._shape: Shape | None = None
         self._lent = 0
         self._in_place = 0
+        # Of threads that the program has started, the waits that they are in.
+        self._threads: dict[int, list[int]] = {}
+        self.quiet = QuietWaits(
+            self._process.lock,
+            self._process.config.idle_lend_ms / 1000,
+            self._process.reactor.call_later,
+            is_lender=self._has_cpu,
+            lend=self._give_away,
+            take_back=self._get_back,
+        )
         self.takes_none = False
         self.paused_for_long = False
         self.watch_due = False
@@ -154,11 +166,41 @@ class WorkerBlocking:
             return Outcome(failure(self._process, context, job, error, 0), [], 0, 0)
         return perform(self._process, context, job, call)
 
-    def lend(self) -> bool:
-        """The main thread is about to wait: give its CPU and its queue away."""
+    def _has_cpu(self) -> bool:
+        """Whether a task or actor has a CPU here that others could have meanwhile."""
         executor = self._executor
-        if threading.get_ident() != self._main or (self._lender is None and executor.host is None):
+        if executor.host is not None:
+            shape: Shape | None = executor.host.spec.shape
+        else:
+            shape = self._shape if executor.running else None
+        return shape is not None and any(name == "CPU" for name, _ in shape.resources)
+
+    def lend(self) -> bool:
+        """This thread is about to wait. If it is the main one: give its CPU and its queue away. Of others it is noted that they wait."""
+        if self._lender is None and self._executor.host is None:
             return False
+        me = threading.get_ident()
+        if me == self._main:
+            self._give_away()
+        else:
+            with self._process.lock:
+                self._threads.setdefault(me, []).append(self.quiet.begin())
+        return True
+
+    def take_back(self) -> None:
+        """It runs again."""
+        me = threading.get_ident()
+        if me == self._main:
+            self._get_back()
+            return
+        with self._process.lock:
+            waits = self._threads[me]
+            self.quiet.end(waits.pop())
+            if not waits:
+                del self._threads[me]
+
+    def _give_away(self) -> None:
+        executor = self._executor
         process = self._process
         with process.lock:
             self._lent += 1
@@ -171,10 +213,8 @@ class WorkerBlocking:
                 process.node.send_locked(Blocked())
             process.settle()
             process.reactor.flush_locked()
-        return True
 
-    def take_back(self) -> None:
-        """The main thread runs again."""
+    def _get_back(self) -> None:
         executor = self._executor
         process = self._process
         with process.lock:
@@ -185,6 +225,19 @@ class WorkerBlocking:
                 if self._lender is not None and executor.host is None and not self._lender.closed:
                     self._lender.send(Resume())
             process.reactor.flush_locked()
+
+    def begin_wait(self) -> int:
+        """Somebody waits for an object without a thread of ours (with the lock held); what to call the wait."""
+        return self.quiet.begin()
+
+    def end_wait(self, number: int) -> None:
+        """It is there (with the lock held)."""
+        self.quiet.end(number)
+
+    def forget_waits(self) -> None:
+        """The task is over in which somebody has waited without a thread of ours."""
+        with self._process.lock:
+            self.quiet.forget()
 
     def hand_back(self) -> None:
         """Give every task that has not begun back to its owner (with the lock held)."""

@@ -335,8 +335,11 @@ class Executor:
         if definition.max_calls:
             self._count_call(connection, definition)
         self.reply(connection, outcome)
-        if self.blocking.paused_for_long:
-            self.blocking.end_long_pause()
+        blocking = self.blocking
+        if blocking.paused_for_long:
+            blocking.end_long_pause()
+        if blocking.quiet.waits:
+            blocking.forget_waits()
         self.flush_if_due()
 
     def flush_if_due(self) -> None:

@@ -172,10 +172,16 @@ def pack_result(
         return Results(job.task_id, [], took_us), []
     values: list[Value] = []
     all_lent: list[Any] = []
-    for index, item in enumerate(split_result(job, result)):
-        value, lent = pack_value(process, item, f"result {index} of {job.name}()")
-        values.append(wire_value(value))
-        all_lent += lent
+    try:
+        for index, item in enumerate(split_result(job, result)):
+            value, lent = pack_value(process, item, f"result {index} of {job.name}()")
+            values.append(wire_value(value))
+            all_lent += lent
+    except BaseException:
+        # The call fails: nobody will hear of those before.
+        with process.lock:
+            process.deliveries.discard(values)
+        raise
     return Results(job.task_id, values, took_us), all_lent
 
 

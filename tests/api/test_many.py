@@ -158,3 +158,109 @@ def test_a_result_with_many_references_can_be_read_and_passed_on(count: int) -> 
     table = current_process.require().objects
     del again
     wait_until(lambda: len(table.entries) < 10, "everything is given up")
+
+
+# --- waiting for many -----------------------------------------------------------------------------------------------------
+
+
+def test_a_wait_for_many_does_not_look_at_all_of_them_for_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waiting = current_process.require().waiting
+    looks = 0
+    look = waiting._ready
+
+    def count(entries: list[Any], most: int) -> list[int]:
+        nonlocal looks
+        looks += 1
+        return look(entries, most)
+
+    monkeypatch.setattr(waiting, "_ready", count)
+    refs = [echo.remote(number) for number in range(2_000)]
+    ready, rest = shoal.wait(refs, num_returns=1_500, timeout=PATIENCE_S)
+    assert len(ready) == 1_500
+    assert ready + rest == sorted(refs, key=lambda ref: (ref not in set(ready), refs.index(ref)))
+    ready, rest = shoal.wait(refs, num_returns=2_000, timeout=PATIENCE_S)
+    assert (ready, rest) == (refs, [])
+    assert looks == 2
+    # Nobody is told any more.
+    assert not any(ref._entry.waiters for ref in refs)
+
+
+def test_a_wait_for_many_returns_what_is_ready_when_the_time_is_up(gates: Any) -> None:
+    gate = gates("some")
+    refs = [
+        wait_for.remote(gate) if number % 10 == 0 else shoal.put(number) for number in range(40)
+    ]
+    ready, rest = shoal.wait(refs, num_returns=39, timeout=0.2)
+    assert len(ready) == 36
+    assert len(rest) == 4
+    gate.open()
+    assert len(shoal.wait(refs, num_returns=39, timeout=PATIENCE_S)[0]) == 39
+
+
+def test_a_task_waits_for_many_tasks_of_its_own() -> None:
+    @shoal.remote
+    def outer(count: int) -> int:
+        refs = [echo.remote(number) for number in range(count)]
+        ready, rest = shoal.wait(refs, num_returns=count)
+        return sum(shoal.get(ready)) + len(rest)
+
+    assert shoal.get(outer.remote(300), timeout=PATIENCE_S) == 300 * 299 // 2
+
+
+# --- many in one `get` ----------------------------------------------------------------------------------------------------
+
+
+def test_one_that_fails_among_many_is_raised_though_others_take_for_ever(gates: Any) -> None:
+    never = wait_for.remote(gates("never"))
+    refs = [never, *(shoal.put(number) for number in range(LONG)), fail.remote(), never]
+    with pytest.raises(ValueError, match="the first of all"):
+        shoal.get(refs, timeout=PATIENCE_S)
+    assert not never._entry.waiters
+
+
+def test_a_get_of_many_counts_what_was_not_ready(gates: Any) -> None:
+    never = [wait_for.remote(gates("never")) for _ in range(7)]
+    refs = [shoal.put(number) for number in range(LONG)] + never
+    with pytest.raises(shoal.exceptions.GetTimeoutError, match=f"7 of {LONG + 7} objects were not"):
+        shoal.get(refs, timeout=0.1)
+    assert not any(ref._entry.waiters for ref in refs)
+
+
+def test_the_same_reference_may_come_again_and_again(gates: Any) -> None:
+    gate = gates("later")
+    refs = [wait_for.remote(gate, number) for number in range(2)] * LONG
+    gate.open()
+    assert shoal.get(refs, timeout=PATIENCE_S) == [0, 1] * LONG
+
+
+def test_references_in_references_a_thousand_deep() -> None:
+    table = current_process.require().objects
+    known = len(table.entries)
+    ref = shoal.put("the innermost")
+    for _ in range(1_000):
+        ref = shoal.put([ref])
+
+    @shoal.remote
+    def dig(box: list[Any]) -> tuple[Any, int]:
+        depth = 0
+        value: Any = box
+        while isinstance(value, list):
+            value = shoal.get(value[0], timeout=PATIENCE_S)
+            depth += 1
+        return value, depth
+
+    assert shoal.get(dig.remote([ref]), timeout=PATIENCE_S) == ("the innermost", 1_001)
+    del ref
+    wait_until(lambda: len(table.entries) <= known, "all of them are gone")
+
+
+def test_a_task_with_a_thousand_results_of_which_some_are_dropped() -> None:
+    @shoal.remote(num_returns=1_000)
+    def numbers() -> range:
+        return range(1_000)
+
+    refs = numbers.remote()
+    del refs[::2]
+    assert shoal.get(refs, timeout=PATIENCE_S) == list(range(1, 1_000, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -196,8 +197,9 @@ def test_the_beginning_of_several_ids_is_refused_with_all_of_them(
     shoal.get(refs, timeout=PATIENCE_S)
 
 
+@pytest.mark.parametrize("wait", [shoal.get, lambda ref: ref.future().result()])
 def test_a_task_that_waits_inside_for_another_leads_on_to_that(
-    gates: Callable[[str], Gate],
+    gates: Callable[[str], Gate], wait: Callable[[Any], int]
 ) -> None:
     gate = gates("gate")
 
@@ -205,7 +207,7 @@ def test_a_task_that_waits_inside_for_another_leads_on_to_that(
     def outer() -> int:
         # Another shape: it cannot run in place.
         inner = hold.options(name="inner one", num_cpus=0.25).remote(gate)
-        return shoal.get(inner)
+        return wait(inner)
 
     ref = outer.remote()
 
@@ -214,10 +216,57 @@ def test_a_task_that_waits_inside_for_another_leads_on_to_that(
 
     wait_until(lambda: explained() == ["outer one"] * 2 + ["inner one"] * 2, "it leads on")
     steps = state.why(ref.hex())
-    assert "where get() waits for object" in steps[1].text
+    assert "where somebody waits for object" in steps[1].text
     assert [step.depth for step in steps] == [0, 0, 1, 1]
     gate.open()
     shoal.get(ref, timeout=PATIENCE_S)
+
+
+@shoal.remote
+class Slow:
+    def __init__(self, gate: Gate, *, crashes: bool) -> None:
+        if crashes and not gate.is_open():
+            os._exit(3)
+        gate.wait()
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("options", "crashes", "words"),
+    [
+        ({"num_gpus": 3}, False, r"it needs GPU 3 where this node has none"),
+        ({}, False, r"it has a process, pid \d+, which gets its arguments or runs its __init__"),
+        (
+            {"max_restarts": -1, "max_task_retries": -1},
+            True,
+            r"It has ended \d+ times and is to live again.*code 3",
+        ),
+    ],
+)
+def test_who_waits_in_vain_for_a_call_hears_what_its_actor_waits_for(
+    options: dict[str, Any], crashes: bool, words: str, gates: Callable[[str], Gate]
+) -> None:
+    gate = gates("gate")
+    actor = Slow.options(**options).remote(gate, crashes=crashes)
+    ref = actor.pid.remote()
+
+    def told() -> str:
+        with pytest.raises(shoal.exceptions.GetTimeoutError) as raised:
+            shoal.get(ref, timeout=0.5)
+        return str(raised.value)
+
+    # The cluster is not waited for if it is busy: it may take several tries.
+    wait_until(lambda: re.search(words, told()), f"{words!r} is told")
+    wait_until(lambda: re.search(words, str(state.why(ref))), "why() says the same of the call,")
+    wait_until(lambda: re.search(words, str(state.why(actor))), "and of the actor")
+    shoal.kill(actor)
+
+
+def test_only_what_stands_for_an_id_has_a_reason() -> None:
+    with pytest.raises(TypeError, match="or a placement group, not a int"):
+        state.why(7)  # type: ignore[arg-type]  # that is the point
 
 
 def test_records_are_read_by_attribute_key_and_as_dictionaries() -> None:

@@ -243,7 +243,6 @@ class Model:
             assert table.by_borrower == {}
             assert table._asked == {}
             assert table._releases == {}
-            assert table._once == {}
             assert table.unfinished == []
             assert not table.vouchers
         for location, (creator, owner) in cluster.blocks.items():

@@ -419,6 +419,14 @@ def test_borrowers_of_one_object_are_not_those_of_another() -> None:
     table.give_up(entries[1].object_id, "c", 1)
     table.give_up(entries[0].object_id, "b", 2)
     assert [entry.borrowers for entry in entries] == [None, {"b": 1}, {"b": 1}]
+    for number in range(10):
+        table.register(entries[1].object_id, f"c{number}")
+        table.register(entries[2].object_id, f"c{number}")
+    table.give_up(entries[1].object_id, "c3", 1)
+    assert entries[2].borrowers == {"b": 1} | {f"c{number}": 1 for number in range(10)}
+    for number in range(10):
+        table.forget_borrower(f"c{number}")
+    assert [entry.borrowers for entry in entries] == [None, {"b": 1}, {"b": 1}]
     table.forget_borrower("b")
     assert [entry.borrowers for entry in entries] == [None, None, None]
 

@@ -149,6 +149,12 @@ def test_calls_wait_for_their_actor_and_for_each_other() -> None:
     assert reason.follow == [Follow(AskWhy(calls.actor_id.hex()))]
     calls.pid = 7
     calls.connected(object())
+    assert (
+        why(first).text
+        == f"it was sent to its actor Counter ({short(calls.actor_id)}), which is PENDING."
+    )
+    assert why(first).follow == [Follow(AskWhy(calls.actor_id.hex()))]
+    calls.state = "ALIVE"
     second = call(calls, ids)
     assert (why(first).kind, why(second).kind) == ("running", "calls")
     assert why(second).ahead == 1
@@ -182,9 +188,9 @@ def row(state: str, **more: object) -> ActorRow:
             "it has a process, pid 3, which gets its arguments or runs its __init__.",
         ),
         (
-            row("RESTARTING", node_id=HERE, cause="It was killed."),
+            row("RESTARTING", node_id=HERE, incarnation=3, cause="It was killed."),
             "resource",
-            "it was sent to a node, where it waits for a worker. It is to live again. It was killed.",
+            "it was sent to a node, where it waits for a worker. It has ended 3 times and is to live again. The last time: It was killed.",
         ),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from typing import Any
 
 import pytest
@@ -164,3 +165,34 @@ def test_what_was_freed_is_told_in_one_message(node: Node) -> None:
     node.objects.tell_freed()
     node.objects.tell_freed()
     assert node.said == [Freed([stored(n).location for n in range(3)])]
+
+
+def test_more_objects_than_are_remembered_all_come_and_are_asked_for_once(node: Node) -> None:
+    many = 12_000
+    come: list[int] = []
+    with node.reactor.lock:
+        for number in range(many):
+            node.objects.when_here(stored(number), partial(come.append, number))
+            # Asked for again meanwhile, by a `wait` for few.
+            assert not node.objects.is_here(stored(number))
+    assert sum(isinstance(message, Pull) for message in node.said) == many
+    assert come == []
+    with node.reactor.lock:
+        for req in range(1, many + 1):
+            node.say(Pulled(req, COPY, "", ""))
+    assert come == list(range(many))
+    assert node.objects.is_here(stored(many - 1))
+    assert len(node.objects._brought) < many
+
+
+def test_whoever_gets_many_is_told_how_many_are_missing(node: Node) -> None:
+    wanted = [Wanted(stored(number), f"object {number}", "") for number in range(5)]
+
+    def wait(wish: Any) -> bool:
+        if wish.req <= 2:
+            node.say(Pulled(wish.req, COPY, "", ""))
+        return bool(wish.done)
+
+    with pytest.raises(TimeoutError) as caught:
+        node.objects.get(wanted, Why.GET, wait)
+    assert caught.value.args == ("object 2", 3)
