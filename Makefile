@@ -69,6 +69,10 @@ bench: $(READY) ## compare with Ray and multiprocessing.Pool in one run; writes 
 fuzz: $(READY) ## random histories of all machines for SHOAL_FUZZ_SECONDS (600); failing seeds are kept
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
+.PHONY: week
+week: $(READY) ## a million tasks, 200,000 large objects, killed borrowers, then five idle minutes; see docs/endurance.md
+	@$(BIN)/python -m tests.stress.week $(ARGS)
+
 .PHONY: sim
 sim: $(READY) ## simulate clusters of 100, 1,000 and 10,000 nodes; what it prints is explained in docs/scale.md
 	@$(BIN)/python -m sim $(ARGS)

@@ -15,7 +15,7 @@ from typing import Final
 from shoal.control.nodes import Nodes
 from shoal.core.actor_records import Actor
 from shoal.core.demands import IN_GROUP, Demands
-from shoal.core.task_rows import cut, largest
+from shoal.core.findings import cut_down, take_in
 from shoal.messages.control import NodeFound, Order, SurveyNode, SurveyNodes
 from shoal.messages.node import ActorSpec
 from shoal.messages.placement import InBundle
@@ -108,16 +108,8 @@ class Surveys:
         name = survey.asked.pop(node_id, None)
         if name is None:
             return
-        found, new = survey.findings, message.findings
-        found.tasks += new.tasks
-        found.objects += new.objects
-        found.workers += new.workers
-        found.reasons += new.reasons
-        found.demands += new.demands
-        found.processes += new.processes
-        found.stores += new.stores
-        found.left_out += new.left_out
-        found.silent += [f"{who} on {name}" for who in new.silent]
+        take_in(survey.findings, message.findings)
+        survey.findings.silent += [f"{who} on {name}" for who in message.findings.silent]
         self._look(message.number, survey)
 
     def on_node_gone(self, node_id: bytes) -> None:
@@ -146,16 +138,7 @@ class Surveys:
             survey.timer.cancel()
         found = survey.findings
         found.silent += survey.asked.values()
-        match survey.question:
-            case AskTasks(limit):
-                found.tasks, left_out = cut(found.tasks, limit)
-                found.left_out += left_out
-            case AskObjects(limit) | AskMemory(limit):
-                found.objects, left_out = largest(found.objects, limit)
-                found.left_out += left_out
-            case AskWorkers(limit):
-                found.left_out += max(0, len(found.workers) - limit)
-                del found.workers[limit:]
+        cut_down(found, survey.question)
         if not survey.answer.done():
             survey.answer.set_result(found)
 

@@ -38,7 +38,8 @@ class QuotaReturn(msgspec.Struct, array_like=True, tag=52):
 
 class QuotaWanted(msgspec.Struct, array_like=True, tag=53):
     """Node to client: somebody waits for room; give back what is idle, up to `wanted` bytes. `itself`: the client is among those
-    who wait, and keeps the quota that it does not use: it counts on that."""
+    who wait, and keeps the quota that it does not use: it counts on that. Who holds no quota is told, too, now and then, with 0
+    `wanted`: it may have references to what others have made, and not know that nobody can reach them."""
 
     wanted: int
     itself: bool = False

@@ -58,6 +58,7 @@ from shoal.wire.session import spill_path, spill_target
 _ADVICE: Final = (
     "Drop references to large objects, make room there, or choose another object_spilling_directory"
 )
+_OTHERS_EVERY_S: Final = 2.0
 
 
 class Holder(Protocol):
@@ -98,6 +99,9 @@ class StoreKeeper:
         self.rows = StoreRows(loop, self.quotas, self.disk)
         # Those that have drawn quota, by short name.
         self._clients: dict[str, Holder] = {}
+        self._all_clients = all_clients
+        # When those are asked next that hold no quota.
+        self._others_from = 0.0
         self.inquiries = Inquiries(
             loop, all_clients, self._free_unused, self._job_of, config.inquiry_patience_s
         )
@@ -205,6 +209,7 @@ class StoreKeeper:
                         self._send(creator, answer)
                 case Wanted(_, wanted, itself):
                     self._send(creator, QuotaWanted(wanted, itself))
+                    self._ask_others()
                 case SpillOrder(_, wanted):
                     self.disk.on_order(creator, wanted, monotonic_ns())
                     self.room.before(self.disk.ordered, partial(self._spill, creator, wanted))
@@ -220,6 +225,15 @@ class StoreKeeper:
         client = self._clients.get(creator)
         if client is not None:
             client.send(message)
+
+    def _ask_others(self) -> None:
+        """Memory is short: those who hold nothing of it may hold references to what others have made."""
+        now = self._loop.time()
+        if now >= self._others_from:
+            self._others_from = now + _OTHERS_EVERY_S
+            for client in self._all_clients:
+                if not self.quotas.held(creator_at(client.address)):
+                    client.send(QuotaWanted(0))
 
     def _let_write(self, creator: str, answer: QuotaGranted, error: str) -> None:
         """An object may be made on disk, unless that is refused."""

@@ -7,8 +7,9 @@ reactor's leader (see `wire.reactor`) feeds messages in; user threads submit and
 consequences are drawn after any change: dead handles are counted, lanes refilled, effects carried out.
 
 Who owns what: `objects` the table of objects, `submissions` the way in for tasks and calls, `owner` the tasks and leases, `actors` the
-calls, `borrowing` what is said to other owners, `store` the shared memory of this process, `peers` the connections to others, `node`
-that to the node daemon, `node_messages` what comes from there, `deaths` what follows when another process ends.
+calls, `borrowing` what is said to other owners, `store` the shared memory of this process, `garbage` references that nobody can reach,
+`peers` the connections to others, `node` that to the node daemon, `node_messages` what comes from there, `deaths` what follows when
+another process ends.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
@@ -47,6 +48,7 @@ from shoal.runtime.deaths import Deaths
 from shoal.runtime.deliveries import Deliveries
 from shoal.runtime.entrance import Entrance
 from shoal.runtime.environment import merge_envs
+from shoal.runtime.garbage import Garbage
 from shoal.runtime.groups import Groups
 from shoal.runtime.heap import trim_heap
 from shoal.runtime.inquiries import Inquiries
@@ -78,6 +80,7 @@ logger = logging.getLogger("shoal")
 
 
 _TRIM_AFTER_S: Final = 1.0
+_DRAIN_PAUSE_S: Final = 0.001
 """After very many objects have gone, others go: what is free is given back once."""
 
 
@@ -149,6 +152,7 @@ class Process:
             self.reactor.call_later,
             bool(self.config.spill_remote),
         )
+        self.garbage = Garbage(self.config.store_full_timeout_s)
         self.deliveries = Deliveries(self.store)
         self.values = Values(self.store, self.config.inline_limit_bytes, address)
         self.peers = Peers(
@@ -257,7 +261,12 @@ class Process:
         self.tick()
 
     def _on_quota_wanted(self, message: QuotaWanted) -> None:
-        self.callbacks.append(lambda: self.store.give_back(message.wanted, message.itself))
+        def give_back() -> None:
+            if self.garbage.collect():
+                self.settle_now()
+            self.store.give_back(message.wanted, message.itself)
+
+        self.callbacks.append(give_back)
 
     def is_counted_on(self) -> bool:
         """Whether others need this process though it may have nothing to do itself: for objects that it owns and has lent, for
@@ -420,9 +429,13 @@ class Process:
     def drain(self, timeout_s: float) -> None:
         """Let what is queued to be sent leave, for at most `timeout_s`."""
         deadline = monotonic() + timeout_s
-        while self.reactor.dirty and monotonic() < deadline:
-            self.reactor.flush()
-            self.reactor.pump()
+        reactor = self.reactor
+        while (reactor.dirty or reactor.behind) and monotonic() < deadline:
+            reactor.flush()
+            reactor.pump()
+            if reactor.behind:
+                # The kernel takes more when the other side has read.
+                sleep(_DRAIN_PAUSE_S)
 
     def close(self, unlink: bool) -> None:
         """Close everything; `unlink` removes the shared memory that this process made."""

@@ -134,6 +134,11 @@ class ObjectStore:
                 return arena.create(size)
             except QuotaExhausted as exhausted:
                 needed = exhausted.needed_bytes
+            except ObjectStoreFullError:
+                # The store has room, and the machine has none: others have filled its shared memory.
+                if not arena.can_spill:
+                    raise
+                return self._create_on_disk(arena, size)
             if settled:
                 if not self._draw(arena, needed, size):
                     return self._create_on_disk(arena, size)

@@ -135,6 +135,11 @@ class Accounts:
         self._quarantine: deque[Record] = deque()
         self._lock_fd = locks.open_lock_file(directory / lock_file(creator), create=True)
 
+    @property
+    def can_spill(self) -> bool:
+        """Whether there is a disk for what finds no room in memory."""
+        return self._spill_directory is not None
+
     # --- quota ------------------------------------------------------------------------------------------------
 
     def grant(self, quota_bytes: int) -> None:

@@ -351,6 +351,7 @@ class Connection:
     def _watch_write(self, on: bool) -> None:
         if on != self._watching_write:
             self._watching_write = on
+            (self._reactor.behind.add if on else self._reactor.behind.discard)(self.fd)
             self._reactor.modify(self.fd, _EPOLLIN | _EPOLLOUT if on else _EPOLLIN)
 
     def _on_writable(self) -> None:

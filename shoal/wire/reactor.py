@@ -96,6 +96,8 @@ class Reactor:
         self.lock = lock
         self.handlers: dict[int, Callable[[int], None]] = {}
         self.dirty: list[Connection] = []
+        self.behind: set[int] = set()
+        """Descriptors of connections with bytes that the kernel has not taken yet."""
         self.after_poll: Callable[[], None] | None = None
         """Called by the leader after each round, without the lock: callbacks of users, asyncio wake-ups."""
         self.interrupted: Callable[[], None] | None = None
@@ -160,6 +162,7 @@ class Reactor:
 
     def unregister(self, fd: int) -> None:
         """Watch `fd` no more. Must precede its closing."""
+        self.behind.discard(fd)
         if self.handlers.pop(fd, None) is not None and not self._epoll.closed:
             self._epoll.unregister(fd)
 
@@ -532,6 +535,7 @@ class Reactor:
         # Before connections are closed: taken off the set, they would be taken off the parent's.
         self.handlers.clear()
         self.dirty.clear()
+        self.behind.clear()
         self._timers.clear()
         with contextlib.suppress(OSError):
             # They may be closed already, by a program that closes all that it has.

@@ -32,10 +32,10 @@ import hashlib
 import os
 import shutil
 import socket
-import stat
 import sys
 from typing import Final
 
+from shoal.kernel.folders import is_ours
 from shoal.wire.addresses import name_of
 
 MAX_SOCKET_PATH: Final = 107
@@ -107,10 +107,9 @@ def spill_target(session_dir: str) -> str:
     """Where the link to a session's spill folder leads; "" if it is none, or leads to what cannot be ours."""
     try:
         path = os.readlink(spill_path(session_dir))
-        found = os.lstat(path)
+        ours = is_ours(path)
     except OSError:
         return ""
-    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
     return path if ours and os.path.basename(path) == folder_name(session_dir) else ""
 
 

@@ -56,6 +56,9 @@ if TYPE_CHECKING:
 
 _MAX_EARLY: Final = 1_000
 
+_IDLES_S: Final = 1.0
+"""After so long without work, a worker has nothing to do, and looks for garbage once."""
+
 
 class Executor:
     """See the module's docstring. `interrupt` interrupts the main thread."""
@@ -262,7 +265,10 @@ class Executor:
                 return
             self._early.clear()
             self._idle.done = False
-        process.reactor.wait(self._idle)
+        if not process.reactor.wait(self._idle, _IDLES_S):
+            if process.garbage.collect(idle=True):
+                process.settle_now()
+            process.reactor.wait(self._idle)
         self._last_flush = perf_counter_ns()
 
     def _become_actor(self, message: StartActor) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import shoal
 from shoal.exceptions import RuntimeEnvSetupError
-from tests.api.gates import Gate, Trace, wait_until
+from tests.api.gates import Gate, Trace, alive, wait_until
 from tests.api.tasks import identity
 
 pytestmark = [
@@ -323,3 +323,28 @@ def test_actors_and_failures_are_in_the_timeline(gates: Callable[[str], Gate]) -
 
     for name in ("method_in_the_timeline", "failure_in_the_timeline"):
         wait_until(lambda name=name: name in recorded(), f"{name} is there")
+
+
+def test_all_that_a_worker_has_run_is_in_the_timeline_when_it_has_ended() -> None:
+    """What it remembers is far more than a socket takes at once."""
+    calls = 9_000
+
+    @shoal.remote
+    class Busy:
+        def much_in_the_timeline(self, number: int) -> None:
+            pass
+
+        def pid(self) -> int:
+            return os.getpid()
+
+    busy = Busy.remote()
+    pid = get(busy.pid.remote())
+    for _ in range(9):
+        get([busy.much_in_the_timeline.remote(n) for n in range(calls // 9)])
+    del busy
+    wait_until(lambda: not alive(pid), "the actor has ended")
+
+    def recorded() -> int:
+        return sum("much_in_the_timeline" in event["name"] for event in shoal.timeline())
+
+    wait_until(lambda: recorded() == calls, "all its calls are there")

@@ -25,7 +25,7 @@ from shoal.errors import (
 from shoal.messages.transfer import Ask, Elsewhere, Missing, Sending
 from shoal.node.transfer.blocks import Incoming
 from shoal.node.transfer.links import Link, LinkBrokenError, LinkPool, LinkRefusedError
-from shoal.store import Arena, QuotaExhausted
+from shoal.store import Arena, Block, QuotaExhausted
 
 CHECKSUM_BYTES: Final = 4
 
@@ -99,9 +99,7 @@ class Attempt:
         incoming = self.incoming
         if incoming.location is None:
             try:
-                incoming.place(
-                    self._arena.create(self.fetch.key.location.size, on_disk=self.on_disk)
-                )
+                incoming.place(self._make_room(self.fetch.key.location.size))
             except QuotaExhausted as exhausted:
                 return Short(exhausted.needed_bytes)
             except (ObjectStoreFullError, OutOfDiskError) as error:
@@ -126,6 +124,17 @@ class Attempt:
         if self.stopped:
             reason = "was not waited for"
         return Broken(reason, incoming.received > before, refused)
+
+    def _make_room(self, size: int) -> Block:
+        arena = self._arena
+        try:
+            return arena.create(size, on_disk=self.on_disk)
+        except ObjectStoreFullError:
+            if self.on_disk or not arena.can_spill:
+                raise
+        # The store has room, and the machine has none: others have filled its shared memory.
+        self.on_disk = True
+        return arena.create(size, on_disk=True)
 
     def _get(self) -> Outcome:
         source = self.fetch.source

@@ -78,11 +78,11 @@ def arriving(folder: Path, seed: int, size: int = SIZE) -> Partial | None:
 
 
 def being_spilled(folder: Path, address: str, size: int = BIG) -> Partial | None:
-    """The segment of the process at `address` that is just being written to `folder`, as far as it is."""
+    """The segment of the process at `address` that is just being written to `folder`, as far as it is: at first there is nothing in it."""
     for path in _segments(folder, creator_at(address)):
         with contextlib.suppress(FileNotFoundError):
             found = Partial(path, path.stat().st_blocks * _BLOCK // MB, size)
-            if found.is_in_the_middle():
+            if found.there < size // MB:
                 return found
     return None
 
@@ -184,15 +184,16 @@ def stopped_in_the_middle(
 def _catch(victim: Victim, look: Callable[[], Partial | None], what: str) -> Partial:
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
+        if look() is None:
+            time.sleep(_LOOK_S)
+            continue
+        # It has begun. From now on it makes small steps: however slow this process is, it sees one of them.
+        victim.stop()
         found = look()
         if found is not None and found.is_in_the_middle():
-            victim.stop()
-            found = look()
-            if found is not None and found.is_in_the_middle():
-                return found
-            # Too late for this one. There may be others.
-            victim.go_on()
-        time.sleep(_LOOK_S)
+            return found
+        # Too early; or too late for this one, and there may be others.
+        victim.go_on()
     raise AssertionError(f"this was never seen in the middle: {what}")
 
 

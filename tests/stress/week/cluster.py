@@ -37,7 +37,7 @@ _QUIET_S: Final = 30.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do; bytes are those of each node's store, and what each driver holds at most."""
+    """What to do; bytes are those of each node's store, and what each driver holds at most. `settings` are the cluster's."""
 
     tasks: int
     objects: int
@@ -50,6 +50,7 @@ class Plan:
     budget_bytes: int
     every_s: float
     most_s: float
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -150,7 +151,7 @@ def _run(
 ) -> None:
     from shoal.testing.cluster import Cluster
 
-    cluster = stack.enter_context(Cluster(initialize_head=False, system_config={}))
+    cluster = stack.enter_context(Cluster(initialize_head=False, system_config=plan.settings))
     cluster.add_nodes(
         [
             {
