@@ -13,7 +13,9 @@ from threading import Condition
 from typing import Protocol
 
 from shoal.core.pull_records import Key
+from shoal.errors import GetTimeoutError
 from shoal.messages.values import Location
+from shoal.node.transfer.links import LinkBrokenError
 from shoal.store import Arena, Block, locks
 from shoal.store.layout import lock_file, lock_range, parse_segment
 from shoal.store.spilling import open_block
@@ -128,6 +130,7 @@ class LockedSource:
 
     Raises:
         SourceGoneError: it is not there any more.
+        LinkBrokenError: it cannot be read now, and the peer may ask again.
     """
 
     def __init__(self, directory: Path, spill_directory: Path | None, location: Location) -> None:
@@ -149,6 +152,10 @@ class LockedSource:
                 self._lock_fd, *lock_range(number, location.offset, location.size, slab=slab)
             )
             self.fd = self._open(directory, spill_directory, location, number)
+        except GetTimeoutError as error:
+            # It is there. Whoever asks may do so again.
+            os.close(self._lock_fd)
+            raise LinkBrokenError(str(error)) from None
         except BaseException:
             os.close(self._lock_fd)
             raise
