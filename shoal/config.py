@@ -136,6 +136,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     spill_dir: str = ""
     """Where they are written: each session makes a folder of its own in this one. By default in the session's folder."""
 
+    spill_remote: str = ""
+    """Where spilled objects go on to when the disk is short: the URL of a folder, for `fsspec` (`pip install 'shoal[spill-remote]'`). Each
+    session makes a folder of its own in this one. By default nowhere."""
+
+    spill_local_bytes: Count = 0
+    """Bytes of disk that spilled objects may take on a node, copies of objects of other nodes among them; 0: as many as
+    `spill_disk_fraction` lets them. Lower: more goes on to `spill_remote`, and comes back from there; without that, creators wait."""
+
     spill_batch_bytes: Positive = 100 * 1024 * 1024
     """Bytes that a process is told to write at a time, but never more than an eighth of the store. Higher: fewer orders; lower: those
     who wait get their room sooner, and less is written than was needed."""

@@ -89,10 +89,6 @@ class Session:
         if not place:
             os.mkdir(own, 0o700)
             return own
-        if "://" in place:
-            raise ValueError(
-                f"objects are spilled to a folder of this machine, and {place!r} is an address; give the path of one"
-            )
         path = f"{os.path.abspath(place)}/{folder_name(self.directory)}"
         # First the link to it: whoever removes the session finds it by that, however soon this process is killed.
         os.symlink(path, own)
