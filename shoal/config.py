@@ -1,8 +1,9 @@
 """Every limit and default in one frozen record, read once, at the edge.
 
-A field `inline_limit_bytes` is set by the environment variable `SHOAL_INLINE_LIMIT_BYTES`, or by
-`init(_system_config={"inline_limit_bytes": …})`, which wins. The session's head process hands its record to every
-process of the session, so that all of them agree.
+A field `inline_limit_bytes` is set by the environment variable `SHOAL_INLINE_LIMIT_BYTES` (or `SHOAL_inline_limit_bytes`, as those are
+written who come from Ray; in capitals it wins), or by `init(_system_config={"inline_limit_bytes": …})`, which wins over both. What Ray
+calls otherwise is refused with the name that it has here. The session's head process hands its record to every process of the session, so
+that all of them agree.
 """
 
 from __future__ import annotations
@@ -134,6 +135,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     spill_dir: str = ""
     """Where they are written: each session makes a folder of its own in this one. By default in the session's folder."""
+
+    spill_remote: str = ""
+    """Where spilled objects go on to when the disk is short: the URL of a folder, for `fsspec` (`pip install 'shoal[spill-remote]'`). Each
+    session makes a folder of its own in this one. By default nowhere."""
+
+    spill_local_bytes: Count = 0
+    """Bytes of disk that spilled objects may take on a node, copies of objects of other nodes among them; 0: as many as
+    `spill_disk_fraction` lets them. Lower: more goes on to `spill_remote`, and comes back from there; without that, creators wait."""
 
     spill_batch_bytes: Positive = 100 * 1024 * 1024
     """Bytes that a process is told to write at a time, but never more than an eighth of the store. Higher: fewer orders; lower: those
@@ -318,6 +327,58 @@ def _parse(name: str, text: str, kind: Any) -> Any:
 _HINTS: Final = get_type_hints(Config, include_extras=True)
 
 
+_IN_INIT: Final = frozenset(
+    {"num_cpus", "num_gpus", "object_spilling_directory", "object_store_memory", "resources"}
+)
+"""Options of `init` and `shoal start` that are no settings."""
+
+_RAYS_NAMES: Final = {
+    "automatic_object_spilling_enabled": "spill",
+    "gcs_rpc_server_reconnect_timeout_s": "control_retry_s",
+    "health_check_failure_threshold": "node_timeout_s",
+    "health_check_period_ms": "node_heartbeat_s",
+    "health_check_timeout_ms": "node_timeout_s",
+    "idle_worker_killing_time_threshold_ms": "idle_worker_s",
+    "local_fs_capacity_threshold": "spill_disk_fraction",
+    "max_direct_call_object_size": "inline_limit_bytes",
+    "max_grpc_message_size": "max_frame_bytes",
+    "max_pending_lease_requests_per_scheduling_category": "lease_requests_per_shape",
+    "min_spilling_size": "spill_batch_bytes",
+    "num_heartbeats_timeout": "node_timeout_s",
+    "num_workers_soft_limit": "idle_workers_per_cpu",
+    "object_manager_default_chunk_size": "transfer_chunk_bytes",
+    "object_manager_max_bytes_in_flight": "pull_inflight_bytes",
+    "object_spilling_config": "spill_dir",
+    "raylet_heartbeat_period_milliseconds": "node_heartbeat_s",
+    "record_ref_creation_sites": "record_call_sites",
+    "task_events_max_num_task_in_gcs": "task_events",
+    "worker_register_timeout_seconds": "worker_start_timeout_s",
+}
+"""What is nearest here to a setting of Ray; units may differ, so nothing is taken over. (Some have the same name in both.)"""
+
+
+def _unknown(name: str) -> str:
+    """What to say of a setting that does not exist."""
+    # Nobody else needs it: workers do not load it.
+    import difflib
+
+    if name in _IN_INIT:
+        advice = (
+            f"it is an option of its own: init({name}=…), `shoal start --{name.replace('_', '-')}`"
+        )
+    elif name in _RAYS_NAMES:
+        here = _RAYS_NAMES[name]
+        kind = _HINTS[here]
+        plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+        default = getattr(Config(), here)
+        advice = f"what Ray calls so is nearest to {here} here ({plain.__name__}, {default!r} by default; see shoal.config)"
+    elif near := difflib.get_close_matches(name, _HINTS, 3):
+        advice = f"did you mean {' or '.join(near)}?"
+    else:
+        advice = f"the settings are: {', '.join(sorted(_HINTS))}"
+    return f"_system_config has no setting {name!r}; {advice}"
+
+
 def load_config(
     overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
 ) -> Config:
@@ -330,13 +391,12 @@ def load_config(
     hints = _HINTS
     fields: dict[str, Any] = {}
     for name, kind in hints.items():
-        text = environ.get(f"SHOAL_{name.upper()}")
-        if text is not None:
-            fields[name] = _parse(f"SHOAL_{name.upper()}", text, kind)
+        for variable in (f"SHOAL_{name.upper()}", f"SHOAL_{name}"):
+            if (text := environ.get(variable)) is not None:
+                fields[name] = _parse(variable, text, kind)
+                break
     for name, value in (overrides or {}).items():
         if name not in hints:
-            raise ValueError(
-                f"_system_config has no setting {name!r}; the settings are: {', '.join(sorted(hints))}"
-            )
+            raise ValueError(_unknown(name))
         fields[name] = _parse(f"_system_config[{name!r}]", value, hints[name])
     return Config(**fields)

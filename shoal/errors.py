@@ -16,6 +16,7 @@
     │   └── ObjectReconstructionFailedError
     ├── ObjectStoreFullError           shared memory is full and stayed full
     ├── OutOfDiskError                 the disk for spilled objects is full
+    ├── SpillTargetError               what was spilled is at a remote target that cannot be reached now
     ├── OutOfMemoryError               the memory monitor ended the worker
     ├── NodeDiedError                  a node is gone
     ├── UnschedulableError             no node will ever satisfy the request
@@ -274,6 +275,10 @@ class ObjectStoreFullError(ShoalError):
 
 class OutOfDiskError(ObjectStoreFullError):
     """Shared memory is full, and so is the disk that takes what it has no room for."""
+
+
+class SpillTargetError(ShoalError):
+    """An object was spilled to a remote target that cannot be reached now; it is not lost."""
 
 
 class OutOfMemoryError(ShoalError):

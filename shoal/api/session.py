@@ -115,7 +115,8 @@ def init(
         resources: Custom resources, by name.
         labels: Labels of the node.
         object_store_memory: Capacity of the object store in bytes; by default 30 % of the memory.
-        object_spilling_directory: Where objects are written that the store has no room for; by default in the session's folder.
+        object_spilling_directory: Where objects are written that the store has no room for; by default in the session's folder. The
+            URL of a place elsewhere (`s3://bucket/folder`) is where they go on to when the disk is short.
         ignore_reinit_error: If shoal runs already, return instead of raising.
         include_dashboard: There is none yet; True is refused.
         dashboard_host: Accepted, without effect while there is no dashboard.

@@ -152,7 +152,8 @@ def _without_effect(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--object-spilling-directory",
     type=click.Path(),
-    help="Where objects are written that the store has no room for. [default: the session's folder]",
+    help="Where objects are written that the store has no room for; the URL of a place elsewhere is where they go on to when the "
+    "disk is short. [default: the session's folder]",
 )
 @click.option(
     "--storage",

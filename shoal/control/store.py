@@ -20,7 +20,6 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterable
-from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -37,6 +36,7 @@ from shoal.control.link import ControlError, OnOrder
 from shoal.control.local_link import LocalLink
 from shoal.control.nodes import Nodes
 from shoal.control.orders import Orders
+from shoal.control.overview import Overview
 from shoal.control.restoring import (
     ACTORS,
     CLUSTER,
@@ -48,11 +48,9 @@ from shoal.control.restoring import (
     restored_from,
 )
 from shoal.control.storage import FAILED, Storage, StorageError, StorageState
-from shoal.control.surveys import ActorRows, Surveys
+from shoal.control.surveys import Surveys
 from shoal.core.actor_records import Place, Save, SaveForgotten, Stop, StopHow, Tell
 from shoal.core.actors import ActorDirectory, NameTaken
-from shoal.core.demands import Demands
-from shoal.core.waits import why_actor
 from shoal.ids import ID_SIZE
 from shoal.messages.control import (
     ActorGone,
@@ -92,7 +90,6 @@ from shoal.messages.control import (
     Post,
     PutKey,
     RemoveGroup,
-    StatusOfCluster,
     StopActor,
     SurveyNodes,
     WatchActor,
@@ -101,12 +98,7 @@ from shoal.messages.control import (
 from shoal.messages.node import NodeRow
 from shoal.messages.placement import BundleHeld
 from shoal.messages.records import LivingActor, NodeRecord
-from shoal.messages.state import AskActor, Findings
-from shoal.version import __version__
 from shoal.wire.addresses import place_of
-
-_MOST_DEMANDS: Final = 200
-"""Different demands of actors and placement groups that the status of a cluster shows."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -134,8 +126,6 @@ class ControlStore:
         self.nodes = Nodes()
         self._loop = loop
         self._storage = storage
-        self._address = address
-        self._storage_since_ns = time.time_ns()
         storage.state.listen(self._on_storage_state)
         self._journal = Journal(storage, on_storage_failure)
         self._orders = Orders(loop, self.nodes, self._journal)
@@ -156,11 +146,21 @@ class ControlStore:
             on_placed=lambda: self._places.place_again(),  # noqa: PLW0108 - which are made after these
         )
         self._surveys = Surveys(loop, self.nodes, self._orders.give)
-        self._rows = ActorRows()
         self._places = ActorPlaces(
             self.nodes, self._actors, self._jobs, self._groups, self._orders, self._save
         )
         self._answers = Answers(self._journal)
+        self._overview = Overview(
+            name,
+            address,
+            storage.state,
+            self.nodes,
+            self._actors,
+            self._jobs,
+            self._groups,
+            self._places,
+            self._surveys,
+        )
         actors, keys, history = self._actors, self._keys, self._history
         self._calls: dict[type, Callable[[Any], Any]] = {
             CreateActor: self._create_actor,
@@ -173,12 +173,12 @@ class ControlStore:
             ListNodes: lambda _: self.nodes.listed(),
             ListJobs: lambda _: self._jobs.rows(),
             ListEndedProcesses: lambda m: latest(history.processes, m.limit),
-            ClusterStatus: lambda _: self._status(),
+            ClusterStatus: lambda _: self._overview.status(self.cluster_id),
             CreateGroup: self._create_group,
             RemoveGroup: self._groups.remove,
             ListGroups: self._groups.list,
-            ListActors: lambda _: self._rows.listed(self._places.why_unplaced),
-            SurveyNodes: self._survey,
+            ListActors: lambda _: self._overview.actors(),
+            SurveyNodes: self._overview.survey,
         }
 
     async def load(self) -> None:
@@ -195,7 +195,7 @@ class ControlStore:
         self._places.restore(restored.placed_on, expecting=bool(restored.nodes))
         self._actors.restore(restored.living, restored.dead, restored.forgotten)
         for actor_id in self._actors.known():
-            self._note(actor_id)
+            self._overview.note(actor_id)
         self._answers.restore(restored.answers)
         self.cluster_id = restored.cluster_id
         if not self.cluster_id:
@@ -213,7 +213,6 @@ class ControlStore:
         return self._storage.state
 
     def _on_storage_state(self, text: str) -> None:
-        self._storage_since_ns = time.time_ns()
         if text.startswith(FAILED) and self.restored is not None:
             # Another may lead by now. Who has nothing to write would not hear of it, and go on as if nobody did.
             self._journal.fail(StorageError(text.removeprefix(FAILED)))
@@ -349,50 +348,6 @@ class ControlStore:
             raise ControlError("ShoalError: the job that this placement group would be of is over")
         self._groups.create(message)
 
-    def _note(self, actor_id: bytes) -> None:
-        """What lists show of an actor."""
-        node_id = self._places.node_of(actor_id)
-        record = self._actors.record(actor_id)
-        self._rows.on_saved(actor_id, self._actors.get(actor_id), record, node_id)
-
-    def _survey(self, message: SurveyNodes) -> Findings | asyncio.Future[Findings]:
-        question = message.question
-        if not isinstance(question, AskActor) or message.node_ids:
-            return self._surveys.ask(message)
-        row = self._rows.get(question.actor_id, self._places.why_unplaced)
-        if row is None:
-            return Findings()
-        reason = why_actor(row)
-        if not reason.follow:
-            return Findings(reasons=[reason])
-        return self._surveys.ask(
-            SurveyNodes(question, [row.node_id], message.within_ms), known=[reason]
-        )
-
-    def _status(self) -> StatusOfCluster:
-        waiting = [
-            f"{order.spec.class_name} ({order.spec.actor_id.hex()[:8]}): {reason}"
-            for order, reason in islice(self._places.unplaced(), _MOST_DEMANDS)
-        ]
-        demands = Demands()
-        self._groups.count(demands)
-        self._rows.count(demands, (order.spec for order, _ in self._places.unplaced()))
-        return StatusOfCluster(
-            self.name,
-            self.cluster_id,
-            __version__,
-            os.getpid(),
-            self._address,
-            self._storage.state.text,
-            self._storage_since_ns,
-            self.nodes.listed(),
-            sum(1 for _ in self._actors),
-            sum(1 for _ in self._jobs),
-            waiting,
-            self.nodes.views(),
-            demands.rows(_MOST_DEMANDS),
-        )
-
     # --- posts ---------------------------------------------------------------------------------------------------
 
     def post(self, node_id: bytes, message: Post, heard: Heard | None = None) -> None:
@@ -494,7 +449,7 @@ class ControlStore:
         self._journal.flush()
 
     def _save(self, actor_id: bytes, new: bool = False) -> None:
-        self._note(actor_id)
+        self._overview.note(actor_id)
         record = self._actors.record(actor_id)
         write = self._journal.write
         if isinstance(record, LivingActor):

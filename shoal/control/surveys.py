@@ -1,4 +1,4 @@
-"""Asks nodes what they know, puts their answers together, and remembers of actors what lists of them show.
+"""Asks nodes what they know, and puts their answers together.
 
 Every question has a time limit, after which whoever has not answered is named as silent; a node that leaves so many questions open
 is not asked more. Nothing here is written down, and nothing depends on it.
@@ -8,21 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from shoal.control.nodes import Nodes
-from shoal.core.actor_records import Actor
-from shoal.core.demands import IN_GROUP, Demands
-from shoal.core.task_rows import cut, largest
+from shoal.core.findings import cut_down, take_in
 from shoal.messages.control import NodeFound, Order, SurveyNode, SurveyNodes
-from shoal.messages.node import ActorSpec
-from shoal.messages.placement import InBundle
-from shoal.messages.records import DeadActor, LivingActor
 from shoal.messages.state import (
-    ACTORS,
-    ActorRow,
     AskDemands,
     AskMemory,
     AskObjects,
@@ -108,16 +100,8 @@ class Surveys:
         name = survey.asked.pop(node_id, None)
         if name is None:
             return
-        found, new = survey.findings, message.findings
-        found.tasks += new.tasks
-        found.objects += new.objects
-        found.workers += new.workers
-        found.reasons += new.reasons
-        found.demands += new.demands
-        found.processes += new.processes
-        found.stores += new.stores
-        found.left_out += new.left_out
-        found.silent += [f"{who} on {name}" for who in new.silent]
+        take_in(survey.findings, message.findings)
+        survey.findings.silent += [f"{who} on {name}" for who in message.findings.silent]
         self._look(message.number, survey)
 
     def on_node_gone(self, node_id: bytes) -> None:
@@ -146,91 +130,6 @@ class Surveys:
             survey.timer.cancel()
         found = survey.findings
         found.silent += survey.asked.values()
-        match survey.question:
-            case AskTasks(limit):
-                found.tasks, left_out = cut(found.tasks, limit)
-                found.left_out += left_out
-            case AskObjects(limit) | AskMemory(limit):
-                found.objects, left_out = largest(found.objects, limit)
-                found.left_out += left_out
-            case AskWorkers(limit):
-                found.left_out += max(0, len(found.workers) - limit)
-                del found.workers[limit:]
+        cut_down(found, survey.question)
         if not survey.answer.done():
             survey.answer.set_result(found)
-
-
-class ActorRows:
-    """What lists of actors show of each, also when it is dead."""
-
-    def __init__(self) -> None:
-        self._rows: dict[bytes, ActorRow] = {}
-
-    def on_saved(
-        self,
-        actor_id: bytes,
-        actor: Actor | None,
-        record: LivingActor | DeadActor | None,
-        node_id: bytes,
-    ) -> None:
-        """What is known of an actor has changed; no record: nothing is known any more. `node_id` is where it was sent."""
-        if record is None:
-            self._rows.pop(actor_id, None)
-            return
-        row = self._rows.get(actor_id)
-        if row is None:
-            row = self._rows[actor_id] = _new_row(actor_id, actor)
-        change = record.change if isinstance(record, DeadActor) else record
-        if row.state != change.state:
-            row.state, row.since_ns = change.state, time.time_ns()
-        row.incarnation = change.incarnation
-        row.address, row.pid, row.cause = change.address, change.pid, change.cause
-        if node_id or row.state != "DEAD":
-            row.node_id = node_id
-
-    def count(self, demands: Demands, unplaced: Iterable[ActorSpec]) -> None:
-        """Count actors that no node could take."""
-        for spec in unplaced:
-            row = self._rows.get(spec.actor_id)
-            in_group = isinstance(spec.placement_shape.strategy, InBundle)
-            demands.add(
-                ACTORS,
-                [(spec.placement_shape.resources, 1)],
-                time.time_ns() if row is None else row.since_ns,
-                name=spec.class_name,
-                where=IN_GROUP if in_group else "",
-                nowhere=not in_group,
-            )
-
-    def get(self, actor_id: bytes, waits: Callable[[bytes], str]) -> ActorRow | None:
-        """The row of one actor, as `listed` has it."""
-        row = self._rows.get(actor_id)
-        if row is not None:
-            row.waits = waits(actor_id)
-        return row
-
-    def listed(self, waits: Callable[[bytes], str]) -> list[ActorRow]:
-        """All rows. `waits` tells why an actor waits that no node could take."""
-        for row in self._rows.values():
-            row.waits = waits(row.actor_id)
-        return list(self._rows.values())
-
-
-def _new_row(actor_id: bytes, actor: Actor | None) -> ActorRow:
-    now_ns = time.time_ns()
-    if actor is None:
-        # It died before this control store was started.
-        return ActorRow(actor_id, "", "", b"", "", "", "", False, (), now_ns)
-    spec = actor.spec
-    return ActorRow(
-        actor_id,
-        spec.class_name,
-        "",
-        actor.job_id,
-        spec.name,
-        spec.namespace,
-        spec.owner,
-        spec.detached,
-        spec.shape.resources,
-        now_ns,
-    )

@@ -32,6 +32,8 @@ from shoal.messages.placement import (
 from shoal.messages.state import Found, Inquire, Look, Survey, WhyLease
 from shoal.messages.stores import (
     Abandoned,
+    AwayDead,
+    BringBack,
     FreeAbandoned,
     FreeOrphans,
     InUse,
@@ -521,6 +523,8 @@ ToNode = (
     | QuotaRequest
     | QuotaReturn
     | Spilled
+    | BringBack
+    | AwayDead
     | FreeOrphans
     | InUse
     | Abandoned

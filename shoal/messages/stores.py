@@ -62,6 +62,20 @@ class Spilled(msgspec.Struct, array_like=True, tag=71):
     error: str = ""
 
 
+class BringBack(msgspec.Struct, array_like=True, tag=72):
+    """Client to node: a segment that was spilled is not in the spill folder; bring it back from the remote target. Answered by
+    `Reply`, when it is there."""
+
+    req: int
+    segment: str
+
+
+class AwayDead(msgspec.Struct, array_like=True, tag=73):
+    """Client to node: these segments of the client, which were not in the spill folder, are dead."""
+
+    segments: list[str]
+
+
 class FreeOrphans(msgspec.Struct, array_like=True, tag=54):
     """Blocks whose creating process has ended, to be freed by the node where it was: that of `creator`, or this one."""
 

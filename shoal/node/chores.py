@@ -56,6 +56,11 @@ class Chores:
             self._closed = True
         self._queue.put(None)
 
+    def join(self, timeout_s: float) -> None:
+        """After `close`: wait a little for what is being done. Not in the thread."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
     def _run(self) -> None:
         while True:
             chore = self._next()

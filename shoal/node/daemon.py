@@ -19,6 +19,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -331,6 +332,10 @@ class Daemon:
 
     def _register_worker(self, connection: PeerConnection, message: RegisterWorker) -> None:
         process = self._workers.process(message.worker_id)
+        if process is not None and not process.pid:
+            # It was quicker than the zygote's word that it is there, which also says its pid.
+            process.early = partial(self._register_early, connection, message)
+            return
         if process is None or process.client is not None or process.pid != message.pid:
             raise ProtocolError(
                 f"pid {message.pid} is not the worker {message.worker_id.hex()[:8]} that this node started"
@@ -340,6 +345,13 @@ class Daemon:
         )
         self._welcome(connection, process.job)
         self._workers.on_registered(process, client)
+
+    def _register_early(self, connection: PeerConnection, message: RegisterWorker) -> None:
+        try:
+            self._register_worker(connection, message)
+        except ProtocolError as error:
+            connection.fail(error)
+        self._workers.advance()
 
     def _welcome(self, connection: PeerConnection, job: Job) -> None:
         boot = self._boot

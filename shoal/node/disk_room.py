@@ -1,8 +1,10 @@
-"""Room on the disk for what is about to be written there: where it is short, copies that nobody uses go first, as in memory.
+"""Room on the disk for what is about to be written there. Where it is short, copies that nobody uses go first, as in memory; then the
+coldest segments go on to the remote target, if there is one.
 
 Whoever writes finds out itself whether the disk takes it (`store.spilling`). But only the node knows what need not be there: copies of
-objects of other nodes can be got again. So before it has anybody write, it looks at the disk, in a thread, and has as many copies dropped
-as are in the way. While there are none that could be, nothing is looked at and nobody waits.
+objects of other nodes can be got again. And only the node knows of a budget (`spill_local_bytes`), and of the target (`node.remote_spill`).
+So before it has anybody write, it looks at the disk, in a thread, and has as much leave as is in the way. While nothing could leave, and
+there is no budget, nothing is looked at and nobody waits.
 
 All else runs in the daemon's event loop.
 """
@@ -12,10 +14,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from shoal.node.chores import Chores
+from shoal.node.memory_reading import folder_bytes
+
+if TYPE_CHECKING:
+    from shoal.node.remote_spill import RemoteSpill
+
+Then = Callable[[str], None]
 
 
 class Copies(Protocol):
@@ -29,50 +38,97 @@ class Copies(Protocol):
         any; `then` is called when they are gone."""
 
 
+class DiskTerms(NamedTuple):
+    """Where things are written, and how much may be.
+
+    Attributes:
+        folder: The spill folder.
+        fraction: How full its file system may become.
+        budget: Bytes of files in it; 0: as many as `fraction` lets them.
+    """
+
+    folder: Path
+    fraction: float
+    budget: int
+
+    def shortage(self, wanted: int) -> int:
+        """How many bytes must leave the disk before `wanted` can come."""
+        from shoal.store.spilling import disk_shortage
+
+        return max(disk_shortage(self.folder, wanted, self.fraction), self.over_budget(wanted))
+
+    def over_budget(self, wanted: int) -> int:
+        """The same for the budget alone."""
+        return max(0, folder_bytes(str(self.folder)) + wanted - self.budget) if self.budget else 0
+
+
 class DiskRoom:
-    """See the module's docstring. `folder` is where things are written, if they are; `disk_fraction` is how full its disk may become.
+    """See the module's docstring. Where nothing is written there are no `terms`.
 
     Attributes:
         copies: Where copies are, if the node is one of several.
+        remote: The target, if there is one.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, folder: Path | None, disk_fraction: float
+        self,
+        loop: asyncio.AbstractEventLoop,
+        terms: DiskTerms | None,
+        remote: RemoteSpill | None = None,
     ) -> None:
         self.copies: Copies | None = None
+        self.remote = remote
         self._loop = loop
-        self._folder = folder
-        self._disk_fraction = disk_fraction
+        self._terms = terms
         self._chores = Chores("shoal-disk-room")
 
-    def before(self, wanted: int, then: Callable[[], None]) -> None:
-        """Call `then` when there is room for `wanted` bytes, or nothing more can be done about that; at once, if no copies are there."""
-        copies = self.copies
-        if self._folder is None or copies is None or not copies.some_on_disk():
-            then()
+    def before(self, wanted: int, then: Then) -> None:
+        """Call `then` when there is room for `wanted` bytes, or nothing more can be done about that: with "", and whoever writes will see,
+        or with the reason why nothing is to be written. At once, if nothing could leave and there is no budget."""
+        terms = self._terms
+        copies = self.copies is not None and self.copies.some_on_disk()
+        if terms is None or not (copies or terms.budget or self.remote is not None):
+            then("")
         else:
-            self._chores.do(self._look, self._folder, wanted, then)
+            self._chores.do(self._look, terms, wanted, then)
 
     def on_full(self, wanted: int, then: Callable[[], None]) -> bool:
         """The disk took no more: drop copies for `wanted` bytes. Whether there are any; `then` is called when they are gone."""
         return self.copies is not None and self.copies.drop_from_disk(wanted, then)
 
-    def _look(self, folder: Path, wanted: int, then: Callable[[], None]) -> None:
+    def _look(self, terms: DiskTerms, wanted: int, then: Then) -> None:
         """In the thread."""
-        from shoal.store.spilling import disk_shortage
-
-        short = 0
+        short = over = 0
         with contextlib.suppress(OSError):
             # Whoever writes there will find it, too, and say what it is.
-            short = disk_shortage(folder, wanted, self._disk_fraction)
+            short, over = terms.shortage(wanted), terms.over_budget(wanted)
+        self._tell_loop(self._on_looked, terms, wanted, short, over, then)
+
+    def _on_looked(self, terms: DiskTerms, wanted: int, short: int, over: int, then: Then) -> None:
+        if not short:
+            then("")
+        elif self.on_full(short, partial(self.before, wanted, then)):
+            # It will be looked at again.
+            return
+        elif self.remote is not None:
+            moved = partial(self._tell_loop, self._on_moved, terms, over, then)
+            self.remote.make_room(short, moved)
+        else:
+            self._on_moved(terms, over, then, short, "")
+
+    def _on_moved(self, terms: DiskTerms, over: int, then: Then, missing: int, error: str) -> None:
+        """What could go on has gone: `missing` bytes less than was wanted, or until the target failed."""
+        if missing and over and not error:
+            error = f"its budget of {terms.budget:,} bytes (spill_local_bytes) is taken"
+        then(error)
+
+    def _tell_loop(self, event: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):
             # The loop may have ended.
-            self._loop.call_soon_threadsafe(self._on_looked, short, then)
-
-    def _on_looked(self, short: int, then: Callable[[], None]) -> None:
-        if not short or not self.on_full(short, then):
-            then()
+            self._loop.call_soon_threadsafe(event, *args)
 
     def close(self) -> None:
-        """Look no more."""
+        """Look no more, and move nothing."""
         self._chores.close()
+        if self.remote is not None:
+            self.remote.close()

@@ -29,6 +29,7 @@ from shoal.node.chores import Chores
 from shoal.node.inquiries import Used
 
 if TYPE_CHECKING:
+    from shoal.node.remote_spill import RemoteSpill
     from shoal.store.extents import Extents
 
 _log = logging.getLogger("shoal.node")
@@ -37,6 +38,7 @@ _BLOCK: Final = 512
 _HELD_RETRY_S: Final = 1.0
 _FAILED_RETRY_S: Final = 1.0
 _LONGEST_RETRY_S: Final = 60.0
+_LOOKS: Final = 3
 
 
 class Estate:
@@ -127,6 +129,7 @@ class Estates:
         spill_directory: Where segments are spilled; None if none are.
         disk_fraction: How full that disk may become.
         heir: Who hears of them.
+        remote: Where segments may go on to from the disk.
     """
 
     def __init__(
@@ -136,12 +139,14 @@ class Estates:
         spill_directory: Path | None,
         disk_fraction: float,
         heir: Heir,
+        remote: RemoteSpill | None = None,
     ) -> None:
         self._chores = chores
         self._directory = directory
         self._spill_directory = spill_directory
         self._disk_fraction = disk_fraction
         self._heir = heir
+        self._remote = remote
         self._estates: dict[str, Estate] = {}
         self._held: list[Location] = []
         # Segments (or "" for what is left in the end, such as the lock file) of creators with which the disk has failed, and of what
@@ -160,6 +165,8 @@ class Estates:
     def on_death(self, creator: str, address: str, job_id: bytes) -> None:
         """A process has ended: what it left is the node's now."""
         estate = self._estates[creator] = Estate(address, job_id)
+        # Looked at before the disk for what comes back meanwhile, and after it for what goes.
+        away = self._away(creator)
         for name in self._files_of(creator, self._directory):
             estate.segments[name] = self._taken(self._directory / name)
         if self._spill_directory is not None:
@@ -168,9 +175,18 @@ class Estates:
                     continue
                 estate.segments[name] = self._taken(self._spill_directory / name)
                 estate.on_disk.add(name)
+        away |= self._away(creator)
+        for name, length in away.items():
+            if name in estate.on_disk or (name in estate.segments and not self._choose(name)):
+                continue
+            estate.segments[name] = length
+            estate.on_disk.add(name)
         if estate.segments:
             self._heir.on_found(creator)
         self._account(creator, estate)
+
+    def _away(self, creator: str) -> dict[str, int]:
+        return {} if self._remote is None else self._remote.names_of(creator)
 
     def _files_of(self, creator: str, directory: Path) -> list[str]:
         from shoal.store.layout import parse_segment
@@ -218,11 +234,16 @@ class Estates:
             return 0
 
     def _size(self, slab: str) -> int:
-        """The length of its file, wherever that is: it may have been written to disk just now."""
-        for directory in (self._directory, self._spill_directory):
-            if directory is not None:
-                with contextlib.suppress(FileNotFoundError):
-                    return (directory / slab).stat().st_size
+        """The length of its file, wherever that is: it may have been written to disk just now; 0 if it is nowhere."""
+        for _ in range(_LOOKS):
+            # First the table, then the disk: what comes back is on the disk before it leaves the table. What goes may be missed once.
+            length = None if self._remote is None else self._remote.length_of(slab)
+            if length is not None:
+                return length
+            for directory in (self._directory, self._spill_directory):
+                if directory is not None:
+                    with contextlib.suppress(FileNotFoundError):
+                        return (directory / slab).stat().st_size
         return 0
 
     def _path(self, estate: Estate, segment: str) -> Path:
@@ -262,6 +283,8 @@ class Estates:
         except OSError as error:
             self._fail(creator, "", self._directory / creator, error)
             return
+        if self._remote is not None:
+            self._remote.forget(list(self._remote.names_of(creator)))
         self._failed.pop((creator, ""), None)
         del self._estates[creator]
         self._heir.on_estate_gone(creator, estate.address)
@@ -385,12 +408,20 @@ class Estates:
             if left:
                 estate.segments[segment] = left
             else:
-                path.unlink(missing_ok=True)
+                self._remove(path, segment in estate.on_disk)
                 estate.forget(segment)
         except OSError as error:
             self._fail(creator, segment, path, error)
         else:
             self._failed.pop((creator, segment), None)
+
+    def _remove(self, path: Path, on_disk: bool) -> None:
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            if on_disk and self._remote is not None:
+                # Of the two who remove it the other was first: see `node.remote_spill`.
+                self._remote.forget([path.name])
 
     def _punch(self, estate: Estate, segment: str, path: Path) -> int:
         """Give back what pages of a slab can be; what it takes then, and 0 if nothing in it lives."""
@@ -413,8 +444,12 @@ class Estates:
                 # Some file systems count late what was written, so that 0 means nothing there.
                 return max(left, _BLOCK) if segment in estate.on_disk else left
         except FileNotFoundError:
-            # With the session's folder.
-            return 0
+            length = self._size(segment)
+            if not length or (freed is not None and freed.size_at(0) >= length):
+                # With the session's folder, or it is at the remote target, and nothing in it lives.
+                return 0
+            # There no holes are made.
+            return max(_BLOCK, estate.segments[segment])
 
     def _fail(self, creator: str, segment: str, path: Path, error: OSError) -> None:
         """It is tried again."""

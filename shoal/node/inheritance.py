@@ -10,12 +10,15 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from shoal.messages.values import Location
 from shoal.node.chores import Chores
 from shoal.node.estates import Estate, Estates
 from shoal.node.inquiries import Used
+
+if TYPE_CHECKING:
+    from shoal.node.remote_spill import RemoteSpill
 
 _T = TypeVar("_T")
 
@@ -51,11 +54,14 @@ class Inheritance:
         spill_directory: Path | None,
         disk_fraction: float,
         keeper: Keeper,
+        remote: RemoteSpill | None = None,
     ) -> None:
         self._loop = loop
         self._keeper = keeper
         self._chores = Chores("shoal-estates")
-        self._estates = Estates(self._chores, directory, spill_directory, disk_fraction, self)
+        self._estates = Estates(
+            self._chores, directory, spill_directory, disk_fraction, self, remote
+        )
         self._left: dict[str, Left] = {}
 
     # --- in the loop -----------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ writes itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,9 +27,13 @@ from shoal.clock import monotonic_ns
 from shoal.config import Config
 from shoal.core.quotas import Granted, StoreQuotas, Wanted
 from shoal.core.spilling import SpillOrder, SpillTerms
+from shoal.errors import ProtocolError
 from shoal.messages.boot import Boot
+from shoal.messages.node import Reply
 from shoal.messages.stores import (
     Abandoned,
+    AwayDead,
+    BringBack,
     FreeAbandoned,
     FreeOrphans,
     InUse,
@@ -43,13 +48,16 @@ from shoal.messages.stores import (
 from shoal.messages.values import Location
 from shoal.node.clients import Client, Clients
 from shoal.node.disk import SpillAccounts
-from shoal.node.disk_room import DiskRoom
+from shoal.node.disk_room import DiskRoom, DiskTerms
 from shoal.node.inheritance import Inheritance, Left
 from shoal.node.inquiries import Inquiries, Used
 from shoal.node.store_row import StoreRows
 from shoal.wire.addresses import creator_at
 from shoal.wire.session import spill_path, spill_target
 
+_ADVICE: Final = (
+    "Drop references to large objects, make room there, or choose another object_spilling_directory"
+)
 _OTHERS_EVERY_S: Final = 2.0
 
 
@@ -87,7 +95,7 @@ class StoreKeeper:
         )
         self.disk = SpillAccounts(spill_directory)
         folder = Path(spill_directory) if spill_directory else None
-        self.room = DiskRoom(loop, folder, config.spill_disk_fraction)
+        self.room = _room(loop, boot, folder)
         self.rows = StoreRows(loop, self.quotas, self.disk)
         # Those that have drawn quota, by short name.
         self._clients: dict[str, Holder] = {}
@@ -108,12 +116,15 @@ class StoreKeeper:
             folder,
             config.spill_disk_fraction,
             self,
+            self.room.remote,
         )
         self._timer: asyncio.TimerHandle | None = None
         self.client_handlers: dict[type, Callable[[Client, Any], None]] = {
             QuotaRequest: self.on_request,
             QuotaReturn: self.on_return,
             Spilled: self.on_spilled,
+            BringBack: self.on_bring_back,
+            AwayDead: self.on_away_dead,
             FreeOrphans: lambda _, m: self.free(m.locations),
             InUse: self.on_in_use,
             Abandoned: self.on_abandoned,
@@ -142,6 +153,33 @@ class StoreKeeper:
         """A process has written objects to disk, or has found that full."""
         self._on_spilled(creator_at(client.address), message.freed, message.written, message.error)
 
+    def on_bring_back(self, client: Client, message: BringBack) -> None:
+        """A process does not find a segment on disk."""
+        from shoal.store.layout import parse_segment
+
+        remote = self.room.remote
+        if parse_segment(message.segment) is None or remote is None:
+            raise ProtocolError(f"{message.segment!r} cannot be at a remote target")
+
+        def answer(error: str) -> None:
+            client.send(Reply(message.req, error=error))
+
+        remote.bring(message.segment, partial(self._tell_loop, answer))
+
+    def on_away_dead(self, _client: Client, message: AwayDead) -> None:
+        """Segments of a process are dead, and were not on the disk."""
+        from shoal.store.layout import parse_segment
+
+        remote = self.room.remote
+        if remote is None or any(parse_segment(name) is None for name in message.segments):
+            raise ProtocolError("segments are dead that cannot be at a remote target")
+        remote.forget(message.segments)
+
+    def _tell_loop(self, event: Callable[..., None], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):
+            # The loop may have ended.
+            self._loop.call_soon_threadsafe(event, *args)
+
     def _on_spilled(self, creator: str, freed: int, written: int, error: str) -> None:
         if error and self.room.on_full(
             self._batch, partial(self._on_spilled, creator, freed, written, "")
@@ -166,7 +204,7 @@ class StoreKeeper:
                     if on_disk:
                         self.disk.on_use()
                         wanted = effect.size + self.disk.ordered
-                        self.room.before(wanted, partial(self._send, creator, answer))
+                        self.room.before(wanted, partial(self._let_write, creator, answer))
                     else:
                         self._send(creator, answer)
                 case Wanted(_, wanted, itself):
@@ -197,8 +235,18 @@ class StoreKeeper:
                 if not self.quotas.held(creator_at(client.address)):
                     client.send(QuotaWanted(0))
 
-    def _spill(self, creator: str, wanted: int) -> None:
-        if creator in self._clients:
+    def _let_write(self, creator: str, answer: QuotaGranted, error: str) -> None:
+        """An object may be made on disk, unless that is refused."""
+        if error:
+            self.disk.on_spilled(creator, 0, error, monotonic_ns())
+            explanation = f"the object has no room in the object store, and cannot go to disk: {error}. {_ADVICE}"
+            answer = QuotaGranted(answer.req, 0, explanation, disk_full=True)
+        self._send(creator, answer)
+
+    def _spill(self, creator: str, wanted: int, error: str) -> None:
+        if error:
+            self._on_spilled(creator, 0, 0, error)
+        elif creator in self._clients:
             self._send(creator, SpillWanted(wanted))
         else:
             self._spill_estate(creator, wanted)
@@ -310,6 +358,20 @@ class StoreKeeper:
         self.rows.close()
         if self._timer is not None:
             self._timer.cancel()
+
+
+def _room(loop: asyncio.AbstractEventLoop, boot: Boot, folder: Path | None) -> DiskRoom:
+    if folder is None:
+        return DiskRoom(loop, None)
+    config = boot.config
+    terms = DiskTerms(folder, config.spill_disk_fraction, config.spill_local_bytes)
+    if not config.spill_remote:
+        return DiskRoom(loop, terms)
+    from shoal.node.remote_spill import RemoteSpill
+
+    directory = Path(boot.shm_dir)
+    remote = RemoteSpill(boot.session_dir, directory, folder, config.spill_remote, terms.shortage)
+    return DiskRoom(loop, terms, remote)
 
 
 def _terms(config: Config, capacity: int, place: str) -> SpillTerms | None:

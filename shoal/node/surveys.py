@@ -22,11 +22,11 @@ import msgspec
 from shoal.clock import monotonic_ns
 from shoal.control.link import ControlLink
 from shoal.core.demands import Demands, count_queue
+from shoal.core.findings import cut_down, take_in
 from shoal.core.forwarding import HERE, NOWHERE
 from shoal.core.lease_reasons import why_request
 from shoal.core.lease_records import Lease
 from shoal.core.pool import WorkerState
-from shoal.core.task_rows import cut, largest
 from shoal.messages.control import NodeFound, SurveyNode, SurveyNodes
 from shoal.messages.inventory import StoreMemory
 from shoal.messages.node import Events, Reply
@@ -181,12 +181,7 @@ class Surveys:
         if collection is None or collection.asked.pop(client.number, None) is None:
             # Too late.
             return
-        found, new = collection.findings, message.findings
-        found.tasks += new.tasks
-        found.objects += new.objects
-        found.reasons += new.reasons
-        found.processes += new.processes
-        found.left_out += new.left_out
+        take_in(collection.findings, message.findings)
         self._look(message.number, collection)
 
     def _on_events(self, client: Client, message: Events) -> None:
@@ -209,13 +204,7 @@ class Surveys:
             collection.timer.cancel()
         found = collection.findings
         found.silent = [str(client) for client in collection.asked.values()]
-        match collection.question:
-            case AskTasks(limit):
-                found.tasks, left_out = cut(found.tasks, limit)
-                found.left_out += left_out
-            case AskObjects(limit) | AskMemory(limit):
-                found.objects, left_out = largest(found.objects, limit)
-                found.left_out += left_out
+        cut_down(found, collection.question)
         self._control.post(NodeFound(number, found))
 
     # --- what the daemon knows itself ----------------------------------------------------------------------------

@@ -65,6 +65,7 @@ class Process:
         told: It has been sent the order to end.
         expected: Its end is nothing to worry about.
         number: That of its client, once it has registered.
+        early: What is to be done when its pid is known, if it has registered before.
         occupation: What the memory monitor knows of it.
         status: Its exit status, once it has ended.
     """
@@ -72,6 +73,7 @@ class Process:
     __slots__ = (
         "address",
         "client",
+        "early",
         "expected",
         "job",
         "leaving",
@@ -94,6 +96,7 @@ class Process:
         self.pid = 0
         self.status: int | None = None
         self.client: Client | None = None
+        self.early: Callable[[], None] | None = None
         self.number = 0
         self.ordered = ""
         self.leaving = ""
@@ -420,6 +423,9 @@ class Workers:
         process.pid = pid
         self._by_pid[pid] = process
         process.logs.start(pid)
+        early, process.early = process.early, None
+        if early is not None:
+            early()
         if process.ordered:
             self._signal(process, signal.SIGKILL)
 

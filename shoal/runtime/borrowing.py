@@ -205,8 +205,7 @@ class Borrowing:
     def _on_free_blocks(self, connection: Connection, message: FreeBlocks) -> None:
         process = self._process
         process.deliveries.freed(connection.peer_address, message.locations)
-        if process.store.remote is not None:
-            process.store.remote.tell_freed()
+        process.store.tell_freed()
 
     # --- effects -------------------------------------------------------------------------------------------------
 
@@ -255,8 +254,7 @@ class Borrowing:
         for creator, locations in blocks.items():
             if not self._send_to_owner(creator, FreeBlocks(locations)):
                 process.node.send_locked(FreeOrphans(locations, creator))
-        if process.store.remote is not None:
-            process.store.remote.tell_freed()
+        process.store.tell_freed()
 
     def _send_to_owner(self, address: str, message: Any) -> bool:
         if address in self._process.peers.gone:

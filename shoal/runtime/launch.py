@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from shoal.config import Config
 from shoal.messages.boot import Boot, Ready
 from shoal.messages.node import Job
@@ -167,7 +169,8 @@ def begin_head(
         resources: Custom resources.
         labels: Of the node.
         object_store_memory: Capacity of the object store in bytes.
-        object_spilling_directory: Where objects are written that it has no room for, instead of the config's `spill_dir`.
+        object_spilling_directory: Where objects are written that it has no room for, instead of the config's `spill_dir`. The URL of a
+            folder elsewhere is taken for its `spill_remote`.
         node_name: For people.
         node_ip: How the node is called.
         preload: Modules that the zygote imports before it forks.
@@ -181,7 +184,13 @@ def begin_head(
     """
     try:
         if config.spill:
-            _make_spill(session, object_spilling_directory or config.spill_dir)
+            place = object_spilling_directory or config.spill_dir
+            if "://" in place:
+                # A place elsewhere, where what is on the disk here goes on to.
+                config, place = msgspec.structs.replace(config, spill_remote=place), ""
+            if config.spill_remote:
+                _check_target(config.spill_remote)
+            _make_spill(session, place)
         store_bytes = (
             default_capacity_bytes(Path(session.shm_dir), config.store_fraction)
             if object_store_memory is None
@@ -266,6 +275,20 @@ def _make_spill(session: Session, place: str) -> None:
             "(object_spilling_directory)",
             path,
         )
+
+
+def _check_target(url: str) -> None:
+    protocol = url.partition("://")[0]
+    try:
+        import fsspec
+
+        fsspec.get_filesystem_class(protocol)
+    except (ImportError, ValueError) as error:
+        advice = "install shoal[spill-remote], and what fsspec needs for it"
+        raise ValueError(
+            f"spilled objects cannot go on to {url}: {error}. For an address like this, {advice}; or give the path of a folder of this "
+            "machine (object_spilling_directory)"
+        ) from error
 
 
 def _spawn(session: Session, boot: Boot, code: str) -> Head:

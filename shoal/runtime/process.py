@@ -150,6 +150,7 @@ class Process:
             self.config.spill_batch_bytes,
             self.config.store_idle_s,
             self.reactor.call_later,
+            bool(self.config.spill_remote),
         )
         self.garbage = Garbage(self.config.store_full_timeout_s)
         self.deliveries = Deliveries(self.store)

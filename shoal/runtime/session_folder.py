@@ -11,12 +11,12 @@ import fcntl
 import os
 import secrets
 import signal
-import stat
 import tempfile
 import time
 from pathlib import Path
 from typing import Final
 
+from shoal.kernel.folders import is_ours
 from shoal.kernel.processes import has_variable, pids, stat_of
 from shoal.store import private_directory, shm_directory
 from shoal.wire.handshake import new_token
@@ -89,10 +89,6 @@ class Session:
         if not place:
             os.mkdir(own, 0o700)
             return own
-        if "://" in place:
-            raise ValueError(
-                f"objects are spilled to a folder of this machine, and {place!r} is an address; give the path of one"
-            )
         path = f"{os.path.abspath(place)}/{folder_name(self.directory)}"
         # First the link to it: whoever removes the session finds it by that, however soon this process is killed.
         os.symlink(path, own)
@@ -127,12 +123,7 @@ def session_root(root: str | None = None) -> str:
     root = root or os.environ.get("SHOAL_TMPDIR") or ""
     path = os.path.abspath(root) if root else f"{tempfile.gettempdir()}/shoal-{os.getuid()}"
     os.makedirs(path, mode=0o700, exist_ok=True)
-    found = os.lstat(path)
-    if (
-        not stat.S_ISDIR(found.st_mode)
-        or found.st_uid != os.getuid()
-        or stat.S_IMODE(found.st_mode) & 0o022
-    ):
+    if not is_ours(path, refused_bits=0o022):
         raise PermissionError(
             f"{path} is not a directory of this user that only this user can write to, so a session would not be safe in "
             "it. Remove it, or set SHOAL_TMPDIR (or _temp_dir) to another path."
@@ -173,10 +164,9 @@ def shm_of(session_dir: str) -> str:
     try:
         with open(f"{session_dir}/{SHM}", encoding="utf-8") as file:
             path = file.read()
-        found = os.lstat(path)
+        ours = is_ours(path)
     except (OSError, ValueError):
         return ""
-    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
     return path if ours and os.path.basename(path) == folder_name(session_dir) else ""
 
 

@@ -1,7 +1,7 @@
-"""The thread of a process that writes its objects to disk when the node asks for it, so that nobody else waits for the disk.
+"""What a process does for spilling: it writes its objects to disk when the node asks for it, and has them brought back from elsewhere.
 
-It begins with the first order and ends with the store. It is a daemon: a process that ends in the middle of an order leaves a file that
-nobody looks for, which the node removes with what else the process has left.
+The writing has a thread, so that nobody else waits for the disk. It begins with the first order and ends with the store. It is a daemon:
+a process that ends in the middle of an order leaves a file that nobody looks for, which the node removes with what else it has left.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
-from shoal.messages.stores import Spilled
+from shoal.messages.stores import AwayDead, BringBack, Spilled
 from shoal.store.spilling import SpillResult
 
 if TYPE_CHECKING:
@@ -58,3 +58,25 @@ class Spiller:
                 _log.exception("spilling failed")
                 result = SpillResult(0, 0, f"{type(error).__name__}: {error}")
             self._node.send(Spilled(result.freed, result.written, result.error))
+
+
+class RemoteTarget:
+    """The remote target of spilled segments, as a process sees it: its node brings them back, and hears which are dead. Any thread."""
+
+    def __init__(self, node: NodeLink) -> None:
+        self._node = node
+        self._dead: list[str] = []
+
+    def bring(self, segment: str) -> None:
+        """As of `store.spilling.Remote`."""
+        self._node.query(lambda req: BringBack(req, segment), None, None)
+
+    def forget(self, segment: str) -> None:
+        """As of `store.spilling.Remote`."""
+        self._dead.append(segment)
+
+    def tell_dead(self) -> None:
+        """Tell the node of it, with whatever is sent next (with the lock held)."""
+        if self._dead:
+            dead, self._dead = self._dead, []
+            self._node.send_locked(AwayDead(dead))

@@ -17,7 +17,7 @@ from shoal.lock import make_lock
 from shoal.messages.stores import QuotaGranted, QuotaRequest, QuotaReturn, Spilled
 from shoal.runtime.reentry import reentry_error
 from shoal.runtime.remote import RemoteObjects
-from shoal.runtime.spilling import Spiller
+from shoal.runtime.spilling import RemoteTarget, Spiller
 from shoal.serial.layout import write_layout
 from shoal.store import (
     Arena,
@@ -63,6 +63,7 @@ class ObjectStore:
         spill_batch: int = 0,
         idle_s: float = 10.0,
         later: Callable[[float, Callable[[], None]], None] | None = None,
+        goes_on: bool = False,
     ) -> None:
         self.address = address
         self._node = node
@@ -75,6 +76,8 @@ class ObjectStore:
         self._idle_s = idle_s
         self._later = later
         self._spiller = Spiller(node, lambda: self._arena)
+        # If what is spilled may go on from there.
+        self._target = RemoteTarget(node) if goes_on else None
         # Made on first use: most workers never store anything. By one thread.
         self._making = make_lock()
         self._arena: Arena | None = None
@@ -95,6 +98,7 @@ class ObjectStore:
                         self._creator,
                         spill_directory=self._spill_directory,
                         disk_fraction=self._disk_fraction,
+                        remote=self._target,
                         when_idle=None if self._later is None else self._rest_later,
                     )
         return self._arena
@@ -180,7 +184,9 @@ class ObjectStore:
         if self._reader is None:
             with self._making:
                 if self._reader is None:
-                    self._reader = Reader(self._directory, self._spill_directory)
+                    self._reader = Reader(
+                        self._directory, self._spill_directory, remote=self._target
+                    )
         return self._reader.view(location)
 
     def free(self, location: Location) -> None:
@@ -199,6 +205,13 @@ class ObjectStore:
         arena.free(location)
         if self.remote is not None:
             self.remote.freed(location)
+
+    def tell_freed(self) -> None:
+        """Tell the node of what has been freed, with whatever is sent next (with the lock held)."""
+        if self.remote is not None:
+            self.remote.tell_freed()
+        if self._target is not None:
+            self._target.tell_dead()
 
     # --- what there is -------------------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ import msgspec
 from shoal.errors import InternalError, ObjectFreedError, OutOfDiskError
 from shoal.lock import make_lock
 from shoal.messages.values import Location
-from shoal.store import forking
+from shoal.store import forking, locks
 from shoal.store.accounts import Accounts
 from shoal.store.idle import SlabSpace, WarmPool
 from shoal.store.layout import (
@@ -59,11 +59,13 @@ from shoal.store.layout import (
     lock_file,
     round_up,
     segment_capacity,
+    segment_range,
 )
 from shoal.store.mapping import Mapping, export, view_of
 from shoal.store.segment import Record, Segment, State
 from shoal.store.spilling import (
     DISK_FRACTION,
+    Remote,
     check_disk,
     set_spilled,
 )
@@ -95,6 +97,7 @@ class Arena(Accounts):
         spill_directory: The spill folder; without one nothing goes to disk.
         disk_fraction: How full its file system may become.
         when_idle: Called when there is memory, or quota, of which `rest` is to see how long it stays unused; in any thread.
+        remote: The remote target to which segments may go on from there, if there is one.
         large_bytes: Objects of this size and more have segments of their own. Lower: more files and mappings. Higher: more
             fragmentation, and dead objects hold back more memory.
         slab_bytes: Address space of a slab; its pages are reserved as needed.
@@ -109,6 +112,7 @@ class Arena(Accounts):
         spill_directory: Path | None = None,
         disk_fraction: float = DISK_FRACTION,
         when_idle: Callable[[], object] | None = None,
+        remote: Remote | None = None,
         large_bytes: int = DEFAULT_LARGE_BYTES,
         slab_bytes: int = DEFAULT_SLAB_BYTES,
     ) -> None:
@@ -118,6 +122,7 @@ class Arena(Accounts):
                 f"{MAX_SLAB_BYTES}"
             )
         super().__init__(directory, creator, quota_bytes, spill_directory, disk_fraction, when_idle)
+        self._remote: Final = remote
         self._large_bytes: Final = large_bytes
         self._slab_bytes: Final = round_up(slab_bytes, PAGE)
         forking.watch(self)
@@ -166,14 +171,24 @@ class Arena(Accounts):
 
         Raises:
             ObjectFreedError: no such object is alive here.
+            SpillTargetError: it was spilled to a remote target, which cannot be reached.
+            OutOfDiskError: it has to come from there, and the disk has no room.
         """
-        with self._lock:
-            record = self._find(location)
-            exporter = None if record.exporter is None else record.exporter()
-            if exporter is None:
-                exporter = export(self._mapping_of(record.segment), record.offset, record.size)
-                record.exporter = weakref.ref(exporter)
-        return view_of(exporter, record.size).toreadonly()
+        while True:
+            try:
+                with self._lock:
+                    record = self._find(location)
+                    exporter = None if record.exporter is None else record.exporter()
+                    if exporter is None:
+                        mapping = self._mapping_of(record.segment)
+                        exporter = export(mapping, record.offset, record.size)
+                        record.exporter = weakref.ref(exporter)
+                return view_of(exporter, record.size).toreadonly()
+            except FileNotFoundError:
+                if self._remote is None:
+                    raise
+            # Without the lock, since that takes long.
+            self._remote.bring(location.segment)
 
     def free(
         self, location: Location, remove: Callable[[Callable[[], None]], None] | None = None
@@ -209,9 +224,9 @@ class Arena(Accounts):
         if watch and self._when_idle is not None:
             self._when_idle()
         if gone is not None and remove is not None:
-            remove(partial(gone.destroy, discard=False))
+            remove(partial(self._remove_from_disk, gone))
         elif gone is not None:
-            gone.destroy(discard=False)
+            self._remove_from_disk(gone)
 
     # --- on disk ----------------------------------------------------------------------------------------------
 
@@ -222,6 +237,11 @@ class Arena(Accounts):
             return None
         del self._segments[segment.name]
         return segment
+
+    def _remove_from_disk(self, segment: Segment) -> None:
+        if not segment.destroy(discard=False) and self._remote is not None:
+            # Of the two who remove it the other was first: see `node.remote_spill`.
+            self._remote.forget(segment.name)
 
     def _mapping_of(self, segment: Segment) -> Mapping:
         if segment.mapping is not None:
@@ -259,11 +279,27 @@ class Arena(Accounts):
             set_spilled(self._lock_fd, number)
             segment.busy = 1
             block = self._open_block(segment, 0, capacity, size)
+            if self._remote is not None:
+                self._hold_while_filled(segment.blocks[0])
             self._live_bytes -= size
             self._spilled_bytes += size
             # The block keeps the mapping for as long as it is being filled.
             segment.mapping = None
             return block
+
+    def _hold_while_filled(self, record: Record) -> None:
+        """Whoever looks (the node may have it go on from here) sees that somebody has a block on disk; until its buffer goes."""
+        held = segment_range(record.segment.number)
+        locks.hold(self._lock_fd, *held)
+
+        def let_go(_: object) -> None:
+            # In any thread, with any lock held. The lock file is open until the arena is closed, and then nothing is moved.
+            if not self._closed_because:
+                locks.release(self._lock_fd, *held)
+
+        assert record.exporter is not None
+        exporter = record.exporter()
+        record.exporter = weakref.ref(exporter, let_go)
 
     def path_of(self, location: Location) -> Path:
         """The file that an object is in.

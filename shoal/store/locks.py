@@ -10,7 +10,7 @@ again, whether anybody does. Rules:
 2. One lock file for each creator, instead of locks on the segments themselves, so that a reader needs one descriptor for
    each creator that it holds objects of, not one for each object.
 3. Who moves a segment *seizes* it first: locks all of it, alone. That fails if anybody looks at any of it, and takes microseconds, for
-   which readers wait.
+   which readers wait. If it takes long, whoever has seized it was stopped just then, and readers are told so.
 4. The kernel keeps the locks of a file in a list. Neighbours of the same holder are joined, so it stays short as long as
    objects are held and dropped in about the order in which they were made.
 
@@ -27,7 +27,10 @@ import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Final
+
+from shoal.errors import GetTimeoutError
 
 # struct flock: type, whence, start, length, pid. The pid must be 0.
 _FLOCK: Final = struct.Struct("hhqqi4x")
@@ -35,7 +38,6 @@ _pack: Final = _FLOCK.pack
 _control: Final = fcntl.fcntl
 
 _SET: Final = getattr(fcntl, "F_OFD_SETLK", 0)
-_SET_WAITING: Final = getattr(fcntl, "F_OFD_SETLKW", 0)
 _GET: Final = getattr(fcntl, "F_OFD_GETLK", 0)
 _READ: Final = fcntl.F_RDLCK
 _WRITE: Final = fcntl.F_WRLCK
@@ -43,6 +45,10 @@ _NONE: Final = fcntl.F_UNLCK
 _NONE_BYTES: Final = struct.pack("h", _NONE)
 
 SUPPORTED: Final = bool(_SET)
+
+_PATIENCE_S: Final = 10.0
+_FIRST_PAUSE_S: Final = 0.000_05
+_LONGEST_PAUSE_S: Final = 0.05
 
 
 def open_lock_file(path: Path | str, *, create: bool) -> int:
@@ -52,9 +58,24 @@ def open_lock_file(path: Path | str, *, create: bool) -> int:
 
 
 def hold(fd: int, start: int, length: int) -> None:
-    """Hold a range as a reader. Waits while somebody has seized it, which takes microseconds."""
-    if SUPPORTED:
-        _control(fd, _SET_WAITING, _pack(_READ, os.SEEK_SET, start, length, 0))
+    """Hold a range as a reader. Waits while somebody has seized it, which takes microseconds.
+
+    Raises:
+        GetTimeoutError: it takes seconds.
+    """
+    if not SUPPORTED or _may_have(fd, _READ, start, length):
+        return
+    # Not by the kernel's own waiting, which nothing would end if whoever has seized it is stopped.
+    deadline = monotonic() + _PATIENCE_S
+    pause_s = _FIRST_PAUSE_S
+    while not _may_have(fd, _READ, start, length):
+        if monotonic() > deadline:
+            raise GetTimeoutError(
+                f"the object is just being moved to disk, by a process that has not gone on for {_PATIENCE_S:g} s: it was stopped, or its "
+                "machine is overloaded. Let it go on (kill -CONT), or end it, and try again"
+            )
+        sleep(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 def release(fd: int, start: int, length: int) -> None:
@@ -65,10 +86,13 @@ def release(fd: int, start: int, length: int) -> None:
 
 def seize(fd: int, start: int, length: int) -> bool:
     """Have a range alone, unless anybody holds any byte of it; whether it is so. To be released at once: readers wait meanwhile."""
-    if not SUPPORTED:
-        return False
+    return SUPPORTED and _may_have(fd, _WRITE, start, length)
+
+
+def _may_have(fd: int, kind: int, start: int, length: int) -> bool:
+    """Lock a range, unless a lock of somebody else is in the way; whether it is so."""
     try:
-        _control(fd, _SET, _pack(_WRITE, os.SEEK_SET, start, length, 0))
+        _control(fd, _SET, _pack(kind, os.SEEK_SET, start, length, 0))
     except BlockingIOError:
         return False
     except OSError as error:

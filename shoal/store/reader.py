@@ -35,7 +35,7 @@ from shoal.messages.values import Location
 from shoal.store import forking, locks
 from shoal.store.layout import lock_file, lock_range, parse_segment
 from shoal.store.mapping import Mapping, export, view_of
-from shoal.store.spilling import is_spilled, open_block
+from shoal.store.spilling import NotOnDiskError, Remote, is_spilled, open_block
 
 DEFAULT_IDLE_MAPPINGS: Final = 64
 DEFAULT_IDLE_BYTES: Final = 4 << 30
@@ -106,6 +106,7 @@ class Reader:
     Args:
         directory: The session's shared-memory directory.
         spill_directory: Where segments are that were spilled; None if none are.
+        remote: Brings back those that are at a remote target, if there is one.
         idle_mappings: Mappings kept although nothing in them is viewed. Higher: segments that their creator uses again
             need not be mapped and faulted in again; more address space and page tables.
         idle_bytes: The same in bytes.
@@ -116,12 +117,14 @@ class Reader:
         directory: Path,
         spill_directory: Path | None = None,
         *,
+        remote: Remote | None = None,
         idle_mappings: int = DEFAULT_IDLE_MAPPINGS,
         idle_bytes: int = DEFAULT_IDLE_BYTES,
     ) -> None:
         # A string: joining paths costs more than the system calls that they are for.
         self._directory: Final = str(directory)
         self._spill_directory: Final = None if spill_directory is None else str(spill_directory)
+        self._remote: Final = remote
         self._max_idle: Final = idle_mappings
         self._max_idle_bytes: Final = idle_bytes
         self._lock = make_lock()
@@ -140,6 +143,8 @@ class Reader:
         Raises:
             ObjectFreedError: its segment is gone.
             ProtocolError: the location is none that any creator made.
+            SpillTargetError: it was spilled to a remote target, which cannot be reached.
+            OutOfDiskError: it has to come from there, and the disk has no room.
         """
         offset = location.offset
         size = location.size
@@ -154,9 +159,18 @@ class Reader:
                     raise ProtocolError(
                         f"{location} is not the object that is there, of {watch.size} bytes and number {watch.serial}"
                     )
+        except NotOnDiskError:
+            if self._remote is None:
+                raise self._gone(location.segment) from None
+            exporter = None
         finally:
             if self._dead:
                 self._drain()
+        if exporter is None:
+            # Without the lock, since that takes long.
+            assert self._remote is not None
+            self._remote.bring(location.segment)
+            return self.view(location)
         return view_of(exporter, size).toreadonly()
 
     def is_entered(self) -> bool:
@@ -321,6 +335,8 @@ class Reader:
             fd, spilled = open_block(
                 self._directory, self._spill_directory, lock_fd, name, parts[1]
             )
+        except NotOnDiskError:
+            raise
         except FileNotFoundError:
             raise self._gone(name) from None
         try:

@@ -145,8 +145,8 @@ class Segment:
         finally:
             os.close(fd)
 
-    def destroy(self, *, discard: bool) -> None:
-        """Remove the file. Views that live stay valid.
+    def destroy(self, *, discard: bool) -> bool:
+        """Remove the file; whether it was there. Views that live stay valid.
 
         Args:
             discard: Nobody has views: take the pages away even from processes that keep the file mapped for later.
@@ -154,7 +154,11 @@ class Segment:
         if discard:
             # Where the file system cannot, the pages go when the last of those processes lets go.
             self.discard(0, self.length)
-        self.path.unlink(missing_ok=True)
+        try:
+            self.path.unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def discard(self, offset: int, length: int) -> bool:
         """As of a `Mapping`. A segment on disk has no pages."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import stat
 import tempfile
 from pathlib import Path
 from typing import Final
 
 from shoal.kernel.control_groups import CGROUPS, OWN_GROUPS, memory_groups
+from shoal.kernel.folders import is_ours
 from shoal.store.layout import check_creator, lock_file, parse_segment
 
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - ours in it is 0700 and checked
@@ -48,12 +48,7 @@ def private_directory(path: Path) -> Path:
     """
     path.mkdir(mode=0o700, exist_ok=True)
     # Where it is may be everybody's: another user may have been there first, with a link or an open directory.
-    found = path.lstat()
-    if (
-        not stat.S_ISDIR(found.st_mode)
-        or found.st_uid != os.getuid()
-        or stat.S_IMODE(found.st_mode) & 0o077
-    ):
+    if not is_ours(path, refused_bits=0o077):
         raise PermissionError(
             f"{path} exists and is not a directory of this user with mode 0700, so objects would not be safe in it. "
             "Remove it, or use another session name."

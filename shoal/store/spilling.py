@@ -16,6 +16,9 @@ not. Locks make it safe::
     4 remove the old file, and its pages
 
 So a flag that was set stays set, and what somebody has locked stays where it is.
+
+A node may have spilled segments go on from the spill folder, to a remote target (`node.remote_spill`). Whoever does not find one there
+has it brought back (`Remote`).
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import mmap
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -43,6 +46,26 @@ copying into fresh pages takes longer than the disk does (on a virtual machine, 
 
 _BLOCK: Final = 512
 _SPILLED: Final = b"\1"
+
+
+class NotOnDiskError(FileNotFoundError):
+    """A segment that was spilled is not in the spill folder: it was freed, or has gone on to a remote target."""
+
+
+class Remote(Protocol):
+    """The remote target, for a process that reads and frees segments."""
+
+    def bring(self, segment: str) -> None:
+        """Have a segment brought back to the spill folder, and wait for it.
+
+        Raises:
+            ObjectFreedError: it is nowhere.
+            SpillTargetError: the target cannot be reached.
+            OutOfDiskError: the disk here has no room for it.
+        """
+
+    def forget(self, segment: str) -> None:
+        """A segment of this process, which was not in the spill folder, is dead. Any thread, in the middle of anything."""
 
 
 class SpillResult(msgspec.Struct, frozen=True):
@@ -81,13 +104,18 @@ def open_block(
     """A descriptor of the file of a segment of which the caller has locked a block, and whether that is on disk.
 
     Raises:
-        FileNotFoundError: it is nowhere.
+        FileNotFoundError: it is not there; `NotOnDiskError`, if it was spilled.
     """
     spilled = is_spilled(lock_fd, number)
     folder = spill_directory if spilled else directory
     if folder is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-    return os.open(f"{folder}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), spilled
+    try:
+        return os.open(f"{folder}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), spilled
+    except FileNotFoundError as error:
+        if spilled:
+            raise NotOnDiskError(*error.args, error.filename) from None
+        raise
 
 
 def check_disk(folder: Path, wanted: int, disk_fraction: float) -> None:

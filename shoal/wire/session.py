@@ -7,6 +7,7 @@
         lock                     locked (flock) for as long as the head or the zygote lives
         shm                      text: the path of the session's shared-memory directory
         spill                    objects that did not fit into it: 0700, or a link to such a folder elsewhere
+        remote                   text: the URL of the target to which some of these have gone on          0600
         head                     text: the pid of the head, which is also the number of its terminal session
         starter                  text: who starts it (`runtime.starters`), if `shoal start` does  0600
         node.json                what it is a node of (`messages.boot.NodeFile`)   0600
@@ -31,9 +32,10 @@ import hashlib
 import os
 import shutil
 import socket
-import stat
+import sys
 from typing import Final
 
+from shoal.kernel.folders import is_ours
 from shoal.wire.addresses import name_of
 
 MAX_SOCKET_PATH: Final = 107
@@ -42,6 +44,7 @@ MAX_SOCKET_PATH: Final = 107
 LOCK: Final = "lock"
 SHM: Final = "shm"
 SPILL: Final = "spill"
+REMOTE: Final = "remote"
 HEAD: Final = "head"
 STARTER: Final = "starter"
 NODE_FILE: Final = "node.json"
@@ -54,6 +57,8 @@ SESSION_PREFIX: Final = "s-"
 CONTROL_PREFIX: Final = "c-"
 """How the folder of a control store begins."""
 _REMOVAL_TRIES: Final = 5
+_CLEAR_S: Final = 20.0
+"""How long a remote target may take to remove what a session has there, before that is left to the next who cleans up."""
 _LONGEST_NAME: Final = "/w-00000000.sock"
 
 
@@ -102,10 +107,9 @@ def spill_target(session_dir: str) -> str:
     """Where the link to a session's spill folder leads; "" if it is none, or leads to what cannot be ours."""
     try:
         path = os.readlink(spill_path(session_dir))
-        found = os.lstat(path)
+        ours = is_ours(path)
     except OSError:
         return ""
-    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
     return path if ours and os.path.basename(path) == folder_name(session_dir) else ""
 
 
@@ -201,12 +205,59 @@ def _lock(directory: str, how: int, flags: int = 0) -> int | None:
     return fd
 
 
+def note_remote(session_dir: str, url: str) -> None:
+    """Note for whoever removes the session that objects of it are at a remote target, in a folder called as by `folder_name`."""
+    write_private(f"{session_dir}/{REMOTE}", url.encode())
+
+
 def remove_session(session_dir: str, shm_dir: str) -> None:
-    """Remove all that a session left in the file system. May be called by several processes at once."""
+    """Remove all that a session left in the file system, and what it has at a remote target. May be called by several processes at once.
+
+    If the target cannot be reached the session's folder stays, with the note of it and the lock: for the next who removes dead sessions.
+    """
     # The link goes with the session's folder: until then another process that removes the session finds its way by it.
-    for folder in (shm_dir, spill_target(session_dir), session_dir):
-        # Somebody may make files in it while it is being emptied, or remove those that were just listed.
-        for _ in range(_REMOVAL_TRIES):
-            if not os.path.isdir(folder):
-                break
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in (shm_dir, spill_target(session_dir)):
+        _remove_folder(folder)
+    if _clear_remote(session_dir):
+        _remove_folder(session_dir)
+        return
+    with contextlib.suppress(OSError):
+        for name in os.listdir(session_dir):
+            path = f"{session_dir}/{name}"
+            if os.path.isdir(path) and not os.path.islink(path):
+                _remove_folder(path)
+            elif name not in (LOCK, REMOTE):
+                os.unlink(path)
+
+
+def _remove_folder(folder: str) -> None:
+    # Somebody may make files in it while it is being emptied, or remove those that were just listed.
+    for _ in range(_REMOVAL_TRIES):
+        if not os.path.isdir(folder):
+            break
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _clear_remote(session_dir: str) -> bool:
+    """Whether nothing of the session is at a remote target any more. Another process does it: see `shoal.node.remote_target`."""
+    try:
+        with open(f"{session_dir}/{REMOTE}", encoding="utf-8") as file:
+            url = file.read()
+    except OSError:
+        return True
+    import subprocess
+
+    command = [sys.executable, "-m", "shoal.node.remote_target", url, folder_name(session_dir)]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            timeout=_CLEAR_S,
+            start_new_session=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.returncode == 0

@@ -95,7 +95,7 @@ def counted(*kinds: type) -> Iterator[Counter[str]]:
     def count(kind: type) -> Any:
         def handle(connection: Any, message: Any) -> None:
             found[kind.__name__] += 1
-            found[f"objects of {kind.__name__}"] += len(message.object_ids)
+            found[f"objects of {kind.__name__}"] += len(getattr(message, "object_ids", ()))
             before[kind](connection, message)
 
         return handle

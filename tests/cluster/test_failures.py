@@ -255,8 +255,16 @@ def test_a_node_that_stops_answering_is_given_up_and_ends_when_it_wakes() -> Non
                     ),
                     "it is given up",
                 )
-                with pytest.raises(shoal.exceptions.ActorDiedError, match="heartbeat"):
-                    get(holder.node_and_pid.remote())
+
+                def is_dead() -> bool:
+                    # Its process lives, and answers until this one has heard that the node is given up.
+                    try:
+                        get(holder.node_and_pid.remote())
+                    except shoal.exceptions.ActorDiedError as error:
+                        return "heartbeat" in str(error)
+                    return False
+
+                wait_until(is_dead, "so is its actor")
                 assert get(where.remote()) == first.node_id
                 # Its work was given away, and it does not know yet: nobody has to do with its processes any more.
                 assert psutil.pid_exists(pid)

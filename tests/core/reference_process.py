@@ -102,7 +102,6 @@ class Process:
         self.news: deque[Callable[[], None]] = deque()
         # What `Borrowing` and `Stream` ask of a process.
         self.node = self.store = self.deliveries = self.owner = self.arrivals = self
-        self.remote = None
         self.borrowing = Borrowing(self)  # type: ignore[arg-type]  # it plays the part
 
     def __repr__(self) -> str:
@@ -138,6 +137,9 @@ class Process:
     def freed(self, _owner: str, locations: Iterable[Location]) -> None:
         for location in locations:
             self.cluster.free(location)
+
+    def tell_freed(self) -> None:
+        """It has been told at once."""
 
     def consumed(self, _task: Task, _count: int) -> None:
         """Streams are never held up here."""

@@ -17,6 +17,7 @@ from shoal.errors import InternalError
 from shoal.messages.node import LeaseGranted
 from shoal.runtime.launch import Session, launch_head
 from shoal.runtime.machine import default_cpus, gpu_ids, node_total
+from tests.process import node_sessions
 from tests.process.fake_worker import tell
 from tests.process.node_sessions import NodeSession, node_session, wait_for
 
@@ -63,6 +64,29 @@ def test_an_interpreter_without_a_path_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys, "executable", "")
     with pytest.raises(InternalError, match=r"sys\.executable is not set"):
         launch_head(Session(), load_config())
+
+
+def test_a_worker_that_registers_before_its_node_knows_its_pid_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    program = (
+        "import sys, time; sys.path += sys.argv[1:]\n"
+        "from shoal.messages.zygote import Forked\n"
+        "from shoal.node.head import main\n"
+        "from shoal.node.zygote import Zygote\n"
+        "from tests.process.fake_worker import load\n"
+        "send = Zygote._send\n"
+        "def late(self, message):\n"
+        "    time.sleep(0.5 if isinstance(message, Forked) else 0)\n"
+        "    send(self, message)\n"
+        "Zygote._send = late\n"
+        "main(load)"
+    )
+    monkeypatch.setattr(node_sessions, "PROGRAM", program)
+    with node_session(num_cpus=1) as session:
+        lease = session.lease(session.register())
+        assert psutil.pid_exists(lease.pid)
+        assert "is not the worker" not in session.head.log_tail()
 
 
 def test_a_worker_inherits_no_descriptors(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import errno
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,13 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from shoal.errors import InternalError, ObjectFreedError, ObjectStoreFullError, OutOfDiskError
+from shoal.errors import (
+    GetTimeoutError,
+    InternalError,
+    ObjectFreedError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+)
 from shoal.store import Arena, Location, Reader, accounts, locks, spilling, sweep
 from shoal.store.layout import PAGE, segment_range
 from shoal.store.spilling import SpillResult, spill_segment
@@ -264,6 +272,37 @@ def test_who_reads_waits_while_a_segment_is_claimed(
     finally:
         os.close(fd)
         (disk / location.segment).unlink()
+
+
+def test_who_reads_does_not_wait_for_ever_for_a_process_that_is_stopped_just_then(
+    arena: Arena, reader: Reader, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_PATIENCE_S", 0.05)
+    location, other = put(arena, 3 * MB, 1), put(arena, 2 * MB, 2)
+    child = subprocess.Popen(
+        [sys.executable, "-c", SEIZES, str(directory / "abc.locks"), *map(str, segment_range(0))],
+        stdout=subprocess.PIPE,
+    )
+    with child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"seized\n"
+        os.kill(child.pid, signal.SIGSTOP)
+        with pytest.raises(GetTimeoutError, match="just being moved to disk"):
+            reader.view(location)
+        assert reader.view(other) == content(2 * MB, 2)
+        child.kill()
+    # Its lock went with it.
+    assert reader.view(location) == content(3 * MB, 1)
+
+
+SEIZES = """
+import os, sys, time
+from shoal.store import locks
+fd = os.open(sys.argv[1], os.O_RDWR)
+assert locks.seize(fd, int(sys.argv[2]), int(sys.argv[3]))
+print("seized", flush=True)
+time.sleep(1000)
+"""
 
 
 def test_a_child_that_is_forked_meanwhile_does_not_keep_the_file(

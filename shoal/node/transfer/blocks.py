@@ -10,17 +10,26 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from threading import Condition
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from shoal.core.pull_records import Key
+from shoal.errors import GetTimeoutError
 from shoal.messages.values import Location
+from shoal.node.transfer.links import LinkBrokenError
 from shoal.store import Arena, Block, locks
 from shoal.store.layout import lock_file, lock_range, parse_segment
-from shoal.store.spilling import open_block
+from shoal.store.spilling import NotOnDiskError, open_block
+
+if TYPE_CHECKING:
+    from shoal.node.remote_spill import RemoteSpill
 
 
 class SourceGoneError(Exception):
     """The object is not where it should be, or will not be whole."""
+
+
+class SourceAwayError(Exception):
+    """The object is at a remote target, and is not back yet."""
 
 
 class Incoming:
@@ -98,6 +107,18 @@ class Source(Protocol):
         """It is not read any more."""
 
 
+def bring_soon(remote: RemoteSpill, patience_s: float, segment: str) -> bool:
+    """Have a segment brought back from the remote target; False if it is nowhere.
+
+    Raises:
+        SourceAwayError: that takes longer, or cannot be done now.
+    """
+    error = remote.bring_within(segment, patience_s)
+    if error is None or error.startswith(("SpillTargetError", "OutOfDiskError")):
+        raise SourceAwayError
+    return not error
+
+
 class CopySource:
     """A copy of this daemon, whole or arriving. `view` keeps its memory; taken in the loop, where copies are dropped, too."""
 
@@ -124,13 +145,22 @@ class CopySource:
 
 
 class LockedSource:
-    """A block that some process of this node has made, locked as any reader locks it.
+    """A block that some process of this node has made, locked as any reader locks it. `bring` has a segment brought back that is not on the
+    disk, if that can be: whether it is there now.
 
     Raises:
         SourceGoneError: it is not there any more.
+        SourceAwayError: it takes long to get it.
+        LinkBrokenError: it cannot be read now, and the peer may ask again.
     """
 
-    def __init__(self, directory: Path, spill_directory: Path | None, location: Location) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        spill_directory: Path | None,
+        location: Location,
+        bring: Callable[[str], bool] | None = None,
+    ) -> None:
         parts = parse_segment(location.segment)
         if parts is None:
             raise SourceGoneError(f"{location.segment!r} is not the name of a segment")
@@ -148,17 +178,29 @@ class LockedSource:
             locks.hold(
                 self._lock_fd, *lock_range(number, location.offset, location.size, slab=slab)
             )
-            self.fd = self._open(directory, spill_directory, location, number)
+            self.fd = self._open(directory, spill_directory, location, number, bring)
+        except GetTimeoutError as error:
+            # It is there. Whoever asks may do so again.
+            os.close(self._lock_fd)
+            raise LinkBrokenError(str(error)) from None
         except BaseException:
             os.close(self._lock_fd)
             raise
 
     def _open(
-        self, directory: Path, spill_directory: Path | None, location: Location, number: int
+        self,
+        directory: Path,
+        spill_directory: Path | None,
+        location: Location,
+        number: int,
+        bring: Callable[[str], bool] | None,
     ) -> int:
+        name = location.segment
         try:
-            fd, _ = open_block(directory, spill_directory, self._lock_fd, location.segment, number)
-        except FileNotFoundError:
+            fd, _ = open_block(directory, spill_directory, self._lock_fd, name, number)
+        except FileNotFoundError as error:
+            if isinstance(error, NotOnDiskError) and bring is not None and bring(name):
+                return self._open(directory, spill_directory, location, number, bring)
             raise SourceGoneError("the object was freed") from None
         if not 0 <= location.offset <= location.offset + location.size <= os.fstat(fd).st_size:
             os.close(fd)

@@ -54,7 +54,7 @@ from shoal.node.chores import Chores
 from shoal.node.clients import Client, Clients
 from shoal.node.store import StoreKeeper
 from shoal.node.transfer.admission import admit
-from shoal.node.transfer.blocks import CopySource, Incoming, LockedSource, Source
+from shoal.node.transfer.blocks import CopySource, Incoming, LockedSource, Source, bring_soon
 from shoal.node.transfer.links import Link, LinkBrokenError, LinkPool
 from shoal.node.transfer.pulling import Arrived, Attempt, Broken, Full, Outcome, Short
 from shoal.node.transfer.room import DaemonQuota
@@ -146,6 +146,8 @@ class Transfers:
         self._closed = False
         keeper.when_swept.append(self._on_swept)
         keeper.room.copies = self
+        if keeper.room.remote is not None:
+            keeper.room.remote.spared = creator_at(address)
 
     # --- what clients say ----------------------------------------------------------------------------------------
 
@@ -495,7 +497,12 @@ class Transfers:
         end = partial(self._tell_loop, self._uploads.on_ended, key, number)
         open_it: Callable[[], Source]
         if verdict.stage is Stage.NONE:
-            open_it = partial(LockedSource, self._directory, self._spill_directory, ask.location)
+            remote = self._keeper.room.remote
+            stall_s = self._config.pull_stall_s
+            bring = None if remote is None else partial(bring_soon, remote, stall_s / 2)
+            open_it = partial(
+                LockedSource, self._directory, self._spill_directory, ask.location, bring
+            )
         else:
             incoming = self._incoming[key]
             assert self._arena is not None

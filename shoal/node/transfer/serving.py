@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from shoal.errors import ProtocolError
 from shoal.messages.transfer import Ask, CopiesDead, Elsewhere, Missing, Noted, OrphansDead, Sending
-from shoal.node.transfer.blocks import Source, SourceGoneError
+from shoal.node.transfer.blocks import Source, SourceAwayError, SourceGoneError
 from shoal.node.transfer.links import Link, LinkBrokenError, read_range
 from shoal.node.transfer.pulling import CHECKSUM_BYTES
 
@@ -120,6 +120,10 @@ class Serving:
         except SourceGoneError as error:
             verdict.absent()
             link.send(Missing(str(error)))
+            return None
+        except SourceAwayError:
+            # To be asked for again, as from one that has others to serve.
+            link.send(Elsewhere([]))
             return None
 
     def _send(self, link: Link, source: Source, ask: Ask, places: list[str]) -> None:

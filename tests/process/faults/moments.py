@@ -170,6 +170,17 @@ def kill(pid: int) -> None:
 
 
 @contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Inside, a process does nothing."""
+    victim = Victim(pid)
+    try:
+        victim.stop()
+        yield
+    finally:
+        victim.close()
+
+
+@contextlib.contextmanager
 def stopped_in_the_middle(
     pid: int, look: Callable[[], Partial | None], what: str
 ) -> Iterator[tuple[Victim, Partial]]:

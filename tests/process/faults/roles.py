@@ -6,6 +6,7 @@ import os
 from typing import Any, Final
 
 import shoal
+from shoal.runtime import current_process
 from shoal.testing.cluster import Cluster
 from tests.api.gates import wait_until
 from tests.process.faults.moments import BIG, PATIENCE_S, SIZE, array, is_right, workers_of
@@ -50,6 +51,13 @@ class Holder:
 
     def keep(self, box: list[Any]) -> None:
         self.box = box
+
+    def lend(self, other: Any) -> None:
+        """Send it on, and do not wait until that has arrived."""
+        other.keep.remote(self.box)
+
+    def count(self) -> int:
+        return len(self.box)
 
     def drop(self) -> None:
         self.box = []
@@ -103,6 +111,11 @@ def wait_until_known(refs: list[Any]) -> None:
     assert len(
         shoal.wait(refs, num_returns=len(refs), timeout=PATIENCE_S, fetch_local=False)[0]
     ) == len(refs)
+
+
+def is_owned(id_: str) -> bool:
+    """Whether this process still has an object, for itself or for others."""
+    return bytes.fromhex(id_) in current_process.require().objects.entries
 
 
 def creator_of(ref: Any) -> str:

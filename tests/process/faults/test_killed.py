@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import shoal
-from shoal.exceptions import ActorDiedError, OwnerDiedError
+from shoal.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError
 from shoal.testing.cluster import Cluster
 from tests.api.gates import wait_until
 from tests.process.faults.moments import (
@@ -24,6 +24,7 @@ from tests.process.faults.moments import (
     kill,
     shared_memory,
     spill_folder,
+    stopped,
     stopped_in_the_middle,
     workers_of,
 )
@@ -34,6 +35,7 @@ from tests.process.faults.roles import (
     creator_of,
     get,
     holders,
+    is_owned,
     make,
     pid_of,
     pid_of_a_worker,
@@ -167,6 +169,27 @@ def test_borrower_mid_spill(two: Cluster) -> None:
     wait_until(lambda: files_on_disk(two, 1) == [], "and leave the disk")
     # The owner has its room again.
     assert get(owner.push_out.remote(SEEDS))
+
+
+def test_a_lender_that_dies_before_its_borrower_is_known(two: Cluster) -> None:
+    """No cell of the matrix, but what decision 0002 leaves open."""
+    lender, borrower = holders(1, 1)
+    # They are connected: what is sent will be read, whoever is dead then.
+    get(lender.keep.remote([1, 2]))
+    get(lender.lend.remote(borrower))
+    wait_until(lambda: get(borrower.count.remote()) == 2, "they are connected")
+    ref = shoal.put(array(1, LESS))
+    get(lender.keep.remote([ref]))
+    id_ = ref.hex()
+    pid = pid_of(lender)
+    with stopped(pid_of(borrower)):
+        get(lender.lend.remote(borrower))
+        del ref
+        kill(pid)
+        wait_until(lambda: not is_owned(id_), "nobody is known to have it")
+    wait_until(lambda: get(borrower.count.remote()) == 1, "what was lent arrives")
+    with pytest.raises(ObjectLostError, match=id_):
+        get(borrower.check.remote([1], LESS))
 
 
 # --- an executor -------------------------------------------------------------------------------------------------------

@@ -243,7 +243,8 @@ def _sum(said: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _progress(plan: Plan, done: dict[str, int], seconds: float) -> str:
-    part = done.get("tasks", 0) / plan.tasks if plan.tasks else 1.0
+    wanted = {"tasks": plan.tasks, "objects": plan.objects}
+    part = min((done.get(name, 0) / most for name, most in wanted.items() if most), default=1.0)
     left = f", {seconds / part - seconds:.0f} s to go" if part > 0.01 else ""
     counts = ", ".join(f"{done.get(k, 0):,} {k}" for k in ("tasks", "objects", "kills", "lost"))
     return f"{part:4.0%} {counts}, {done.get('held_bytes', 0) / 1e6:.0f} MB held{left}"

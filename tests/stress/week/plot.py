@@ -68,7 +68,10 @@ def draw(processes: list[dict[str, str]], stores: list[dict[str, str]], target: 
         if idle:
             field.axvspan(idle[0], idle[-1], color="black", alpha=0.06)
     fields[-1].set_xlabel("minutes")
-    figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None, dpi=100)
+    if target.suffix == ".svg":
+        figure.savefig(target, metadata={"Date": None})
+    else:
+        figure.savefig(target, dpi=75, pil_kwargs={"optimize": True})
 
 
 def _kind(row: dict[str, str]) -> str:
