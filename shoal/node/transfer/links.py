@@ -41,6 +41,8 @@ _SECURE_BYTES: Final = 4 * 1024 * 1024
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Bulk)
 _timeval: Final = struct.Struct("@ll")
+_RESET: Final = struct.pack("@ii", 1, 0)
+"""As SO_LINGER: without waiting for anything."""
 
 
 class LinkBrokenError(ConnectionError):
@@ -252,6 +254,9 @@ class Link:
     def abort(self) -> None:
         """End it for both sides. Any thread."""
         with contextlib.suppress(OSError):
+            # When it is closed, it is reset: a peer that has much to send and was told to wait would not notice that nobody reads it any
+            # more, and wait until its patience is over.
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             # Not an SSLSocket's own, which would forget that it is one and let its thread read what is encrypted.
             socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
 
