@@ -270,12 +270,13 @@ class Process:
 
     def is_counted_on(self) -> bool:
         """Whether others need this process though it may have nothing to do itself: for objects that it owns and has lent, for
-        tasks and calls that it has submitted (with the lock held)."""
+        tasks and calls that it has submitted, for detached actors that it has made (with the lock held)."""
         return (
             self.objects.is_counted_on()
             or self.owner.leases.is_in_use()
             or self.owner.shortages.is_pausing()
             or self.actors.have_calls()
+            or self.actors.need_arguments()
         )
 
     # --- consequences (with the lock held) -----------------------------------------------------------------------
