@@ -53,8 +53,9 @@ class Actors:
         self._by_address: WeakValueDictionary[str, ActorCalls] = WeakValueDictionary()
         # Links with calls that could not be sent yet: nothing else may refer to those.
         self._unsent: dict[bytes, ActorCalls] = {}
-        # What keeps the arguments of detached actors, for as long as this process lives.
+        # What keeps the arguments of detached actors, for as long as these live, and their records: whether they may be made again.
         self.detached: dict[Entry, bytes] = {}
+        self._made: dict[bytes, tuple[Entry, ActorCalls, bool]] = {}
         self.node_handlers: dict[type, Callable[[Any], None]] = {ActorChange: self._on_change}
 
     # --- creating ------------------------------------------------------------------------------------------------
@@ -103,10 +104,28 @@ class Actors:
             if info is None or info.existed or spec.detached:
                 with process.lock:
                     entry.actor_id = None
-                    if spec.detached and info is not None and not info.existed:
-                        self.detached[entry] = spec.actor_id
-                    if not spec.detached or info is None or info.existed:
+                    if spec.detached and info is not None and not info.existed and entry.contains:
+                        self._keep_arguments(spec, entry)
+                    else:
                         process.objects.drop_locals([entry])
+                    process.settle()
+
+    def _keep_arguments(self, spec: ActorSpec, entry: Entry) -> None:
+        link = self.link(spec.actor_id, spec.class_name, spec.out_of_order)
+        self.detached[entry] = spec.actor_id
+        self._made[spec.actor_id] = entry, link, spec.max_restarts != 0
+        self.watch(link)
+
+    def _drop_arguments(self, actor_id: bytes) -> None:
+        """A detached actor is not made again."""
+        made = self._made.pop(actor_id, None)
+        if made is not None:
+            del self.detached[made[0]]
+            self._process.objects.drop_locals([made[0]])
+
+    def need_arguments(self) -> bool:
+        """Whether a detached actor may have to be made, or made again, of what this process keeps (with the lock held)."""
+        return any(restarts or link.state != "ALIVE" for _, link, restarts in self._made.values())
 
     def _adopt(
         self,
@@ -275,6 +294,7 @@ class Actors:
     def _die(self, link: ActorCalls, cause: str, error: bytes) -> None:
         self._by_address.pop(link.address, None)
         self._unsent.pop(link.actor_id, None)
+        self._drop_arguments(link.actor_id)
         failed = link.dead(cause, error)
         for task in failed:
             self.fail_dead(link, task)

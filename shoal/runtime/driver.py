@@ -84,7 +84,7 @@ class Driver:
                 )
                 self.node_path = self.head.path
             else:
-                token = _token_of(node)
+                token = node.token()
                 job.owner = make_address(node.file.place, name)
                 self.node_path = node.path
             try:
@@ -166,15 +166,6 @@ class Driver:
         if self.head is not None:
             self.head.stop()
         self._interrupts.uninstall()
-
-
-def _token_of(node: FoundNode) -> bytes:
-    try:
-        return node.token()
-    except OSError as error:
-        raise ConnectionError(
-            f"the node in {node.directory} has ended just now ({error.strerror}): start another with `shoal start`"
-        ) from None
 
 
 def _import_runtime() -> None:

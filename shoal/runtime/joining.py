@@ -60,9 +60,18 @@ class FoundNode:
         return not self.file.control
 
     def token(self) -> bytes:
-        """The token of its cluster; of a program's own session, that of those who only look at it."""
-        with open(f"{self.directory}/{TOKEN_FILE}", "rb") as file:
-            return file.read()
+        """The token of its cluster; of a program's own session, that of those who only look at it.
+
+        Raises:
+            ConnectionError: it has ended since it was found.
+        """
+        try:
+            with open(f"{self.directory}/{TOKEN_FILE}", "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise ConnectionError(
+                f"the node in {self.directory} has ended just now ({error.strerror}): choose another, or start one with `shoal start`"
+            ) from None
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,8 @@ class Streams:
             del args, kwargs
             for item in iterator:
                 self._send(connection, job, sent, item)
+                # While it rests, it keeps nothing.
+                del item
                 sent += 1
                 if not self._may_go_on(flow, sent, window):
                     break
@@ -152,6 +154,8 @@ class Streams:
             )
             async for item in iterator:
                 self._send(connection, job, sent, item)
+                # While it rests, it keeps nothing.
+                del item
                 sent += 1
                 while window and flow.count >= 0 and sent - flow.count >= window:
                     flow.wake.clear()
@@ -164,6 +168,8 @@ class Streams:
             raise
         except BaseException as error:  # noqa: BLE001 - as above
             end = perf_counter_ns()
+            if isinstance(error, asyncio.CancelledError) and context.cancelled:
+                error = KeyboardInterrupt()
             return Outcome(self._failed(context, job, error, start, end, sent), [], start, end)
         finally:
             del self._flows[job.task_id]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy
 import pytest
 
 import shoal
-from shoal.exceptions import UnserializableError
+from shoal.exceptions import TaskCancelledError, UnserializableError
 from shoal.runtime import current_process
 from shoal.util import state
 from shoal.util.memory import memory_report
@@ -183,3 +184,22 @@ def test_large_arguments_of_an_actor_whose_class_cannot_be_sent_leave_nothing() 
     with pytest.raises(UnserializableError, match="lock"):
         shoal.remote(Locked).remote(numpy.ones(LARGE))
     assert leaks() == []
+
+
+# --- what is cancelled ---------------------------------------------------------------------------------------------------
+
+
+@shoal.remote(num_cpus=0)
+class Endless:
+    @shoal.method(num_returns="streaming")
+    async def count(self) -> AsyncIterator[int]:
+        yield 1
+        await asyncio.sleep(10 * DEADLINE_S)
+
+
+def test_a_cancelled_async_generator_says_so() -> None:
+    items = Endless.remote().count.remote()
+    assert get(next(items)) == 1
+    shoal.cancel(items)
+    with pytest.raises(TaskCancelledError):
+        get(next(items))

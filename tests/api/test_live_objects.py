@@ -63,7 +63,7 @@ def hold(gate: Gate, _argument: Any = None) -> int:
 
 @shoal.remote
 class Keeper:
-    def __init__(self) -> None:
+    def __init__(self, *_made_of: Any) -> None:
         self.kept: Any = None
 
     def keep(self, box: Any) -> int:
@@ -266,13 +266,18 @@ def test_what_was_spilled_is_on_disk() -> None:
 
 def test_what_a_detached_actor_was_made_of() -> None:
     argument = shoal.put("argument")
-    keeper = Keeper.options(num_cpus=0, name="detached one", lifetime="detached").remote()
-    assert shoal.get(keeper.keep.remote(argument), timeout=PATIENCE_S)
+    id_ = argument.hex()
+    detached = Keeper.options(num_cpus=0, name="detached one", lifetime="detached")
+    keeper = detached.remote([argument])
+    del argument
+    assert shoal.get(keeper.keep.remote(None), timeout=PATIENCE_S)
     handles = [one for one in report().objects if one.location == "ACTOR"]
     (row,) = [one for one in handles if one.reference_type == "ACTOR_HANDLE"]
     # It is no object that would never be made.
     assert row.object_id not in {one.object_id for one in state.list_objects(limit=10_000)}
+    assert live(id_) is not None
     shoal.kill(keeper)
+    wait_until(lambda: live(id_) is None, "it is freed")
 
 
 # --- leaks ------------------------------------------------------------------------------------------------------------

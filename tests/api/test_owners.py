@@ -59,6 +59,27 @@ class Owner:
         return os.getpid()
 
 
+@shoal.remote(num_cpus=0, max_restarts=1, max_task_retries=-1)
+class Restarting:
+    def __init__(self, values: Any, box: list[Any]) -> None:
+        self.values = values
+        self.box = box
+
+    def total(self) -> float:
+        return float(self.values.sum() + shoal.get(self.box[0]).sum())
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@shoal.remote(num_cpus=0)
+def make_detached(name: str) -> int:
+    detached = Restarting.options(name=name, lifetime="detached")
+    actor = detached.remote(np.ones(LARGE), [shoal.put(np.ones(LARGE))])
+    assert shoal.get(actor.total.remote()) == 2 * LARGE
+    return os.getpid()
+
+
 @pytest.fixture
 def surplus(gates: Callable[[str], Gate]) -> Callable[[], set[int]]:
     """Makes more workers than a node of two CPUs keeps; the pids."""
@@ -70,6 +91,13 @@ def surplus(gates: Callable[[str], Gate]) -> Callable[[], set[int]]:
         return set(get([pid_of_one_of_many.remote(gate, own) for gate in own]))
 
     return make
+
+
+def ends_with_others(pid: int, surplus: Callable[[], set[int]]) -> bool:
+    """Whether a worker is among those that end when there are too many. Two are kept, and it may be one of them."""
+    workers = surplus() | {pid}
+    wait_until(lambda: sum(map(alive, workers)) <= 2, "surplus workers end")
+    return not alive(pid)
 
 
 @pytest.mark.parametrize("size", [10, LARGE])
@@ -90,8 +118,21 @@ def test_an_idle_worker_stays_while_others_use_what_it_owns(
         assert alive(lender)
     assert get(ref).sum() == size
     del ref
-    surplus()
-    wait_until(lambda: not alive(lender) or sum(map(alive, others)) == 0, "it is one of the idle")
+    wait_until(lambda: ends_with_others(lender, surplus), "it is one of those that end")
+
+
+def test_an_idle_worker_stays_for_what_a_detached_actor_restarts_with(
+    cluster: Any, surplus: Callable[[], set[int]]
+) -> None:
+    maker = get(make_detached.remote("restarts"))
+    others = surplus() - {maker}
+    wait_until(lambda: sum(map(alive, others)) <= 2, "surplus workers end")
+    assert alive(maker)
+    actor = shoal.get_actor("restarts")
+    os.kill(get(actor.pid.remote()), signal.SIGKILL)
+    assert get(actor.total.remote()) == 2 * LARGE
+    shoal.kill(actor)
+    wait_until(lambda: ends_with_others(maker, surplus), "it is one of those that end")
 
 
 def test_an_actor_does_not_begin_where_a_task_owns_something(cluster: Any) -> None:

@@ -125,3 +125,16 @@ def test_who_only_looks_can_change_nothing(shoal_command: Commands, begin: Begin
         ):
             client.ask(ListNodes())
     assert shoal_command.run("status").code == 0
+
+
+def test_a_program_that_ends_just_now_is_told_of_as_such(
+    shoal_command: Commands, begin: Begin
+) -> None:
+    begin()
+    (node,) = find_programs(str(shoal_command.root))
+    # Its files go one after the other.
+    os.unlink(f"{node.directory}/token")
+    status = shoal_command.run("status")
+    assert status.code == 3
+    assert "has ended just now" in status.complained
+    assert "Traceback" not in status.complained

@@ -167,6 +167,8 @@ class Cluster:
         for process in self.running():
             if process.news:
                 found.append(process.read_news)
+            if process.objects.unfinished:
+                found.append(process.settle)
             for end in process.peers.ends:
                 if end.inbox:
                     (late if end.slow else found).append(partial(process.receive, end))

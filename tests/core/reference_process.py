@@ -166,8 +166,8 @@ class Process:
     def settle(self) -> None:
         while self.dropped:
             self.objects.drop_locals([self.dropped.popleft()])
-        while self.objects.unfinished:
-            self.objects.release_some()
+        # The rest later, and other things happen in between (`Cluster.steps`).
+        self.objects.release_some()
         if self.objects.outbox:
             self.borrowing.carry_out()
 
