@@ -42,12 +42,14 @@ class Holder:
 
     def push_out(self, seeds: list[int], size: int = BIG) -> bool:
         """Make objects and look at them, so that others must go from memory, one for each."""
-        for seed in seeds:
-            self.box.append(shoal.put(array(seed, size)))
-            self.views.append(shoal.get(self.box[-1]))
-        right = [is_right(view, seed, size) for view, seed in zip(self.views, seeds, strict=True)]
-        self.drop()
-        return all(right)
+        try:
+            for seed in seeds:
+                self.box.append(shoal.put(array(seed, size)))
+                self.views.append(shoal.get(self.box[-1]))
+            return all(is_right(v, n, size) for v, n in zip(self.views, seeds, strict=True))
+        finally:
+            # Also if there was no room for one of them.
+            self.drop()
 
     def keep(self, box: list[Any]) -> None:
         self.box = box
