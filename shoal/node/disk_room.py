@@ -16,7 +16,7 @@ import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from shoal.node.chores import Chores
 from shoal.node.memory_reading import folder_bytes
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from shoal.node.remote_spill import RemoteSpill
 
 Then = Callable[[str], None]
+
+_LOOKS: Final = 10
+_LOOK_AGAIN_S: Final = 0.1
 
 
 class Copies(Protocol):
@@ -62,6 +65,17 @@ class DiskTerms(NamedTuple):
         return max(0, folder_bytes(str(self.folder)) + wanted - self.budget) if self.budget else 0
 
 
+class _Ask(NamedTuple):
+    """Somebody is about to write `wanted` bytes. `again` asks once more, with so many looks left."""
+
+    terms: DiskTerms
+    wanted: int
+    others: int
+    then: Then
+    looks: int
+    again: Callable[[int], None]
+
+
 class DiskRoom:
     """See the module's docstring. Where nothing is written there are no `terms`.
 
@@ -82,45 +96,51 @@ class DiskRoom:
         self._terms = terms
         self._chores = Chores("shoal-disk-room")
 
-    def before(self, wanted: int, then: Then) -> None:
-        """Call `then` when there is room for `wanted` bytes, or nothing more can be done about that: with "", and whoever writes will see,
-        or with the reason why nothing is to be written. At once, if nothing could leave and there is no budget."""
+    def before(self, wanted: int, others: int, then: Then, looks: int = _LOOKS) -> None:
+        """Call `then` when there is room for `wanted` bytes, and for those that others write already, or nothing more can be done about
+        that: with "", and whoever writes will see, or with the reason why nothing is to be written. At once, if nothing could leave and
+        there is no budget."""
         terms = self._terms
         copies = self.copies is not None and self.copies.some_on_disk()
         if terms is None or not (copies or terms.budget or self.remote is not None):
             then("")
         else:
-            self._chores.do(self._look, terms, wanted, then)
+            again = partial(self.before, wanted, others, then)
+            self._chores.do(self._look, _Ask(terms, wanted, others, then, looks, again))
 
     def on_full(self, wanted: int, then: Callable[[], None]) -> bool:
         """The disk took no more: drop copies for `wanted` bytes. Whether there are any; `then` is called when they are gone."""
         return self.copies is not None and self.copies.drop_from_disk(wanted, then)
 
-    def _look(self, terms: DiskTerms, wanted: int, then: Then) -> None:
+    def _look(self, ask: _Ask) -> None:
         """In the thread."""
         short = over = 0
         with contextlib.suppress(OSError):
             # Whoever writes there will find it, too, and say what it is.
-            short, over = terms.shortage(wanted), terms.over_budget(wanted)
-        self._tell_loop(self._on_looked, terms, wanted, short, over, then)
+            short = ask.terms.shortage(ask.wanted + ask.others)
+            over = ask.terms.over_budget(ask.wanted)
+        self._tell_loop(self._on_looked, ask, short, over)
 
-    def _on_looked(self, terms: DiskTerms, wanted: int, short: int, over: int, then: Then) -> None:
+    def _on_looked(self, ask: _Ask, short: int, over: int) -> None:
         if not short:
-            then("")
-        elif self.on_full(short, partial(self.before, wanted, then)):
+            ask.then("")
+        elif self.on_full(short, partial(ask.again, ask.looks)):
             # It will be looked at again.
             return
         elif self.remote is not None:
-            moved = partial(self._tell_loop, self._on_moved, terms, over, then)
-            self.remote.make_room(short, moved)
+            self.remote.make_room(short, partial(self._tell_loop, self._on_moved, ask, over))
         else:
-            self._on_moved(terms, over, then, short, "")
+            self._on_moved(ask, over, short, "")
 
-    def _on_moved(self, terms: DiskTerms, over: int, then: Then, missing: int, error: str) -> None:
+    def _on_moved(self, ask: _Ask, over: int, missing: int, error: str) -> None:
         """What could go on has gone: `missing` bytes less than was wanted, or until the target failed."""
-        if missing and over and not error:
-            error = f"its budget of {terms.budget:,} bytes (spill_local_bytes) is taken"
-        then(error)
+        if error or not (missing and over):
+            ask.then(error)
+        elif ask.looks:
+            # What others are just writing cannot go on yet.
+            self._loop.call_later(_LOOK_AGAIN_S, ask.again, ask.looks - 1)
+        else:
+            ask.then(f"its budget of {ask.terms.budget:,} bytes (spill_local_bytes) is taken")
 
     def _tell_loop(self, event: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):

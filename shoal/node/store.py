@@ -203,16 +203,17 @@ class StoreKeeper:
                     answer = QuotaGranted(req, granted, explanation, on_disk, disk_full)
                     if on_disk:
                         self.disk.on_use()
-                        wanted = effect.size + self.disk.ordered
-                        self.room.before(wanted, partial(self._let_write, creator, answer))
+                        let_write = partial(self._let_write, creator, answer)
+                        self.room.before(effect.size, self.disk.ordered, let_write)
                     else:
                         self._send(creator, answer)
                 case Wanted(_, wanted, itself):
                     self._send(creator, QuotaWanted(wanted, itself))
                     self._ask_others()
                 case SpillOrder(_, wanted):
+                    others = self.disk.ordered
                     self.disk.on_order(creator, wanted, monotonic_ns())
-                    self.room.before(self.disk.ordered, partial(self._spill, creator, wanted))
+                    self.room.before(wanted, others, partial(self._spill, creator, wanted))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
