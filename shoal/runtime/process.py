@@ -289,26 +289,32 @@ class Process:
                 self.dropped_streams.popleft().abandon()
         objects = self.objects
         if dropped:
-            pop = dropped.popleft
-            count = min(len(dropped), BATCH)
-            for _ in range(count):
-                entry = pop()
-                entry.local -= 1
-                if not entry.local and not entry.holds:
-                    objects.consider(entry)
-            if count == BATCH:
+            if len(dropped) > BATCH:
+                objects.drop_locals([dropped.popleft() for _ in range(BATCH)])
                 objects.shrink()
+            else:
+                pop = dropped.popleft
+                while dropped:
+                    entry = pop()
+                    entry.local -= 1
+                    if not entry.local and not entry.holds:
+                        objects.consider(entry)
+        if objects.unfinished or objects.shrunk:
+            self._settle_much()
+        self.owner.settle()
+        if objects.outbox:
+            self.borrowing.carry_out()
+
+    def _settle_much(self) -> None:
+        """A batch of what very large objects contained; and the memory of what has gone, a little later."""
+        objects = self.objects
+        objects.release_some()
+        if objects.unfinished and not self._goes_on:
+            self._goes_on = True
+            self.reactor.call_later(0, self._go_on)
         if objects.shrunk:
             objects.shrunk = False
             self.reactor.call_later(_TRIM_AFTER_S, trim_heap)
-        if objects.unfinished:
-            objects.release_some()
-            if objects.unfinished and not self._goes_on:
-                self._goes_on = True
-                self.reactor.call_later(0, self._go_on)
-        self.owner.settle()
-        if self.objects.outbox:
-            self.borrowing.carry_out()
 
     def settle_now(self) -> None:
         """The same, to the end. Takes the lock, batch by batch; in the middle of the runtime's work it does nothing."""
