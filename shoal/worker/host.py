@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 _STOP: Final = None
 
+_MOST_CANCELLED: Final = 10_000
+"""Calls that are remembered to be cancelled before they have begun. Of some it is heard just when they have been answered."""
+
 
 class ActorHost:
     """See the module's docstring."""
@@ -56,7 +59,8 @@ class ActorHost:
         # The actor ended by its own wish: what still waits will not run.
         self.ended = False
         self._methods: dict[str, Callable[..., Any]] = {}
-        self._cancelled: set[bytes] = set()
+        # Cancelled, and neither running nor, most likely, answered; the oldest are forgotten.
+        self._cancelled: dict[bytes, None] = {}
         self.contexts: dict[bytes, TaskContext] = {}
         self._serving: _Threads | ActorLoop | None = None
         executor.host = self
@@ -241,7 +245,7 @@ class ActorHost:
     def begin(self, connection: Connection, job: Job, name: str) -> TaskContext | None:
         """A call begins; None if it was cancelled while it waited (that has been answered)."""
         if job.task_id in self._cancelled:
-            self._cancelled.discard(job.task_id)
+            del self._cancelled[job.task_id]
             context = self._context(job)
             context.cancelled = True
             answer = failure(self.process, context, job, KeyboardInterrupt(), 0)
@@ -313,7 +317,9 @@ class ActorHost:
                 for child in list((context.children or {}).values()):
                     self.process.owner.cancel(child, force=False, recursive=True)
         elif self._serving is not None:
-            self._cancelled.add(task_id)
+            self._cancelled[task_id] = None
+            if len(self._cancelled) > _MOST_CANCELLED:
+                del self._cancelled[next(iter(self._cancelled))]
         if self._serving is not None:
             self._serving.cancel(task_id)
 

@@ -21,9 +21,10 @@ pytestmark = [
 
 @shoal.remote(num_cpus=0)
 def work(begun: Gate, gate: Gate, trace: Trace) -> str:
-    begun.open()
     trace.add("begin")
     try:
+        # From here on it may be interrupted at any moment.
+        begun.open()
         gate.wait(60)
     except BaseException as error:
         trace.add(type(error).__name__)
@@ -360,8 +361,8 @@ def test_a_coroutine_is_cancelled_as_asyncio_does(
     @shoal.remote
     class Async:
         async def work(self, begun: Gate, trace: Trace) -> None:
-            begun.open()
             try:
+                begun.open()
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
                 trace.add("CancelledError")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 import shoal
 from shoal.exceptions import TaskCancelledError, UnserializableError
+from shoal.messages.peer import Cancel
 from shoal.runtime import current_process
 from shoal.util import state
 from shoal.util.memory import memory_report
@@ -203,3 +205,20 @@ def test_a_cancelled_async_generator_says_so() -> None:
     shoal.cancel(items)
     with pytest.raises(TaskCancelledError):
         get(next(items))
+
+
+@shoal.remote(num_cpus=0, max_concurrency=2)
+class Threaded:
+    def remembered(self) -> int:
+        process = current_process.require()
+        return len(process.host._cancelled)
+
+
+def test_cancelled_calls_that_have_been_answered_are_forgotten() -> None:
+    actor = Threaded.remote()
+    assert get(actor.remembered.remote()) == 0
+    process, link = actor._connect()
+    with process.lock:
+        for _ in range(12_000):
+            link.connection.send(Cancel(os.urandom(16), recursive=False))
+    assert get(actor.remembered.remote()) == 10_000
