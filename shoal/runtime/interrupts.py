@@ -94,9 +94,14 @@ class Interrupts:
         self._keep_sending(main)
 
     def _on_signal(self, _number: int, frame: FrameType | None) -> None:
-        self._requested = False
+        asked = self._noted
+        if self._requested:
+            # Not cleared unless it was seen: another request may just be made, whose signal comes.
+            self._requested = False
+            asked = True
         ours = not self._over and os.getpid() == self._pid
-        if ours and self._wanted is not None and not self._wanted():
+        if ours and self._wanted is not None and not (asked and self._wanted()):
+            # Not asked: sent once more, when the one before had just been served. Whoever is interrupted may be cleaning up by now.
             self._noted = False
             return
         if ours and in_engine(frame):

@@ -216,9 +216,12 @@ class Executor:
 
     def cancel_children(self, context: TaskContext) -> None:
         """Cancel what a task submitted; some of it may run in place, in this very thread. Once more at the task's end, for
-        what it submitted until the interrupt found it."""
+        what it submitted until the interrupt found it: each is told once, or it would be interrupted while it cleans up."""
         context.recursive = True
-        for child in list((context.children or {}).values()):
+        children = context.children or {}
+        told = list(children.values())
+        children.clear()
+        for child in told:
             self.process.owner.cancel(child, force=False, recursive=True)
             inner = self.running.get(child.task_id)
             if inner is not None:

@@ -268,6 +268,38 @@ def test_children_are_cancelled_too_unless_told_otherwise(
     wait_until(lambda: trace.words() == ["begin", last], f"the child's last word is {last}")
 
 
+def test_a_child_that_cleans_up_is_not_interrupted_again(
+    gates: Callable[[str], Gate], traces: Callable[[str], Trace]
+) -> None:
+    """Its parent looks for children twice: when it is cancelled, and when it ends."""
+    begun, parent_ended, trace = gates("begun"), gates("ended"), traces("child")
+
+    @shoal.remote(num_cpus=1)
+    def child() -> None:
+        try:
+            begun.open()
+            time.sleep(60)
+        except KeyboardInterrupt:
+            trace.add("interrupted")
+            parent_ended.wait()
+            # Python code, so that an interrupt finds it.
+            for _ in range(50):
+                time.sleep(0.004)
+            trace.add("clean")
+
+    @shoal.remote(num_cpus=0)
+    def parent() -> None:
+        shoal.get(child.remote(), timeout=60)
+
+    ref = parent.remote()
+    begun.wait()
+    shoal.cancel(ref)
+    with pytest.raises(TaskCancelledError):
+        get(ref)
+    parent_ended.open()
+    wait_until(lambda: trace.words() == ["interrupted", "clean"], "the child has cleaned up")
+
+
 def test_a_parent_goes_on_when_its_child_is_cancelled(
     gates: Callable[[str], Gate], traces: Callable[[str], Trace]
 ) -> None:
